@@ -1,0 +1,164 @@
+"""The discrete optimizer as a Markov chain, run under the same driver as the SDEs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+
+from sdesam.discrete.kernel import Numbers, StepKernel
+from sdesam.engine import Keep, Plan, Result, check_key, run, time_grid
+from sdesam.problems import FiniteSum
+from sdesam.sampling import check_step, whole
+from sdesam.variants import Variant
+from sdesam.variants import variant as find_variant
+
+PyTree = Any
+
+
+class Chain:
+    """A SAM variant as a discrete optimizer on a problem: `x+ = x - lr * mean_I grad f_I(x + rho u_I)`.
+
+    Args:
+        variant: a name in :data:`sdesam.variants.VARIANTS`.
+        problem: the finite sum.
+        lr: `eta`.
+        rho: perturbation radius; left out for a variant without perturbation.
+        batch: `b`.
+        micro: `m`, dividing `b`; left out, the mini-batch.
+        replace: whether mini-batches are drawn with replacement.
+
+    Raises:
+        ValueError: sizes that do not fit, `rho < 0`, `lr <= 0`, an unknown variant.
+
+    >>> import sdesam
+    >>> chain = Chain("m-usam", sdesam.problems.quadratic(), lr=0.1, rho=0.1, batch=4, micro=2)
+    >>> chain.step(chain.problem.x0, jax.random.key(0)).shape
+    (2,)
+    """
+
+    def __init__(
+        self,
+        variant: str | Variant,
+        problem: FiniteSum,
+        lr: float,
+        rho: float | None = None,
+        batch: int = 1,
+        micro: int | None = None,
+        replace: bool = True,
+    ):
+        self.variant = find_variant(variant)
+        self.problem = problem
+        self.lr, self.rho, self.sampling = check_step(self.variant, problem.n, lr, rho, batch, micro, bool(replace))
+        self.kernel = StepKernel(
+            sample_loss=problem.sample_loss,
+            chunk=problem.chunk,
+            n=problem.n,
+            perturbation=self.variant.perturbation,
+            batch=self.sampling.batch,
+            micro=self.sampling.m,
+            replace=self.sampling.replace,
+        )
+        self.params = Numbers(problem.data, self.lr, self.rho)
+        self.config = {
+            "variant": self.variant.name,
+            "problem": problem.name,
+            "samples": problem.n,
+            "lr": self.lr,
+            "rho": self.rho,
+            "batch": self.sampling.batch,
+            "micro": self.sampling.m,
+            "replace": self.sampling.replace,
+        }
+
+    def step(self, x: PyTree, key: jax.Array) -> PyTree:
+        """One step from `x` with a mini-batch drawn from `key`."""
+        return _step(self.kernel, self.params, self.problem.check_params(x), check_key(key))
+
+    def direction(self, x: PyTree, indices: jax.Array) -> PyTree:
+        """`G(x)` for given micro-batches: sample indices of shape `(b/m, m)`."""
+        wanted = (self.sampling.batch // self.sampling.m, self.sampling.m)
+        if jax.numpy.shape(indices) != wanted:
+            raise ValueError(f"indices have shape {jax.numpy.shape(indices)}: it must be (b/m, m) = {wanted}")
+        return _direction(self.kernel, self.params, self.problem.check_params(x), jax.numpy.asarray(indices))
+
+    def __repr__(self) -> str:
+        return f"Chain({', '.join(f'{name}={value}' for name, value in self.config.items())})"
+
+
+def train(
+    chain: Chain,
+    key: jax.Array,
+    runs: int,
+    steps: int,
+    times: Sequence[float] | None = None,
+    observe: Sequence[str] = (),
+    *,
+    keep: Keep = "statistics",
+    chunk: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    progress: bool | None = None,
+) -> Result:
+    """Run a discrete optimizer many times from the same start and average observables on a time grid.
+
+    Args:
+        chain: the optimizer.
+        key: a jax random key; the same key gives the same runs for any `chunk`, `devices` and `times`.
+        runs: how many.
+        steps: optimizer steps per run.
+        times: SDE times `t = k lr` to observe at, multiples of `lr`; by default about ten even ones.
+        observe: names of the problem's observables.
+        keep: `"statistics"`; `"values"` to keep each run's observables; `"trajectories"` to keep each run's states too.
+        chunk: runs advanced together; by default as many as fit the cache.
+        devices: jax devices to spread runs over; by default all.
+        progress: show a bar; by default on a terminal, after two seconds.
+
+    Returns:
+        A :class:`sdesam.Result`, its time in units of SDE time.
+
+    Raises:
+        ValueError: numbers that do not fit, an unknown observable.
+        TypeError: `key` is no jax random key.
+
+    >>> import sdesam
+    >>> chain = Chain("sgd", sdesam.problems.quadratic(), lr=0.1, batch=4)
+    >>> out = train(chain, jax.random.key(0), runs=8, steps=20, observe=["loss"])
+    >>> out.time[-1], out.mean["loss"].shape
+    (np.float64(2.0), (11,))
+    """
+    problem = chain.problem
+    count = whole("steps", steps)
+    plan = Plan(
+        stepper=chain.kernel,
+        params=chain.params,
+        x0=problem.x0,
+        observer=problem.observer([observe] if isinstance(observe, str) else observe),
+        data=problem.data,
+        steps=count,
+        step_time=chain.lr,
+        bytes_per_path=4 * 4 * problem.dim * max(chain.sampling.batch // chain.sampling.m, problem.chunk),
+        config={**chain.config, "steps": count},
+    )
+    return run(
+        plan,
+        key,
+        paths=whole("runs", runs),
+        grid=time_grid(times, count, chain.lr, "lr"),
+        keep=keep,
+        chunk=chunk,
+        devices=devices,
+        progress=progress,
+        label=chain.variant.title,
+    )
+
+
+@partial(jax.jit, static_argnums=0)
+def _step(kernel: StepKernel, params: Numbers, x: PyTree, key: jax.Array) -> PyTree:
+    return kernel.step(params, x, kernel.draw(key))
+
+
+@partial(jax.jit, static_argnums=0)
+def _direction(kernel: StepKernel, params: Numbers, x: PyTree, indices: jax.Array) -> PyTree:
+    return kernel.direction(params, x, indices)

@@ -1,0 +1,259 @@
+"""Finite sums: a per-sample loss, a data set, a start, and what to observe along the way.
+
+Everything per sample is done in chunks and reduced at once, so memory does not grow with the data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from sdesam._names import unknown
+from sdesam.problems.smoothness import nonsmooth_operations
+from sdesam.sampling import whole
+
+PyTree = Any
+SampleLoss = Callable[[Any, Any], Any]
+
+_CHUNK_NUMBERS = 2**21
+"""Numbers (samples times parameters) that one chunk of per-sample vectors may hold: 8 MB in float32."""
+
+
+class FiniteSum:
+    """`f(x) = (1/n) sum_i f_i(x)`: a per-sample loss over a data set.
+
+    Args:
+        sample_loss: `(params, sample) -> scalar`, written with jax.numpy; `sample` is `data` without its leading axis.
+        data: pytree of arrays whose leading axis is the sample, length `n`.
+        x0: the start, any pytree of floating-point arrays.
+        period: for problems on a torus, the period of every coordinate.
+        observables: more named functions `params -> scalar` beside `loss`, `grad_norm2` and `trace_cov`.
+        name: for messages and stored results.
+        chunk: samples per chunk of per-sample work; by default as many as keep it near 8 MB.
+
+    Raises:
+        TypeError: integer parameters.
+        ValueError: data leaves of different length, no parameters, a loss that is not scalar or not finite at the start, a loss that
+            does not have the stated period.
+
+    >>> problem = FiniteSum(lambda x, a: 0.5 * (x - a) ** 2, jax.numpy.array([0.0, 2.0]), jax.numpy.array(3.0))
+    >>> problem.n, float(problem.loss(problem.x0)), float(problem.trace_cov(problem.x0))
+    (2, 2.5, 1.0)
+    """
+
+    def __init__(
+        self,
+        sample_loss: SampleLoss,
+        data: PyTree,
+        x0: PyTree,
+        period: float | None = None,
+        observables: Mapping[str, Callable[[Any], Any]] | None = None,
+        *,
+        name: str | None = None,
+        chunk: int | None = None,
+    ):
+        self.sample_loss = sample_loss
+        self.name = name or getattr(sample_loss, "__name__", "user")
+        self.data = jax.tree.map(jnp.asarray, data)
+        self.n = _samples(self.data)
+        self.x0 = _parameters(x0)
+        self.dim = sum(leaf.size for leaf in jax.tree.leaves(self.x0))
+        self.period = period
+        most = max(1, _CHUNK_NUMBERS // self.dim) if chunk is None else whole("chunk", chunk)
+        self.chunk = -(-self.n // -(-self.n // most))  # as many chunks as `most` asks for, of even size
+        self.observables = dict(observables or {})
+        clash = sorted(set(BUILT_IN) & set(self.observables))
+        if clash:
+            raise ValueError(f"observable {clash[0]!r} is built in: choose another name")
+        self._check_loss()
+
+    def loss(self, x: PyTree) -> jax.Array:
+        """`f(x)`, the mean loss."""
+        return self._value("loss", x)
+
+    def grad(self, x: PyTree) -> PyTree:
+        """`gbar`, the gradient of the mean loss; structure of `x`."""
+        return _mean_grad(self.sample_loss, self.chunk, self.data, self.check_params(x))
+
+    def grad_norm2(self, x: PyTree) -> jax.Array:
+        """`|gbar|^2`."""
+        return self._value("grad_norm2", x)
+
+    def trace_cov(self, x: PyTree) -> jax.Array:
+        """`tr V = (1/n) sum_i |g_i - gbar|^2`, the trace of the covariance of the gradient of one sample."""
+        return self._value("trace_cov", x)
+
+    def observer(self, names: Iterable[str]) -> Observer:
+        """The named observables as one function of `(data, x)`.
+
+        Raises:
+            ValueError: an unknown name; the message lists the valid ones.
+        """
+        names = list(names)
+        for name in names:
+            if name not in BUILT_IN and name not in self.observables:
+                raise unknown("observable", name, [*BUILT_IN, *self.observables])
+        built_in = tuple(name for name in names if name in BUILT_IN)
+        extra = tuple((name, self.observables[name]) for name in names if name not in BUILT_IN)
+        return Observer(self.sample_loss, self.chunk, built_in, extra)
+
+    def _value(self, name: str, x: PyTree) -> jax.Array:
+        return _observe(self.observer([name]), self.data, self.check_params(x))[name]
+
+    @property
+    def nonsmooth(self) -> tuple[str, ...]:
+        """The operations that keep the loss from being three times differentiable; empty where none was found."""
+        return nonsmooth_operations(self.sample_loss, self.x0, self.sample(0))
+
+    def sample(self, i: int) -> PyTree:
+        """Sample number `i`."""
+        return jax.tree.map(lambda leaf: leaf[i], self.data)
+
+    def check_params(self, x: PyTree) -> PyTree:
+        """`x` as arrays, or a sentence saying that its structure is not that of `x0`."""
+        if jax.tree.structure(x) != jax.tree.structure(self.x0) or any(
+            jnp.shape(a) != b.shape for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(self.x0), strict=True)
+        ):
+            raise ValueError(
+                f"the parameters have structure {describe(x)}, but those of problem {self.name!r} have {describe(self.x0)}"
+            )
+        return x
+
+    def _check_loss(self) -> None:
+        try:
+            shape = jax.eval_shape(self.sample_loss, self.x0, self.sample(0))
+        except Exception as error:
+            raise ValueError(f"sample_loss(x0, sample 0) fails with {type(error).__name__}: {error}") from error
+        if not hasattr(shape, "shape") or shape.shape != () or not jnp.issubdtype(shape.dtype, jnp.floating):
+            raise ValueError(f"sample_loss must return one floating-point scalar, but it returns {describe(shape)}")
+        start = self.loss(self.x0)
+        if not bool(jnp.isfinite(start)):
+            raise ValueError(f"the loss at the start x0 is {float(start)}: it must be finite")
+        if self.period is not None:
+            self._check_period(float(start))
+
+    def _check_period(self, start: float) -> None:
+        flat, rebuild = ravel_pytree(self.x0)
+        for k in range(flat.size):
+            moved = float(self.loss(rebuild(flat.at[k].add(self.period))))
+            if not np.isclose(moved, start, rtol=1e-3, atol=1e-4):
+                raise ValueError(
+                    f"the loss does not have the period {self.period} in coordinate {k}: it is {start} at x0 and {moved} one period on"
+                )
+
+    def __repr__(self) -> str:
+        return f"FiniteSum({self.name!r}, n={self.n}, parameters={self.dim})"
+
+
+def describe(tree: PyTree) -> str:
+    """The shapes of a pytree, for messages."""
+    return str(jax.tree.map(lambda leaf: f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}", tree))
+
+
+def fold_samples(fn: Callable[[Any], Any], per_sample: PyTree, chunk: int) -> Any:
+    """`fn` of chunks of `per_sample` (leading axis: samples), summed over the chunks."""
+    n = jax.tree.leaves(per_sample)[0].shape[0]
+    if n <= chunk:
+        return fn(per_sample)
+    whole_chunks = n // chunk
+    head = jax.tree.map(lambda a: a[: whole_chunks * chunk].reshape(whole_chunks, chunk, *a.shape[1:]), per_sample)
+    first = jax.tree.map(lambda a: a[0], head)
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(fn, first))
+    total, _ = jax.lax.scan(lambda acc, part: (jax.tree.map(jnp.add, acc, fn(part)), None), zero, head)
+    if whole_chunks * chunk == n:
+        return total
+    tail = jax.tree.map(lambda a: a[whole_chunks * chunk :], per_sample)
+    return jax.tree.map(jnp.add, total, fn(tail))
+
+
+def mean_loss(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> jax.Array:
+    """`f(x)`, chunk by chunk."""
+    total: jax.Array = fold_samples(lambda part: _sum_loss(sample_loss, x, part), data, chunk)
+    return total / _samples(data)
+
+
+def mean_grad(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> PyTree:
+    """`gbar(x)`, chunk by chunk."""
+    total = fold_samples(lambda part: jax.grad(_sum_loss, argnums=1)(sample_loss, x, part), data, chunk)
+    return jax.tree.map(lambda g: g / _samples(data), total)
+
+
+def grad_norm2(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> jax.Array:
+    """`|gbar|^2`."""
+    return squared_norm(mean_grad(sample_loss, chunk, data, x))
+
+
+def trace_cov(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> jax.Array:
+    """`tr V`, summed as squared deviations: the difference of two large means would lose digits in float32."""
+    gbar = mean_grad(sample_loss, chunk, data, x)
+
+    def deviation(sample: PyTree) -> jax.Array:
+        g = jax.grad(sample_loss)(x, sample)
+        return squared_norm(jax.tree.map(jnp.subtract, g, gbar))
+
+    total: jax.Array = fold_samples(lambda part: jnp.sum(jax.vmap(deviation)(part)), data, chunk)
+    return total / _samples(data)
+
+
+BUILT_IN = {"loss": mean_loss, "grad_norm2": grad_norm2, "trace_cov": trace_cov}
+
+
+def _sum_loss(sample_loss: SampleLoss, x: PyTree, part: PyTree) -> jax.Array:
+    return jnp.sum(jax.vmap(sample_loss, (None, 0))(x, part))
+
+
+def squared_norm(tree: PyTree) -> jax.Array:
+    """`|v|^2` of a pytree."""
+    return sum(jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(tree))
+
+
+@dataclass(frozen=True)
+class Observer:
+    """Named functions of the parameters as one hashable function `(data, x) -> {name: value}`; compiled code is shared by it."""
+
+    sample_loss: SampleLoss | None
+    chunk: int
+    built_in: tuple[str, ...]
+    extra: tuple[tuple[str, Callable[[Any], Any]], ...]
+
+    def __call__(self, data: PyTree, x: PyTree) -> dict[str, jax.Array]:
+        """The value of every observable at `x`."""
+        values = {name: BUILT_IN[name](self.sample_loss, self.chunk, data, x) for name in self.built_in}
+        return {**values, **{name: fn(x) for name, fn in self.extra}}
+
+
+@partial(jax.jit, static_argnums=0)
+def _observe(observer: Observer, data: PyTree, x: PyTree) -> dict[str, jax.Array]:
+    return observer(data, x)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _mean_grad(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> PyTree:
+    return mean_grad(sample_loss, chunk, data, x)
+
+
+def _samples(data: PyTree) -> int:
+    leaves = jax.tree.leaves(data)
+    lengths = sorted({leaf.shape[0] if leaf.ndim else 0 for leaf in leaves})
+    if len(lengths) != 1 or lengths[0] < 1:
+        raise ValueError(
+            f"data must be arrays that share a leading axis of n >= 1 samples, but the leading axes have lengths {lengths or '(no arrays)'}"
+        )
+    return int(lengths[0])
+
+
+def _parameters(x0: PyTree) -> PyTree:
+    arrays = jax.tree.map(jnp.asarray, x0)
+    leaves = jax.tree.leaves(arrays)
+    if not leaves or not all(leaf.size for leaf in leaves):
+        raise ValueError(f"x0 has no parameters: it must hold at least one non-empty array, not {describe(arrays)}")
+    if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
+        raise TypeError(f"x0 must hold floating-point arrays, not {describe(arrays)}; write 1.0 for 1")
+    return arrays

@@ -1,0 +1,125 @@
+"""How mini-batches and micro-batches are drawn, and the finite-population factors that follow.
+
+A mini-batch of size `b` is drawn afresh each step, with replacement (iid indices) or without (a uniform subset), and split into
+`b/m` micro-batches of size `m`. Every coefficient of the theory depends on which.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from sdesam.variants import VARIANTS, Variant
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """A mini-batch of `batch` samples in micro-batches of `micro` (default: one micro-batch, the mini-batch itself).
+
+    Raises:
+        TypeError: a size is no whole number.
+        ValueError: a size is below 1, or `micro` does not divide `batch`.
+
+    >>> Sampling(batch=16, micro=4).covariance_factor(n=256)
+    Fraction(1, 16)
+    >>> Sampling(batch=16, micro=4, replace=False).covariance_factor(n=256)
+    Fraction(1, 17)
+    """
+
+    batch: int
+    micro: int | None = None
+    replace: bool = True
+
+    def __post_init__(self) -> None:
+        whole("batch", self.batch)
+        if self.micro is None:
+            object.__setattr__(self, "micro", self.batch)
+        whole("micro", self.micro)
+        if self.batch % self.m:
+            divisors = ", ".join(str(k) for k in range(1, self.batch + 1) if self.batch % k == 0)
+            raise ValueError(f"micro={self.micro} does not divide batch={self.batch}: choose one of {divisors}")
+
+    @property
+    def m(self) -> int:
+        """The size of a micro-batch."""
+        assert self.micro is not None
+        return self.micro
+
+    def check_population(self, n: int) -> None:
+        """Refuse a mini-batch that cannot be drawn from `n` samples."""
+        if not self.replace and self.batch > n:
+            raise ValueError(
+                f"batch={self.batch} exceeds the {n} samples: without replacement choose batch <= {n}, or use replace=True"
+            )
+
+    def covariance_factor(self, n: int) -> Fraction:
+        """`c_b`: the covariance of a mini-batch mean in units of that of one sample.
+
+        `1/b` with replacement, `(n-b)/(b(n-1))` without (0 for `n = 1`).
+        """
+        self.check_population(n)
+        if self.replace:
+            return Fraction(1, self.batch)
+        return Fraction(n - self.batch, self.batch * (n - 1)) if n > 1 else Fraction(0)
+
+
+def check_step(
+    variant: Variant, n: int, lr: float, rho: float | None, batch: int, micro: int | None, replace: bool
+) -> tuple[float, float, Sampling]:
+    """`(lr, rho, sampling)` of a variant on `n` samples, or one sentence saying which number does not fit.
+
+    >>> from sdesam.variants import variant
+    >>> check_step(variant("usam"), n=8, lr=0.1, rho=0.1, batch=4, micro=2, replace=True)
+    Traceback (most recent call last):
+    ...
+    ValueError: micro=2: usam has no micro-batches; leave micro out, or use m-usam
+    """
+    lr = positive("lr", lr)
+    if variant.perturbation == "none":
+        if rho:
+            raise ValueError(f"rho={rho!r}: {variant.name} has no perturbation; leave rho out")
+        rho = 0.0
+    elif rho is None:
+        raise ValueError(f"{variant.name} needs rho, the perturbation radius")
+    rho = positive("rho", rho, zero=True)
+    sampling = Sampling(batch, micro, replace)
+    if not variant.micro and sampling.m != sampling.batch:
+        other = f"m-{variant.name}" if f"m-{variant.name}" in VARIANTS else None
+        advice = f", or use {other}" if other else ""
+        raise ValueError(f"micro={micro}: {variant.name} has no micro-batches; leave micro out{advice}")
+    sampling.check_population(n)
+    return lr, rho, sampling
+
+
+def whole(name: str, value: object, least: int = 1) -> int:
+    """`value` as an int, or one clear sentence.
+
+    >>> whole("runs", 0)
+    Traceback (most recent call last):
+    ...
+    ValueError: runs=0: it must be at least 1
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}={value!r}: it must be a whole number of at least {least}")
+    number = int(value.__index__())
+    if number < least:
+        raise ValueError(f"{name}={number}: it must be at least {least}")
+    return number
+
+
+def positive(name: str, value: float, *, zero: bool = False) -> float:
+    """`value` as a finite float above 0 (or at least 0), or one clear sentence.
+
+    >>> positive("lr", -0.1)
+    Traceback (most recent call last):
+    ...
+    ValueError: lr=-0.1: it must be a finite number above 0
+    """
+    wanted = f"{name}={value!r}: it must be a finite number {'of at least' if zero else 'above'} 0"
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(wanted) from None
+    if not (number >= 0 if zero else number > 0) or number == float("inf"):
+        raise ValueError(wanted)
+    return number

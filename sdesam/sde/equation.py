@@ -1,0 +1,273 @@
+"""An SDE as jax functions: derived from a variant and bound to a problem, or written by hand.
+
+`dX = B(X) dt + A(X) dW`, with `A(x) xi` = `apply_noise(x, xi)` linear in `xi`. No matrix is formed unless `covariance` is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import partial
+from math import sqrt
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from sdesam.engine import check_key
+from sdesam.problems import FiniteSum
+from sdesam.sampling import Sampling, check_step
+from sdesam.sde.compile import combine
+from sdesam.symbolic import MARK, ModifiedEquation, Part, Tree, evaluate
+
+PyTree = Any
+
+
+class Kernel(Hashable, Protocol):
+    """The functions of an SDE, apart from their numbers; hashable, so that SDEs that differ in numbers share compiled code."""
+
+    def drift(self, params: Any, x: PyTree) -> PyTree:
+        """`B(x)`."""
+        ...
+
+    def step_drift(self, params: Any, x: PyTree, key: jax.Array) -> PyTree:
+        """An unbiased draw of `B(x)`."""
+        ...
+
+    def apply_noise(self, params: Any, x: PyTree, xi: jax.Array) -> PyTree:
+        """`A(x) xi`."""
+        ...
+
+
+class _Numbers(NamedTuple):
+    """What distinguishes two SDEs with one kernel: all runtime values, so that a sweep compiles once."""
+
+    data: PyTree
+    drift: np.ndarray
+    noise: np.ndarray
+    noise_scale: float
+
+
+@dataclass(frozen=True)
+class _TreeKernel:
+    """A derived SDE on a finite sum."""
+
+    sample_loss: Callable[[Any, Any], jax.Array]
+    chunk: int
+    drift_trees: tuple[Tree, ...]
+    noise_trees: tuple[Tree, ...]
+    sampled: bool
+
+    def drift(self, params: _Numbers, x: PyTree) -> PyTree:
+        return combine(self.drift_trees, params.drift, self.sample_loss, self.chunk, params.data, x)
+
+    def step_drift(self, params: _Numbers, x: PyTree, key: jax.Array) -> PyTree:
+        key_or_exact = key if self.sampled else None
+        return combine(self.drift_trees, params.drift, self.sample_loss, self.chunk, params.data, x, key=key_or_exact)
+
+    def apply_noise(self, params: _Numbers, x: PyTree, xi: jax.Array) -> PyTree:
+        if not self.noise_trees:
+            return jax.tree.map(jnp.zeros_like, x)
+        weights = (xi - jnp.mean(xi)) * params.noise_scale
+        return combine(self.noise_trees, params.noise, self.sample_loss, self.chunk, params.data, x, mark=weights)
+
+
+@dataclass(frozen=True)
+class _WrittenKernel:
+    """An SDE given as two functions."""
+
+    drift_fn: Callable[[PyTree], PyTree]
+    noise_fn: Callable[[PyTree, jax.Array], PyTree]
+
+    def drift(self, params: Any, x: PyTree) -> PyTree:
+        return self.drift_fn(x)
+
+    def step_drift(self, params: Any, x: PyTree, key: jax.Array) -> PyTree:
+        return self.drift_fn(x)
+
+    def apply_noise(self, params: Any, x: PyTree, xi: jax.Array) -> PyTree:
+        return self.noise_fn(x, xi)
+
+
+class SDE:
+    """`dX = drift(X) dt + apply_noise(X, dW)`.
+
+    Args:
+        drift: `x -> B(x)`, structure of `x`, per unit of SDE time, sign included.
+        apply_noise: `(x, xi) -> A(x) xi`, linear in `xi`; a step adds `sqrt(dt)` times it, `xi ~ N(0, I)`.
+        noise_shape: the shape of `xi`.
+        x0: the start, any pytree of floating-point arrays.
+
+    Derived SDEs come from :meth:`sdesam.symbolic.ModifiedEquation.bind`.
+
+    >>> ou = SDE(lambda x: -x, lambda x, xi: xi, noise_shape=(2,), x0=jax.numpy.ones(2))
+    >>> ou.covariance(ou.x0)
+    Array([[1., 0.],
+           [0., 1.]], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        drift: Callable[[PyTree], PyTree],
+        apply_noise: Callable[[PyTree, jax.Array], PyTree],
+        noise_shape: tuple[int, ...],
+        x0: PyTree,
+    ):
+        start = jax.tree.map(jnp.asarray, x0)
+        shape = tuple(noise_shape)
+        kernel = _WrittenKernel(drift, apply_noise)
+        moved = {
+            "drift(x0)": jax.eval_shape(drift, start),
+            "apply_noise(x0, xi)": jax.eval_shape(apply_noise, start, jax.ShapeDtypeStruct(shape, _dtype(start))),
+        }
+        for what, value in moved.items():
+            if jax.tree.map(jnp.shape, value) != jax.tree.map(jnp.shape, start):
+                raise ValueError(f"{what} must have the shapes of x0, {jax.tree.map(jnp.shape, start)}, not {value}")
+        self._set(kernel, (), shape, start, None, {"sde": "written by hand"})
+
+    def _set(
+        self, kernel: Kernel, params: Any, noise_shape: tuple[int, ...], x0: PyTree, problem: FiniteSum | None, config: dict[str, Any]
+    ) -> None:
+        self.kernel, self.params, self.noise_shape = kernel, params, noise_shape
+        self.x0, self.problem, self.config = x0, problem, config
+
+    def drift(self, x: PyTree) -> PyTree:
+        """`B(x)`, the exact expectation; structure of `x`."""
+        return _drift(self.kernel, self.params, self._check(x))
+
+    def step_drift(self, x: PyTree, key: jax.Array) -> PyTree:
+        """An unbiased and cheap draw of `B(x)`, which is what a step uses; `B(x)` itself with `expectation="exact"`."""
+        return _step_drift(self.kernel, self.params, self._check(x), check_key(key))
+
+    def apply_noise(self, x: PyTree, xi: jax.Array) -> PyTree:
+        """`A(x) xi`, linear in `xi` (shape `noise_shape`)."""
+        if jnp.shape(xi) != self.noise_shape:
+            raise ValueError(f"xi has shape {jnp.shape(xi)}: it must have noise_shape={self.noise_shape}")
+        return _apply_noise(self.kernel, self.params, self._check(x), jnp.asarray(xi))
+
+    def noise(self, x: PyTree, key: jax.Array) -> PyTree:
+        """`A(x) xi` with `xi ~ N(0, I)` drawn from `key`; its covariance is :meth:`covariance`."""
+        return self.apply_noise(x, jax.random.normal(check_key(key), self.noise_shape, _dtype(x)))
+
+    def covariance(self, x: PyTree) -> jax.Array:
+        """The diffusion matrix `A A^T` per unit of SDE time, learning rate included; dense, shape `(d, d)`, for small problems.
+
+        For a derived SDE it is `eta c_b Cov_i h(i)`, the square of `h`, not truncated in `rho`.
+        """
+        return _covariance(self.kernel, self.noise_shape, self.params, self._check(x))
+
+    def _check(self, x: PyTree) -> PyTree:
+        return self.problem.check_params(x) if self.problem is not None else x
+
+    def __repr__(self) -> str:
+        return f"SDE({', '.join(f'{name}={value}' for name, value in self.config.items())})"
+
+
+def bind(
+    equation: ModifiedEquation,
+    problem: FiniteSum,
+    lr: float,
+    rho: float | None = None,
+    batch: int = 1,
+    micro: int | None = None,
+    expectation: str = "sampled",
+) -> SDE:
+    """The SDE of a derived equation on a problem, as jax functions.
+
+    Args:
+        equation: from :func:`sdesam.derive`.
+        problem: the finite sum.
+        lr: `eta`.
+        rho: perturbation radius; left out for a variant without perturbation.
+        batch: `b`.
+        micro: `m`; left out, the mini-batch.
+        expectation: `"sampled"` steps with unbiased probes where the exact drift costs O(n^2); `"exact"` does not.
+
+    Raises:
+        ValueError: sizes that do not fit, `rho < 0`, `lr <= 0`, a loss that is not smooth enough for the order.
+
+    Changing `lr`, `rho`, `batch` or `micro` does not compile anew.
+
+    >>> import sdesam
+    >>> sde = sdesam.derive("m-usam").bind(sdesam.problems.quadratic(), lr=0.1, rho=0.1, batch=4, micro=2)
+    >>> sde.drift(sde.x0).shape, sde.noise_shape
+    ((2,), (8,))
+    """
+    if expectation not in ("exact", "sampled"):
+        raise ValueError(f"expectation={expectation!r}: choose 'exact' or 'sampled'")
+    lr, rho, sampling = check_step(equation.variant, problem.n, lr, rho, batch, micro, equation.replace)
+    drift_trees, drift = _coefficients(equation.drift_parts, lr, rho, sampling, problem.n)
+    noise_trees, noise = _coefficients(equation.noise_parts, lr, rho, sampling, problem.n)
+    _check_smooth(equation, problem, (*drift_trees, *noise_trees))
+    factor = sampling.covariance_factor(problem.n)
+    kernel = _TreeKernel(problem.sample_loss, problem.chunk, drift_trees, noise_trees, expectation == "sampled")
+    numbers = _Numbers(problem.data, drift, noise, sqrt(lr * factor / problem.n))
+    config = {
+        "variant": equation.variant.name,
+        "order": list(equation.order),
+        "without": list(equation.removed),
+        "problem": problem.name,
+        "samples": problem.n,
+        "lr": lr,
+        "rho": rho,
+        "batch": sampling.batch,
+        "micro": sampling.m,
+        "replace": equation.replace,
+        "expectation": expectation,
+    }
+    sde = SDE.__new__(SDE)
+    sde._set(kernel, numbers, (problem.n,), problem.x0, problem, config)
+    return sde
+
+
+def _coefficients(
+    parts: tuple[Part, ...], lr: float, rho: float, sampling: Sampling, n: int
+) -> tuple[tuple[Tree, ...], np.ndarray]:
+    """The trees of some parts, each once, and their numbers."""
+    total: dict[Tree, float] = {}
+    silent = not sampling.covariance_factor(n)  # the whole population in each batch: the influence h is not needed
+    for part in parts:
+        for tree, coefficient in part.trees.items():
+            marked = any(node.colour == MARK for node in tree.nodes())
+            exact = 0 if marked and silent else evaluate(coefficient, sampling.batch, sampling.m, n)
+            total[tree] = total.get(tree, 0.0) + lr**part.i * rho**part.j * float(exact)
+    return tuple(total), np.array(list(total.values()))
+
+
+def _check_smooth(equation: ModifiedEquation, problem: FiniteSum, trees: tuple[Tree, ...]) -> None:
+    """Third derivatives of a loss with kinks are not what the theory means by them."""
+    highest = max((len(node.children) + 1 for tree in trees for node in tree.nodes()), default=1)
+    if highest >= 3 and problem.nonsmooth:
+        raise ValueError(
+            f"the loss of problem {problem.name!r} is not smooth enough for order {equation.order}, which takes derivatives of order "
+            f"{highest}: it contains {', '.join(problem.nonsmooth)} (ReLU has such a kink); use tanh, gelu or softplus, or order (1, 2)"
+        )
+
+
+def _dtype(x: PyTree) -> Any:
+    return jnp.result_type(*jax.tree.leaves(x))
+
+
+@partial(jax.jit, static_argnums=0)
+def _drift(kernel: Kernel, params: Any, x: PyTree) -> PyTree:
+    return kernel.drift(params, x)
+
+
+@partial(jax.jit, static_argnums=0)
+def _step_drift(kernel: Kernel, params: Any, x: PyTree, key: jax.Array) -> PyTree:
+    return kernel.step_drift(params, x, key)
+
+
+@partial(jax.jit, static_argnums=0)
+def _apply_noise(kernel: Kernel, params: Any, x: PyTree, xi: jax.Array) -> PyTree:
+    return kernel.apply_noise(params, x, xi)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _covariance(kernel: Kernel, noise_shape: tuple[int, ...], params: Any, x: PyTree) -> jax.Array:
+    size = int(np.prod(noise_shape))
+    units = jnp.eye(size, dtype=_dtype(x)).reshape(size, *noise_shape)
+    columns = jax.vmap(lambda xi: ravel_pytree(kernel.apply_noise(params, x, xi))[0])(units)
+    return columns.T @ columns

@@ -1,0 +1,29 @@
+"""Algebra: from the declaration of a variant to its modified equation, exactly. No jax, no numbers.
+
+`trees` holds coloured rooted trees and their sums, `expectation` the averages over batches, `equation` the derivation, `potential` the
+question whether a drift is a gradient, `printing` text and LaTeX, `coordinates` the cross-check in explicit coordinates.
+"""
+
+from sdesam.symbolic.coordinates import coordinates
+from sdesam.symbolic.equation import ModifiedEquation, Part, check_order, derive, evaluate
+from sdesam.symbolic.potential import gradient, potential
+from sdesam.symbolic.trees import MARK, Tree, TreeSum, batch, eta, micro, rho, samples
+
+__all__ = [
+    "MARK",
+    "ModifiedEquation",
+    "Part",
+    "Tree",
+    "TreeSum",
+    "batch",
+    "check_order",
+    "coordinates",
+    "derive",
+    "eta",
+    "evaluate",
+    "gradient",
+    "micro",
+    "potential",
+    "rho",
+    "samples",
+]

@@ -1,0 +1,53 @@
+"""Trees in coordinates: a combination of trees as explicit sympy expressions, for small losses given by formula.
+
+This is the cross-check of the tree algebra, not a way to compute: it differentiates the losses in every coordinate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import sympy as sp
+
+from sdesam.symbolic.trees import MARK, Tree, TreeSum
+
+
+def coordinates(
+    field: TreeSum, losses: Sequence[sp.Expr], variables: Sequence[sp.Symbol], sample: int | None = None
+) -> list[sp.Expr]:
+    """The components of `field` for per-sample `losses` of `variables`.
+
+    Args:
+        field: a combination of rooted trees.
+        losses: `f_1 .. f_n`, expressions in `variables` (undefined functions are welcome).
+        variables: the `d` coordinates of the parameters.
+        sample: the index of the marked sample, where `field` has one.
+
+    >>> x = sp.Symbol("x")
+    >>> coordinates(TreeSum({Tree(1): -1}), [x**2, 3 * x**2], [x])
+    [-4*x]
+    """
+    total: list[sp.Expr] = [sp.Integer(0)] * len(variables)
+    for tree, coefficient in field.items():
+        colours = sorted({node.colour for node in tree.nodes()} - {MARK})
+        for indices in product(range(len(losses)), repeat=len(colours)):
+            chosen = dict(zip(colours, indices, strict=True))
+            if sample is not None:
+                chosen[MARK] = sample
+            value = _vector(tree, {colour: losses[k] for colour, k in chosen.items()}, variables)
+            for k, component in enumerate(value):
+                total[k] += coefficient * component / sp.Integer(len(losses)) ** len(colours)
+    return total
+
+
+def _vector(tree: Tree, loss: dict[int, sp.Expr], variables: Sequence[sp.Symbol]) -> list[sp.Expr]:
+    children = [_vector(child, loss, variables) for child in tree.children]
+    components = []
+    for free in variables:
+        total = sp.Integer(0)
+        for axes in product(range(len(variables)), repeat=len(children)):
+            derivative = sp.diff(loss[tree.colour], free, *(variables[a] for a in axes))
+            total += derivative * sp.prod([child[a] for child, a in zip(children, axes, strict=True)])
+        components.append(total)
+    return components

@@ -1,0 +1,366 @@
+"""From a variant to its modified equation: expand one step in `rho`, take expectations, truncate, correct.
+
+`G = sum_j rho^j G_j` is the step's direction, `Gbar = E G`. The SDE `dX = B dt + sqrt(eta) S dW` with
+
+    B     = -Gbar - (eta/2) (D Gbar) Gbar          (the correction is needed for alpha = 2)
+    S S^T = Cov(G)
+
+matches the chain weakly with global error `O(eta^alpha + rho^beta)`; terms of size `eta^i rho^j` with `i/alpha + j/beta >= 1` are below
+that and are dropped (`docs/theory.md`, section 2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import lru_cache
+from math import factorial
+from typing import TYPE_CHECKING, Any
+
+import sympy as sp
+
+from sdesam._names import unknown
+from sdesam.symbolic import printing
+from sdesam.symbolic.expectation import mean, projection
+from sdesam.symbolic.potential import Obstruction
+from sdesam.symbolic.potential import potential as find_potential
+from sdesam.symbolic.trees import Skeleton, TreeSum, batch, directional_derivative, eta, micro, rho, samples
+from sdesam.variants import Variant
+from sdesam.variants import variant as find_variant
+
+if TYPE_CHECKING:
+    from sdesam.problems import FiniteSum
+    from sdesam.sde import SDE
+
+
+@dataclass(frozen=True)
+class Part:
+    """One named part of an equation: `eta^i rho^j` times a combination of trees with coefficients in `b, m, n`."""
+
+    name: str
+    i: int
+    j: int
+    trees: TreeSum
+
+    @property
+    def total(self) -> TreeSum:
+        """The part with its powers of `eta` and `rho`, as it stands in the equation."""
+        return self.trees * (eta**self.i * rho**self.j)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ModifiedEquation:
+    """The SDE of a SAM variant, symbolic in `eta, rho, b, m, n`; made by :func:`derive`.
+
+    ``dX = B(X) dt + sqrt(eta) S(X) dW`` with ``B`` = :attr:`drift` and ``S S^T = c_b Cov_i h(i)``, ``h`` = :attr:`noise`, ``c_b = 1/b``
+    with replacement and ``(n-b)/(b(n-1))`` without. Time is ``t = k eta``.
+
+    Two equations are equal where drift, noise and sampling are, whatever variant they came from.
+    """
+
+    variant: Variant
+    order: tuple[int, int]
+    replace: bool
+    drift_parts: tuple[Part, ...]
+    noise_parts: tuple[Part, ...]
+    removed: tuple[str, ...] = ()
+
+    @property
+    def drift(self) -> TreeSum:
+        """`B`: coloured trees with sympy coefficients, minus sign included, per unit of SDE time."""
+        return sum((part.total for part in self.drift_parts), start=TreeSum())
+
+    @property
+    def noise(self) -> TreeSum:
+        """The influence `h(i)` of one sample on the step: `Cov(G) = c_b Cov_i h(i)`; the marked colour is `i`."""
+        return sum((part.total for part in self.noise_parts), start=TreeSum())
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The names that :meth:`without` takes.
+
+        `"rho^j"` is a drift term, `"rho^j variance"` that term minus its limit of independent samples, `"eta"` the whole correction and
+        `"eta rho^1"` its `rho^1` part, `"noise"` all noise and `"noise rho^1"` its `rho^1` part.
+        """
+        names = []
+        for part in self.drift_parts:
+            if part.name != "rho^0":
+                names.append(part.name)
+                if part.i == 0 and _variance(part.trees):
+                    names.append(f"{part.name} variance")
+        names.extend(part.name for part in self.noise_parts)
+        return tuple(names)
+
+    def without(self, term: str) -> ModifiedEquation:
+        """The equation with one named term left out: the negative control of a verification.
+
+        Raises:
+            ValueError: no such term; the message lists the valid names.
+
+        >>> derive("m-usam").without("rho^1 variance").terms
+        ('rho^1', 'rho^2', 'rho^2 variance', 'eta', 'eta rho^1', 'noise', 'noise rho^1')
+        """
+        if term not in self.terms:
+            raise unknown("term", term, self.terms)
+
+        def keep(part: Part) -> bool:
+            return part.name != term and not part.name.startswith(f"{term} rho^")
+
+        drift = [part for part in self.drift_parts if keep(part)]
+        if term.endswith(" variance"):
+            drift = [
+                replace(part, trees=part.trees - _variance(part.trees)) if f"{part.name} variance" == term else part
+                for part in drift
+            ]
+        noise = tuple(part for part in self.noise_parts if keep(part))
+        return replace(self, drift_parts=tuple(drift), noise_parts=noise, removed=(*self.removed, term))
+
+    def subs(self, old: sp.Symbol, new: Any) -> ModifiedEquation:
+        """The equation with a symbol (:data:`sdesam.symbolic.micro`, ...) replaced, say `m` by `b` or by 1."""
+
+        def swap(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+            swapped = (replace(part, trees=part.trees.subs({old: new})) for part in parts)
+            return tuple(part for part in swapped if part.trees)
+
+        return replace(self, drift_parts=swap(self.drift_parts), noise_parts=swap(self.noise_parts))
+
+    def potential(self) -> TreeSum | None:
+        """The modified loss `U` with `drift = -grad U` for every loss and dimension, as free trees; None where there is none.
+
+        :attr:`obstruction` says why there is none. Leave the offending term out to see the modified loss of the rest.
+
+        >>> print(derive("m-usam", order=(1, 2)).describe_potential())
+        f + (rho/2) |gbar|^2 + (rho/(2*m)) mean_i(|g~_i|^2)
+        """
+        found = find_potential(-self.drift)
+        return None if isinstance(found, Obstruction) else found
+
+    @property
+    def obstruction(self) -> str | None:
+        """Why the drift is no gradient, or None where it is one."""
+        reasons = []
+        for part in self.drift_parts:
+            found = find_potential(-part.total)
+            if isinstance(found, Obstruction):
+                reasons.append(f"the {part.name} part of the drift is no gradient: {found}")
+        return "; ".join(reasons) or None
+
+    def describe_potential(self) -> str:
+        """The modified loss, or why there is none, as one line of text."""
+        found = self.potential()
+        if found is None:
+            return f"none: {self.obstruction}"
+        return printing.text(printing.centred(found, scalar=True), deviations=True, scalar=True)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ModifiedEquation):
+            return NotImplemented
+        return (self.replace, self.drift, self.noise) == (other.replace, other.drift, other.noise)
+
+    def __hash__(self) -> int:
+        return hash((self.replace, self.drift, self.noise))
+
+    def __repr__(self) -> str:
+        left_out = "".join(f".without({term!r})" for term in self.removed)
+        return f"derive({self.variant.name!r}, order={self.order}, replace={self.replace}){left_out}"
+
+    def text(self) -> str:
+        """The equation for a person to read, in plain text."""
+        sampling = "with replacement" if self.replace else "without replacement"
+        factor = "1/b" if self.replace else "(n-b)/(b (n-1))"
+        lines = [
+            f"{self.variant.title}, batches {sampling}, order (alpha, beta) = {self.order}: weak error O(eta^{self.order[0]} + rho^{self.order[1]})",
+            *(f"left out: {term}" for term in self.removed),
+            "",
+            "dX = B(X) dt + sqrt(eta) S(X) dW,   time t = k eta",
+            "",
+            "B =",
+        ]
+        width = max((len(part.name) for part in (*self.drift_parts, *self.noise_parts)), default=0)
+        for part in self.drift_parts:
+            body = printing.text(printing.centred(part.total), deviations=True)
+            lines.append(f"    {part.name:<{width}}   {body}")
+        lines += ["", f"S S^T = c_b Cov_i h(i),   c_b = {factor},   h(i) =" if self.noise_parts else "S = 0"]
+        for part in self.noise_parts:
+            lines.append(f"    {part.name:<{width}}   {printing.text(part.total)}")
+        if self.order[0] == 1 and self.noise_parts:
+            lines.append("    (customary: at alpha = 1 no weak error can see the noise)")
+        lines += ["", f"modified loss U, B = -grad U:   {self.describe_potential()}"]
+        if self.potential() is None:
+            gradients = [part for part in self.drift_parts if not isinstance(find_potential(-part.total), Obstruction)]
+            rest = replace(self, drift_parts=tuple(gradients))
+            lines.append(f"    the other parts have U =   {rest.describe_potential()}")
+        lines += [
+            "",
+            "g, H, T: first, second, third derivative of a per-sample loss; bar: mean over the data set; tilde: deviation from it;",
+            "mean_i: over the data set. mean_i(|g~_i|^2) is tr V, the trace of the covariance of stochastic gradient noise.",
+        ]
+        return "\n".join(lines)
+
+    def latex(self) -> str:
+        """The equation as a LaTeX `align*` environment."""
+        factor = r"\frac1b" if self.replace else r"\frac{n-b}{b(n-1)}"
+        rows = [
+            printing.latex(printing.centred(part.total), deviations=True) + rf" && \text{{{_math(part.name)}}}"
+            for part in self.drift_parts
+        ]
+        drift = "B &= " + " \\\\\n  &\\quad ".join(_signed(row, first=not k) for k, row in enumerate(rows))
+        lines = [r"\mathrm{d}X &= B(X)\,\mathrm{d}t + \sqrt{\eta}\,S(X)\,\mathrm{d}W", drift]
+        if self.noise_parts:
+            lines.append(rf"S S^{{\mathsf T}} &= {factor}\,\operatorname{{Cov}}_i\, h(i)")
+            lines.append("h(i) &= " + printing.latex(self.noise))
+        return "\\begin{align*}\n" + " \\\\\n".join(lines) + "\n\\end{align*}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The equation as plain data: trees as nested lists `[colour, child, ...]` (marked colour 0), coefficients as text."""
+
+        def parts(many: tuple[Part, ...]) -> list[dict[str, Any]]:
+            return [
+                {
+                    "term": part.name,
+                    "text": printing.text(part.total),
+                    "trees": [{"tree": _nested(tree), "coefficient": str(c)} for tree, c in part.total.items()],
+                }
+                for part in many
+            ]
+
+        return {
+            "variant": self.variant.name,
+            "order": list(self.order),
+            "replace": self.replace,
+            "removed": list(self.removed),
+            "terms": list(self.terms),
+            "drift": parts(self.drift_parts),
+            "noise": parts(self.noise_parts),
+            "noise_factor": "1/b" if self.replace else "(n-b)/(b*(n-1))",
+            "potential": None if self.potential() is None else self.describe_potential(),
+            "obstruction": self.obstruction,
+        }
+
+    def bind(
+        self,
+        problem: FiniteSum,
+        lr: float,
+        rho: float | None = None,
+        batch: int = 1,
+        micro: int | None = None,
+        expectation: str = "sampled",
+    ) -> SDE:
+        """The equation as jax functions on a problem, with numbers: see :func:`sdesam.sde.bind`."""
+        from sdesam.sde import bind
+
+        return bind(self, problem, lr=lr, rho=rho, batch=batch, micro=micro, expectation=expectation)
+
+
+def derive(variant: str | Variant, order: tuple[int, int] = (2, 3), replace: bool = True) -> ModifiedEquation:
+    """The SDE of a SAM variant at order `(alpha, beta)`: weak error `O(eta^alpha + rho^beta)`.
+
+    Args:
+        variant: a name in :data:`sdesam.variants.VARIANTS`.
+        order: `alpha` in {1, 2}, `beta` in 1..4. At `alpha = 1` the leading noise is kept by custom: no weak error of that order sees it.
+        replace: whether mini-batches are drawn with replacement.
+
+    Raises:
+        ValueError: an unknown variant, or an order that is not available, with the reason.
+
+    Source: Li, Tai & E 2019 (SGD); Luo et al., arXiv 2509.18001, theorems 3.3 to 3.5; `docs/theory.md`, sections 2 to 4.
+
+    >>> print(derive("m-usam").terms)
+    ('rho^1', 'rho^1 variance', 'rho^2', 'rho^2 variance', 'eta', 'eta rho^1', 'noise', 'noise rho^1')
+    """
+    declared = find_variant(variant)
+    alpha, beta = check_order(order)
+    return _derive(declared, alpha, beta, bool(replace))
+
+
+def check_order(order: tuple[int, int]) -> tuple[int, int]:
+    """`(alpha, beta)`, or why there is no SDE of that order."""
+    try:
+        alpha, beta = order
+    except (TypeError, ValueError):
+        raise ValueError(f"order={order!r}: it must be a pair (alpha, beta), for example (2, 3)") from None
+    if any(isinstance(part, bool) or not isinstance(part, int) for part in (alpha, beta)):
+        raise ValueError(f"order={order!r}: alpha and beta must be whole numbers, for example (2, 3)")
+    if alpha > 2:
+        raise ValueError(
+            f"order={order!r}: no SDE driven by Brownian motion has alpha > 2, because the logarithm of the one-step operator contains "
+            "-eta^2 kappa_3(G) D^3/6, a third derivative that only a vanishing third cumulant of the step would remove; choose alpha 1 or 2"
+        )
+    if alpha < 1:
+        raise ValueError(f"order={order!r}: alpha must be 1 or 2")
+    if not 1 <= beta <= 4:
+        raise ValueError(
+            f"order={order!r}: beta must be 1, 2, 3 or 4; beyond 4 the rho^2 part of the noise covariance would be needed, "
+            "which the first Hoeffding projection does not give"
+        )
+    return alpha, beta
+
+
+@lru_cache(maxsize=None)
+def _derive(variant: Variant, alpha: int, beta: int, with_replacement: bool) -> ModifiedEquation:
+    size = micro if variant.micro else batch
+
+    def kept(i: int, j: int) -> bool:
+        return Fraction(i, alpha) + Fraction(j, beta) < 1
+
+    orders = [j for j in range(beta) if variant.perturbation != "none" or j == 0]
+    steps = {j: Fraction(1, factorial(j)) for j in orders}
+    mean_step = {
+        j: mean(_skeleton(variant, j), size, with_replacement) * sp.Rational(weight.numerator, weight.denominator)
+        for j, weight in steps.items()
+    }
+    drift = [Part(f"rho^{j}", 0, j, -mean_step[j]) for j in orders if kept(0, j)]
+    for j in orders:
+        if kept(1, j):
+            grafted = (directional_derivative(mean_step[k], mean_step[j - k]) for k in range(j + 1))
+            name = "eta" if j == 0 else f"eta rho^{j}"
+            drift.append(Part(name, 1, j, sum(grafted, start=TreeSum()) * sp.Rational(-1, 2)))
+    # at alpha = 1 no noise is above the weak error; its leading part is kept by custom
+    noise = [
+        Part("noise" if j == 0 else f"noise rho^{j}", 0, j, projection(_skeleton(variant, j), size, with_replacement))
+        for j in orders
+        if kept(1, j) or j == 0
+    ]
+    return ModifiedEquation(
+        variant=variant,
+        order=(alpha, beta),
+        replace=with_replacement,
+        drift_parts=tuple(part for part in drift if part.trees),
+        noise_parts=tuple(part for part in noise if part.trees),
+    )
+
+
+def _skeleton(variant: Variant, j: int) -> Skeleton:
+    """`j! G_j = D^(j+1) f_I [u_I, ..., u_I]` of one micro-batch."""
+    perturbation = Skeleton(sampled=variant.perturbation == "micro-batch")
+    return Skeleton(sampled=True, children=(perturbation,) * j)
+
+
+def _variance(trees: TreeSum) -> TreeSum:
+    return trees - trees.independent()
+
+
+@lru_cache(maxsize=None)
+def evaluate(coefficient: sp.Expr, b: int, m: int, n: int) -> Fraction:
+    """A coefficient at concrete sizes, exactly.
+
+    Sizes of batches go in first and common factors are cancelled before `n` does: the falling factorials of a micro-batch vanish
+    where those of the population do, so that `n = 1` and `n = 2` without replacement are defined.
+    """
+    value = sp.cancel(coefficient.subs({batch: b, micro: m})).subs({samples: n})
+    if not value.is_Rational:
+        raise ZeroDivisionError(f"{coefficient} has no value at b={b}, m={m}, n={n}")
+    return Fraction(int(value.p), int(value.q))
+
+
+def _nested(tree: Any) -> list[Any]:
+    return [tree.colour, *(_nested(child) for child in tree.children)]
+
+
+def _math(name: str) -> str:
+    words = {"eta": r"$\eta$"}
+    return " ".join(words.get(word, f"${word.replace('rho', chr(92) + 'rho')}$") for word in name.split())
+
+
+def _signed(row: str, first: bool) -> str:
+    return row if first or row.startswith("-") else "+ " + row

@@ -1,0 +1,183 @@
+"""Trees as text and LaTeX that a person can read.
+
+Drifts print in *centred* moments: a colour with several nodes is split into means and deviations from the mean (`g~_i = g_i - gbar`), so
+that a covariance shows as one. Then `mean_i |g~_i|^2` is the trace of the covariance of stochastic gradient noise, `tr V`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from itertools import chain, combinations
+
+import sympy as sp
+
+from sdesam.symbolic.potential import free
+from sdesam.symbolic.trees import MARK, Tree, TreeSum, batch, block_sizes, canonical, micro, reroot, samples
+
+_LETTERS = "ijkl"
+_TYPICAL = {batch: 16, micro: 4, samples: 1000}
+
+
+def centred(total: TreeSum, *, scalar: bool = False) -> TreeSum:
+    """`total` in centred moments: in the result a colour with several nodes stands for deviations from the mean."""
+    representative = free if scalar else canonical
+    return TreeSum([(representative(split), c) for tree, c in total.items() for split in _split(tree)])
+
+
+def _split(tree: Tree) -> Iterator[Tree]:
+    """Every way to take the nodes of repeated colours as mean or as deviation; a lone deviation averages to zero."""
+    numbered: list[int] = []
+    for node in tree.nodes():
+        numbered.append(node.colour)
+    repeated = [colour for colour, size in block_sizes(tree).items() if size > 1 and colour != MARK]
+
+    def choices(remaining: list[int]) -> Iterator[dict[int, int]]:
+        if not remaining:
+            yield {}
+            return
+        places = [k for k, colour in enumerate(numbered) if colour == remaining[0]]
+        kept_sets = chain([()], *(combinations(places, size) for size in range(2, len(places) + 1)))
+        for kept in kept_sets:
+            for rest in choices(remaining[1:]):
+                yield {**rest, **{k: remaining[0] for k in kept}}
+
+    for deviations in choices(repeated):
+        counter = iter(range(len(numbered)))
+
+        def visit(node: Tree, kept: dict[int, int] = deviations, counter: Iterator[int] = counter) -> Tree:
+            here = next(counter)
+            lone = node.colour not in repeated
+            colour = node.colour if lone or here in kept else 1000 + here
+            return Tree(colour, tuple(visit(child, kept, counter) for child in node.children))
+
+        yield visit(tree)
+
+
+def text(total: TreeSum, *, deviations: bool = False, scalar: bool = False) -> str:
+    """A combination of trees as one line of text; `deviations` where it is in centred moments, `scalar` for free trees."""
+    return _sum(total, _Style(deviations, scalar, latex=False))
+
+
+def latex(total: TreeSum, *, deviations: bool = False, scalar: bool = False) -> str:
+    """A combination of trees as LaTeX."""
+    return _sum(total, _Style(deviations, scalar, latex=True))
+
+
+class _Style:
+    def __init__(self, deviations: bool, scalar: bool, latex: bool):
+        self.deviations, self.scalar, self.latex = deviations, scalar, latex
+
+    def coefficient(self, value: sp.Expr) -> str:
+        printed = str(sp.latex(value)) if self.latex else str(value).replace("**", "^")
+        return re.sub(r"- ?((?:\d+[* ])?m) \+ n", r"n - \1", printed)  # sympy puts m first whatever its sign
+
+
+def _sum(total: TreeSum, style: _Style) -> str:
+    if not total:
+        return "0"
+    pieces = []
+    for tree, coefficient in sorted(total.items(), key=lambda item: _reading_order(item[0])):
+        negative, size = _oriented(coefficient)
+        product = _with_factor(size, _tree(tree, style), style)
+        pieces.append(("- " if negative else "+ ") + product)
+    line = " ".join(pieces)
+    return line[2:] if line.startswith("+ ") else line.replace("- ", "-", 1)
+
+
+def _reading_order(tree: Tree) -> tuple[int, int, Tree]:
+    """Small trees first, and among these products of means before moments."""
+    sizes = block_sizes(tree)
+    return sum(sizes.values()), -len(sizes), tree
+
+
+def _oriented(coefficient: sp.Expr) -> tuple[bool, sp.Expr]:
+    """The sign and the size of a coefficient, every factor written so that it is positive where 1 < m < n (`n - m`, not `m - n`)."""
+    negative, size = False, sp.Integer(1)
+    for factor in sp.Mul.make_args(coefficient):
+        base, power = factor.as_base_exp()
+        if base.subs(_TYPICAL).is_negative and power.is_odd:
+            negative, factor = not negative, (-base) ** power
+        size *= factor
+    return negative, size
+
+
+def _with_factor(size: sp.Expr, body: str, style: _Style) -> str:
+    if size == 1:
+        return body
+    factor = style.coefficient(size)
+    if not style.latex and (size.is_Add or "/" in factor or " " in factor):
+        factor = f"({factor})"
+    return f"{factor} {body}"
+
+
+def _tree(tree: Tree, style: _Style) -> str:
+    if style.scalar:
+        tree = _from_centre(tree)
+    sizes = block_sizes(tree)
+    repeated = [colour for colour in dict.fromkeys(n.colour for n in tree.nodes()) if sizes[colour] > 1 and colour != MARK]
+    marked = MARK in sizes
+    letters = dict(zip(repeated, _LETTERS[1:] if marked else _LETTERS, strict=False))
+    if marked:
+        letters[MARK] = "i"
+    deviating = set(repeated) if style.deviations else set()
+    body = (_scalar if style.scalar else _vector)(tree, _namer(letters, deviating, style.latex), style.latex)
+    if repeated:
+        averaged = "".join(letters[c] for c in repeated)
+        return rf"\langle {body} \rangle_{{{averaged}}}" if style.latex else f"mean_{averaged}({body})"
+    return body
+
+
+Namer = Callable[[Tree, int], str]
+
+
+def _namer(letters: dict[int, str], deviating: set[int], latex: bool) -> Namer:
+    """The symbol of a node: its derivative's letter with a bar (mean), a tilde (deviation) or an index (a sample)."""
+
+    def name(node: Tree, order: int) -> str:
+        plain = {0: "f", 1: "g", 2: "H", 3: "T"}.get(order)
+        letter = plain or (rf"D^{{{order}}}f" if latex else f"D{order}")
+        if node.colour not in letters:
+            if order == 0:
+                return letter
+            return (rf"\bar {letter}" if plain else rf"\overline{{{letter}}}") if latex else f"{letter}bar"
+        index = letters[node.colour]
+        if node.colour in deviating:
+            return rf"\tilde {letter}_{index}" if latex else f"{letter}~_{index}"
+        return f"{letter}_{index}"
+
+    return name
+
+
+def _vector(tree: Tree, name: Namer, latex: bool) -> str:
+    symbol = name(tree, len(tree.children) + 1)
+    inner = [_vector(child, name, latex) for child in tree.children]
+    if not inner:
+        return symbol
+    if len(inner) == 1:
+        return f"{symbol} {inner[0]}"
+    return f"{symbol}[{', '.join(inner)}]"
+
+
+def _scalar(tree: Tree, name: Namer, latex: bool) -> str:
+    inner = [_vector(child, name, latex) for child in tree.children]
+    dot = r" \cdot " if latex else " . "
+    if len(inner) == 0:
+        return name(tree, 0)
+    if len(inner) == 1:
+        own = name(tree, 1)
+        if own == inner[0]:
+            return rf"|{own}|^2"
+        return f"{own}{dot}{inner[0]}"
+    symbol = name(tree, len(inner))
+    if len(inner) == 2:
+        return f"{inner[0]}{dot}{symbol} {inner[1]}"
+    return f"{symbol}[{', '.join(inner)}]"
+
+
+def _from_centre(tree: Tree) -> Tree:
+    """The same free tree hung from a node in its middle, where it reads best."""
+    def depth(node: Tree) -> int:
+        return 1 + max((depth(child) for child in node.children), default=0)
+
+    return min(reroot(tree), key=lambda rooted: (depth(rooted), -len(rooted.children), rooted))

@@ -1,0 +1,37 @@
+"""The SAM variants, declared as data: one file per family, each with a tuple ``VARIANTS``.
+
+A new variant is one new file in this folder; every file is found by itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from sdesam._names import unknown
+from sdesam.variants._base import Variant
+
+__all__ = ["VARIANTS", "Variant", "variant"]
+
+VARIANTS: dict[str, Variant] = {
+    declared.name: declared
+    for module in pkgutil.iter_modules(__path__)
+    if not module.name.startswith("_")
+    for declared in importlib.import_module(f"{__name__}.{module.name}").VARIANTS
+}
+
+
+def variant(name: str | Variant) -> Variant:
+    """The variant called `name`.
+
+    Raises:
+        ValueError: no such variant; the message lists the valid names and the nearest one.
+
+    >>> variant("m-usam").title
+    'm-USAM'
+    """
+    if isinstance(name, Variant):
+        return name
+    if name not in VARIANTS:
+        raise unknown("variant", name, VARIANTS)
+    return VARIANTS[name]

@@ -1,0 +1,32 @@
+"""Unnormalised SAM: the perturbation is a plain gradient, of the mini-batch, the micro-batch or the whole data set."""
+
+from sdesam.variants._base import Variant
+
+_SOURCE = "Andriushchenko & Flammarion 2022; Luo et al., arXiv 2509.18001, section 3"
+
+VARIANTS = (
+    Variant(
+        name="usam",
+        title="USAM",
+        perturbation="micro-batch",
+        micro=False,
+        summary="unnormalised SAM, u = grad f_gamma of the mini-batch",
+        source=_SOURCE,
+    ),
+    Variant(
+        name="m-usam",
+        title="m-USAM",
+        perturbation="micro-batch",
+        micro=True,
+        summary="unnormalised SAM, u = grad f_I of each micro-batch of size m",
+        source=_SOURCE,
+    ),
+    Variant(
+        name="n-usam",
+        title="n-USAM",
+        perturbation="data set",
+        micro=False,
+        summary="unnormalised SAM, u = grad f of the whole data set",
+        source=_SOURCE,
+    ),
+)
