@@ -18,7 +18,7 @@ from sdesam.variants import VARIANTS, Variant
 
 if TYPE_CHECKING:
     from sdesam import problems
-    from sdesam.compare import Comparison, compare
+    from sdesam.comparison import Comparison, compare
     from sdesam.discrete import Chain, train
     from sdesam.engine import Divergence, Result
     from sdesam.problems import FiniteSum
@@ -52,8 +52,8 @@ _WITH_JAX = {
     "Divergence": "sdesam.engine",
     "Result": "sdesam.engine",
     "FiniteSum": "sdesam.problems",
-    "Comparison": "sdesam.compare",
-    "compare": "sdesam.compare",
+    "Comparison": "sdesam.comparison",
+    "compare": "sdesam.comparison",
 }
 
 

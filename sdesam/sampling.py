@@ -48,9 +48,7 @@ class Sampling:
     def check_population(self, n: int) -> None:
         """Refuse a mini-batch that cannot be drawn from `n` samples."""
         if not self.replace and self.batch > n:
-            raise ValueError(
-                f"batch={self.batch} exceeds the {n} samples: without replacement choose batch <= {n}, or use replace=True"
-            )
+            raise ValueError(f"batch={self.batch} exceeds the {n} samples: without replacement choose batch <= {n}, or use replace=True")
 
     def covariance_factor(self, n: int) -> Fraction:
         """`c_b`: the covariance of a mini-batch mean in units of that of one sample.

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 
 from sdesam.discrete.kernel import Numbers, StepKernel
 from sdesam.engine import Keep, Plan, Result, check_key, run, time_grid
@@ -93,7 +94,7 @@ def train(
     key: jax.Array,
     runs: int,
     steps: int,
-    times: Sequence[float] | None = None,
+    times: Sequence[float] | np.ndarray | None = None,
     observe: Sequence[str] = (),
     *,
     keep: Keep = "statistics",
@@ -138,7 +139,8 @@ def train(
         data=problem.data,
         steps=count,
         step_time=chain.lr,
-        bytes_per_path=4 * 4 * problem.dim * max(chain.sampling.batch // chain.sampling.m, problem.chunk),
+        step_bytes=problem.vector_bytes * (4 + 4 * chain.sampling.batch // chain.sampling.m),
+        observe_bytes=problem.vector_bytes * 4 * problem.chunk,
         config={**chain.config, "steps": count},
     )
     return run(

@@ -7,6 +7,7 @@ choice of observation times do not change it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -50,7 +51,8 @@ class Plan:
         data: the observer's data.
         steps: the number of steps.
         step_time: the SDE time of one step.
-        bytes_per_path: working memory of one path in one step, an estimate.
+        step_bytes: working memory of one path in one step, an estimate.
+        observe_bytes: the same while it is observed.
         config: what to record.
     """
 
@@ -61,7 +63,8 @@ class Plan:
     data: Any
     steps: int
     step_time: float
-    bytes_per_path: int
+    step_bytes: int
+    observe_bytes: int
     config: dict[str, Any] = field(default_factory=dict)
 
 
@@ -85,7 +88,7 @@ def run(
     if antithetic and paths % 2:
         raise ValueError(f"{paths} paths cannot be paired: antithetic runs need an even number")
     mesh = Mesh(np.array(devices if devices is not None else jax.devices()), ("paths",))
-    size = _chunk_size(paths, chunk, mesh.size, plan.bytes_per_path, antithetic)
+    size = _chunk_size(paths, chunk, mesh.size, plan.step_bytes, antithetic)
     starts = range(0, paths, size)
     statistics: dict[str, _Moments] = {}
     gathered: list[_Chunk] = []
@@ -129,7 +132,8 @@ def check_key(key: Any) -> jax.Array:
     if isinstance(key, jax.Array) and key.shape == () and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
     if isinstance(key, (jax.Array, np.ndarray)) and key.shape == (2,) and key.dtype == np.uint32:
-        return jax.random.wrap_key_data(jnp.asarray(key))
+        typed: jax.Array = jax.random.wrap_key_data(jnp.asarray(key))
+        return typed
     what = f"an array of shape {list(key.shape)}" if hasattr(key, "shape") else repr(key)
     raise TypeError(f"key must be one jax random key, such as jax.random.key(0), not {what}")
 
@@ -146,7 +150,7 @@ def steps_of(time: float, step_time: float, what: str, unit: str) -> int:
     return steps
 
 
-def time_grid(times: Sequence[float] | None, steps: int, step_time: float, unit: str) -> np.ndarray:
+def time_grid(times: Sequence[float] | np.ndarray | None, steps: int, step_time: float, unit: str) -> np.ndarray:
     """The steps at which to observe: those of `times`, or about ten even ones with both ends."""
     if times is None:
         return np.unique(np.linspace(0, steps, 11).round().astype(int))
@@ -187,7 +191,7 @@ def _run_chunk(
     for step in grid:
         x, diverged = _advance(plan.stepper, mesh, antithetic, plan.params, key, ids, x, diverged, at, int(step))
         at = int(step)
-        for name, value in _observe(plan.observer, mesh, plan.data, x).items():
+        for name, value in _observe(plan.observer, mesh, max(1, _CHUNK_BYTES // plan.observe_bytes), plan.data, x).items():
             values.setdefault(name, []).append(np.asarray(value))
         if keep == "trajectories":
             states.append(jax.tree.map(np.asarray, x))
@@ -246,22 +250,28 @@ def _advance(
     return result
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _observe(
-    observer: Callable[[Any, PyTree], dict[str, jax.Array]], mesh: Mesh, data: Any, x: PyTree
+    observer: Callable[[Any, PyTree], dict[str, jax.Array]], mesh: Mesh, together: int, data: Any, x: PyTree
 ) -> dict[str, jax.Array]:
-    many = jax.vmap(observer, in_axes=(None, 0))
+    """The observables of every path, `together` paths at a time on each device."""
+
+    def many(data: Any, x: PyTree) -> dict[str, jax.Array]:
+        values: dict[str, jax.Array] = jax.lax.map(partial(observer, data), x, batch_size=together)
+        return values
+
     mapped = jax.shard_map(many, mesh=mesh, in_specs=(P(), P("paths")), out_specs=P("paths"), check_vma=False)
     values: dict[str, jax.Array] = mapped(data, x)
     return values
 
 
-def _chunk_size(paths: int, chunk: int | None, devices: int, bytes_per_path: int, antithetic: bool) -> int:
+def _chunk_size(paths: int, chunk: int | None, devices: int, step_bytes: int, antithetic: bool) -> int:
     """Paths per chunk: a multiple of the devices, of even size over as few chunks as the memory allows."""
     unit = devices * (2 if antithetic and devices % 2 else 1)
-    most = whole("chunk", chunk) if chunk is not None else max(1, _CHUNK_BYTES // bytes_per_path) * devices
-    chunks = -(-paths // max(most, 1))
-    return -(-(-(-paths // chunks)) // unit) * unit
+    most = whole("chunk", chunk) if chunk is not None else max(1, _CHUNK_BYTES // step_bytes) * devices
+    chunks = math.ceil(paths / most)
+    even = math.ceil(paths / chunks)
+    return math.ceil(even / unit) * unit
 
 
 @dataclass

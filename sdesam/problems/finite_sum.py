@@ -22,8 +22,8 @@ from sdesam.sampling import whole
 PyTree = Any
 SampleLoss = Callable[[Any, Any], Any]
 
-_CHUNK_NUMBERS = 2**21
-"""Numbers (samples times parameters) that one chunk of per-sample vectors may hold: 8 MB in float32."""
+_CHUNK_NUMBERS = 2**20
+"""Numbers (samples times parameters) that one chunk of per-sample vectors may hold: 4 MB in float32."""
 
 
 class FiniteSum:
@@ -36,7 +36,7 @@ class FiniteSum:
         period: for problems on a torus, the period of every coordinate.
         observables: more named functions `params -> scalar` beside `loss`, `grad_norm2` and `trace_cov`.
         name: for messages and stored results.
-        chunk: samples per chunk of per-sample work; by default as many as keep it near 8 MB.
+        chunk: samples per chunk of per-sample work; by default as many as keep a vector of each near 4 MB.
 
     Raises:
         TypeError: integer parameters.
@@ -74,9 +74,15 @@ class FiniteSum:
             raise ValueError(f"observable {clash[0]!r} is built in: choose another name")
         self._check_loss()
 
+    @property
+    def vector_bytes(self) -> int:
+        """Memory of one vector with the structure of `x0`."""
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.x0))
+
     def loss(self, x: PyTree) -> jax.Array:
         """`f(x)`, the mean loss."""
-        return self._value("loss", x)
+        value: jax.Array = self._value("loss", x)
+        return value
 
     def grad(self, x: PyTree) -> PyTree:
         """`gbar`, the gradient of the mean loss; structure of `x`."""
@@ -84,11 +90,13 @@ class FiniteSum:
 
     def grad_norm2(self, x: PyTree) -> jax.Array:
         """`|gbar|^2`."""
-        return self._value("grad_norm2", x)
+        value: jax.Array = self._value("grad_norm2", x)
+        return value
 
     def trace_cov(self, x: PyTree) -> jax.Array:
         """`tr V = (1/n) sum_i |g_i - gbar|^2`, the trace of the covariance of the gradient of one sample."""
-        return self._value("trace_cov", x)
+        value: jax.Array = self._value("trace_cov", x)
+        return value
 
     def observer(self, names: Iterable[str]) -> Observer:
         """The named observables as one function of `(data, x)`.
@@ -104,7 +112,7 @@ class FiniteSum:
         extra = tuple((name, self.observables[name]) for name in names if name not in BUILT_IN)
         return Observer(self.sample_loss, self.chunk, built_in, extra)
 
-    def _value(self, name: str, x: PyTree) -> jax.Array:
+    def _value(self, name: str, x: PyTree) -> Any:
         return _observe(self.observer([name]), self.data, self.check_params(x))[name]
 
     @property
@@ -118,12 +126,8 @@ class FiniteSum:
 
     def check_params(self, x: PyTree) -> PyTree:
         """`x` as arrays, or a sentence saying that its structure is not that of `x0`."""
-        if jax.tree.structure(x) != jax.tree.structure(self.x0) or any(
-            jnp.shape(a) != b.shape for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(self.x0), strict=True)
-        ):
-            raise ValueError(
-                f"the parameters have structure {describe(x)}, but those of problem {self.name!r} have {describe(self.x0)}"
-            )
+        if jax.tree.map(jnp.shape, x) != jax.tree.map(jnp.shape, self.x0):
+            raise ValueError(f"the parameters have structure {describe(x)}, but those of problem {self.name!r} have {describe(self.x0)}")
         return x
 
     def _check_loss(self) -> None:
@@ -202,7 +206,7 @@ def trace_cov(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> j
     return total / _samples(data)
 
 
-BUILT_IN = {"loss": mean_loss, "grad_norm2": grad_norm2, "trace_cov": trace_cov}
+BUILT_IN: dict[str, Callable[..., jax.Array]] = {"loss": mean_loss, "grad_norm2": grad_norm2, "trace_cov": trace_cov}
 
 
 def _sum_loss(sample_loss: SampleLoss, x: PyTree, part: PyTree) -> jax.Array:
@@ -211,7 +215,7 @@ def _sum_loss(sample_loss: SampleLoss, x: PyTree, part: PyTree) -> jax.Array:
 
 def squared_norm(tree: PyTree) -> jax.Array:
     """`|v|^2` of a pytree."""
-    return sum(jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(tree))
+    return jnp.sum(jnp.stack([jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(tree)]))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sdesam.problems import fold_samples
 from sdesam.symbolic import MARK, Tree
@@ -36,7 +37,7 @@ _MEAN = 10**6
 
 def combine(
     trees: tuple[Tree, ...],
-    coefficients: jax.Array,
+    coefficients: jax.Array | np.ndarray,
     sample_loss: Callable[[Any, Any], jax.Array],
     chunk: int,
     data: PyTree,
@@ -65,7 +66,7 @@ def combine(
     if mark is not None:
         weights[MARK] = mark.astype(dtype)
     evaluator = _Evaluator(sample_loss, chunk, data, x, weights)
-    pairs = [(coefficients[k].astype(dtype), tree) for k, tree in enumerate(trees)]
+    pairs: Combination = [(jnp.asarray(coefficients[k], dtype), tree) for k, tree in enumerate(trees)]
     return evaluator.vector(_sample_probes(evaluator, pairs, key) if key is not None else pairs)
 
 
@@ -174,7 +175,9 @@ class _Evaluator:
             def weighted(y: PyTree) -> jax.Array:
                 def one(sample: PyTree, weight: dict[Any, jax.Array]) -> jax.Array:
                     loss = partial(_loss_of, self.sample_loss, sample)
-                    return sum(weight[which] * scalar(loss, y) for which, scalar in scalars.items())
+                    terms = [weight[which] * scalar(loss, y) for which, scalar in scalars.items()]
+                    total: jax.Array = reduce(jnp.add, terms)
+                    return total
 
                 return jnp.sum(jax.vmap(one)(samples, weights))
 

@@ -128,10 +128,21 @@ class SDE:
         self._set(kernel, (), shape, start, None, {"sde": "written by hand"})
 
     def _set(
-        self, kernel: Kernel, params: Any, noise_shape: tuple[int, ...], x0: PyTree, problem: FiniteSum | None, config: dict[str, Any]
+        self,
+        kernel: Kernel,
+        params: Any,
+        noise_shape: tuple[int, ...],
+        x0: PyTree,
+        problem: FiniteSum | None,
+        config: dict[str, Any],
     ) -> None:
         self.kernel, self.params, self.noise_shape = kernel, params, noise_shape
         self.x0, self.problem, self.config = x0, problem, config
+
+    @property
+    def vector_bytes(self) -> int:
+        """Memory of one vector with the structure of `x0`."""
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.x0))
 
     def drift(self, x: PyTree) -> PyTree:
         """`B(x)`, the exact expectation; structure of `x`."""
@@ -156,7 +167,8 @@ class SDE:
 
         For a derived SDE it is `eta c_b Cov_i h(i)`, the square of `h`, not truncated in `rho`.
         """
-        return _covariance(self.kernel, self.noise_shape, self.params, self._check(x))
+        matrix: jax.Array = _covariance(self.kernel, self.noise_shape, self.params, self._check(x))
+        return matrix
 
     def _check(self, x: PyTree) -> PyTree:
         return self.problem.check_params(x) if self.problem is not None else x
@@ -222,9 +234,7 @@ def bind(
     return sde
 
 
-def _coefficients(
-    parts: tuple[Part, ...], lr: float, rho: float, sampling: Sampling, n: int
-) -> tuple[tuple[Tree, ...], np.ndarray]:
+def _coefficients(parts: tuple[Part, ...], lr: float, rho: float, sampling: Sampling, n: int) -> tuple[tuple[Tree, ...], np.ndarray]:
     """The trees of some parts, each once, and their numbers."""
     total: dict[Tree, float] = {}
     silent = not sampling.covariance_factor(n)  # the whole population in each batch: the influence h is not needed

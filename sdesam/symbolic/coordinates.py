@@ -13,9 +13,7 @@ import sympy as sp
 from sdesam.symbolic.trees import MARK, Tree, TreeSum
 
 
-def coordinates(
-    field: TreeSum, losses: Sequence[sp.Expr], variables: Sequence[sp.Symbol], sample: int | None = None
-) -> list[sp.Expr]:
+def coordinates(field: TreeSum, losses: Sequence[sp.Expr], variables: Sequence[sp.Symbol], sample: int | None = None) -> list[sp.Expr]:
     """The components of `field` for per-sample `losses` of `variables`.
 
     Args:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache
 from math import factorial
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,8 @@ class Part:
     @property
     def total(self) -> TreeSum:
         """The part with its powers of `eta` and `rho`, as it stands in the equation."""
-        return self.trees * (eta**self.i * rho**self.j)
+        total: TreeSum = self.trees * (eta**self.i * rho**self.j)
+        return total
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -108,10 +109,7 @@ class ModifiedEquation:
 
         drift = [part for part in self.drift_parts if keep(part)]
         if term.endswith(" variance"):
-            drift = [
-                replace(part, trees=part.trees - _variance(part.trees)) if f"{part.name} variance" == term else part
-                for part in drift
-            ]
+            drift = [replace(part, trees=part.trees - _variance(part.trees)) if f"{part.name} variance" == term else part for part in drift]
         noise = tuple(part for part in self.noise_parts if keep(part))
         return replace(self, drift_parts=tuple(drift), noise_parts=noise, removed=(*self.removed, term))
 
@@ -168,8 +166,9 @@ class ModifiedEquation:
         """The equation for a person to read, in plain text."""
         sampling = "with replacement" if self.replace else "without replacement"
         factor = "1/b" if self.replace else "(n-b)/(b (n-1))"
+        alpha, beta = self.order
         lines = [
-            f"{self.variant.title}, batches {sampling}, order (alpha, beta) = {self.order}: weak error O(eta^{self.order[0]} + rho^{self.order[1]})",
+            f"{self.variant.title}, batches {sampling}, order (alpha, beta) = {self.order}: weak error O(eta^{alpha} + rho^{beta})",
             *(f"left out: {term}" for term in self.removed),
             "",
             "dX = B(X) dt + sqrt(eta) S(X) dW,   time t = k eta",
@@ -177,19 +176,20 @@ class ModifiedEquation:
             "B =",
         ]
         width = max((len(part.name) for part in (*self.drift_parts, *self.noise_parts)), default=0)
-        for part in self.drift_parts:
-            body = printing.text(printing.centred(part.total), deviations=True)
-            lines.append(f"    {part.name:<{width}}   {body}")
+
+        def row(part: Part, body: str) -> str:
+            return printing.wrap(f"    {part.name:<{width}}   ", body)
+
+        lines += [row(part, printing.text(printing.centred(part.total), deviations=True)) for part in self.drift_parts]
         lines += ["", f"S S^T = c_b Cov_i h(i),   c_b = {factor},   h(i) =" if self.noise_parts else "S = 0"]
-        for part in self.noise_parts:
-            lines.append(f"    {part.name:<{width}}   {printing.text(part.total)}")
+        lines += [row(part, printing.text(part.total)) for part in self.noise_parts]
         if self.order[0] == 1 and self.noise_parts:
             lines.append("    (customary: at alpha = 1 no weak error can see the noise)")
-        lines += ["", f"modified loss U, B = -grad U:   {self.describe_potential()}"]
+        lines += ["", printing.wrap("modified loss U, B = -grad U:   ", self.describe_potential())]
         if self.potential() is None:
             gradients = [part for part in self.drift_parts if not isinstance(find_potential(-part.total), Obstruction)]
             rest = replace(self, drift_parts=tuple(gradients))
-            lines.append(f"    the other parts have U =   {rest.describe_potential()}")
+            lines.append(printing.wrap("    the other parts have U =   ", rest.describe_potential()))
         lines += [
             "",
             "g, H, T: first, second, third derivative of a per-sample loss; bar: mean over the data set; tilde: deviation from it;",
@@ -201,8 +201,7 @@ class ModifiedEquation:
         """The equation as a LaTeX `align*` environment."""
         factor = r"\frac1b" if self.replace else r"\frac{n-b}{b(n-1)}"
         rows = [
-            printing.latex(printing.centred(part.total), deviations=True) + rf" && \text{{{_math(part.name)}}}"
-            for part in self.drift_parts
+            printing.latex(printing.centred(part.total), deviations=True) + rf" && \text{{{_math(part.name)}}}" for part in self.drift_parts
         ]
         drift = "B &= " + " \\\\\n  &\\quad ".join(_signed(row, first=not k) for k, row in enumerate(rows))
         lines = [r"\mathrm{d}X &= B(X)\,\mathrm{d}t + \sqrt{\eta}\,S(X)\,\mathrm{d}W", drift]
@@ -296,7 +295,7 @@ def check_order(order: tuple[int, int]) -> tuple[int, int]:
     return alpha, beta
 
 
-@lru_cache(maxsize=None)
+@cache
 def _derive(variant: Variant, alpha: int, beta: int, with_replacement: bool) -> ModifiedEquation:
     size = micro if variant.micro else batch
 
@@ -340,7 +339,7 @@ def _variance(trees: TreeSum) -> TreeSum:
     return trees - trees.independent()
 
 
-@lru_cache(maxsize=None)
+@cache
 def evaluate(coefficient: sp.Expr, b: int, m: int, n: int) -> Fraction:
     """A coefficient at concrete sizes, exactly.
 

@@ -72,9 +72,7 @@ def projection(skeleton: Skeleton, size: sp.Expr, replace: bool) -> TreeSum:
     return TreeSum(terms)
 
 
-def _plain_means(
-    positions: list[list[int]], anchor: list[int] | None, replace: bool
-) -> Iterator[tuple[list[int], list[list[int]], Any]]:
+def _plain_means(positions: list[list[int]], anchor: list[int] | None, replace: bool) -> Iterator[tuple[list[int], list[list[int]], Any]]:
     """A mean over samples at distinct positions as a sum of products of plain means: `(marked nodes, blocks, weight)`.
 
     `anchor` holds the nodes at one more position, whose sample is given (the marked one); None where no sample is given. Without

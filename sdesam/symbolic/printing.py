@@ -40,7 +40,7 @@ def _split(tree: Tree) -> Iterator[Tree]:
         kept_sets = chain([()], *(combinations(places, size) for size in range(2, len(places) + 1)))
         for kept in kept_sets:
             for rest in choices(remaining[1:]):
-                yield {**rest, **{k: remaining[0] for k in kept}}
+                yield {**rest, **dict.fromkeys(kept, remaining[0])}
 
     for deviations in choices(repeated):
         counter = iter(range(len(numbered)))
@@ -62,6 +62,16 @@ def text(total: TreeSum, *, deviations: bool = False, scalar: bool = False) -> s
 def latex(total: TreeSum, *, deviations: bool = False, scalar: bool = False) -> str:
     """A combination of trees as LaTeX."""
     return _sum(total, _Style(deviations, scalar, latex=True))
+
+
+def wrap(head: str, body: str, width: int = 110) -> str:
+    """`head` and `body`, broken between terms where the line grows long."""
+    lines = [head]
+    for piece in re.split(r" (?=[+-] |would |the gradient )", body):
+        if len(lines[-1]) + len(piece) > width and lines[-1].strip():
+            lines.append(" " * len(head))
+        lines[-1] += piece + " "
+    return "\n".join(line.rstrip() for line in lines)
 
 
 class _Style:
@@ -177,6 +187,7 @@ def _scalar(tree: Tree, name: Namer, latex: bool) -> str:
 
 def _from_centre(tree: Tree) -> Tree:
     """The same free tree hung from a node in its middle, where it reads best."""
+
     def depth(node: Tree) -> int:
         return 1 + max((depth(child) for child in node.children), default=0)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import lru_cache
+from functools import cache
 from itertools import permutations
 from typing import Any, NamedTuple
 
@@ -49,7 +49,7 @@ def relabel(tree: Tree, colours: Callable[[int], int]) -> Tree:
     return Tree(colours(tree.colour), children)
 
 
-@lru_cache(maxsize=None)
+@cache
 def canonical(tree: Tree) -> Tree:
     """The representative of `tree` up to the order of children and the names of unmarked colours."""
     old = sorted({node.colour for node in tree.nodes()} - {MARK})
@@ -163,9 +163,7 @@ class TreeSum(Mapping[Tree, sp.Expr]):
 
 def directional_derivative(field: TreeSum, direction: TreeSum) -> TreeSum:
     """`(D field) direction`, by grafting."""
-    return TreeSum(
-        [(grown, a * c) for tree, a in field.items() for branch, c in direction.items() for grown in graft(tree, branch)]
-    )
+    return TreeSum([(grown, a * c) for tree, a in field.items() for branch, c in direction.items() for grown in graft(tree, branch)])
 
 
 def block_sizes(tree: Tree) -> Counter[int]:

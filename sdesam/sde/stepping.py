@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sdesam._names import unknown
 from sdesam.engine import Keep, Plan, Result, run, steps_of, time_grid
@@ -69,7 +70,7 @@ class Heun:
         return jax.tree.map(lambda x, b, c, s: x + 0.5 * params.dt * (b + c) + s, x, drift, drift_ahead, noise)
 
 
-METHODS = {"euler": Euler, "heun": Heun}
+METHODS: dict[str, type[Euler] | type[Heun]] = {"euler": Euler, "heun": Heun}
 
 
 def simulate(
@@ -79,7 +80,7 @@ def simulate(
     horizon: float,
     dt: float,
     method: str = "euler",
-    times: Sequence[float] | None = None,
+    times: Sequence[float] | np.ndarray | None = None,
     observe: Sequence[str] | Mapping[str, Callable[[PyTree], Any]] = (),
     *,
     keep: Keep = "statistics",
@@ -125,6 +126,7 @@ def simulate(
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     observer, data = _observer(sde, observe)
+    samples = sde.problem.chunk if sde.problem is not None else 1
     plan = Plan(
         stepper=METHODS[method](sde.kernel, sde.noise_shape),
         params=_StepNumbers(sde.params, dt),
@@ -133,7 +135,9 @@ def simulate(
         data=data,
         steps=steps,
         step_time=dt,
-        bytes_per_path=_working_memory(sde),
+        # about eight vectors per sample of a chunk in a step, four while observing
+        step_bytes=8 * sde.vector_bytes * samples,
+        observe_bytes=4 * sde.vector_bytes * samples,
         config={**sde.config, "method": method, "dt": dt, "horizon": steps * dt},
     )
     return run(
@@ -167,10 +171,3 @@ def _observer(sde: SDE, observe: Any) -> tuple[Observer, Any]:
             raise ValueError("this SDE has no problem whose observables have names: give observe={name: function of x}")
         return Observer(None, 0, (), ()), ()
     return sde.problem.observer(observe), sde.problem.data
-
-
-def _working_memory(sde: SDE) -> int:
-    """Bytes that one path needs in a step: about eight vectors per sample of a chunk."""
-    size = sum(leaf.size for leaf in jax.tree.leaves(sde.x0))
-    samples = sde.problem.chunk if sde.problem is not None else 1
-    return 4 * 8 * size * samples

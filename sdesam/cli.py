@@ -1,0 +1,413 @@
+"""The command line: `sdesam derive`, `simulate`, `train`, `compare`.
+
+Exit status: 0 as recorded or confirmed, 1 refuted or inconclusive, 2 bad usage (one sentence, nothing written), 3 could not finish.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from sdesam import __version__
+from sdesam.symbolic import derive as derive_equation
+from sdesam.symbolic.equation import ModifiedEquation
+
+if TYPE_CHECKING:
+    from sdesam.engine import Result
+    from sdesam.problems import FiniteSum
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+OBSERVABLES = "loss,grad_norm2,trace_cov"
+
+
+class _Numbers(click.ParamType[Any]):
+    """Whole numbers with commas between, such as `16,4,1`."""
+
+    name = "N,N,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no list of whole numbers such as 16,4,1", param, ctx)
+
+
+class _Words(click.ParamType[Any]):
+    """Names with commas between."""
+
+    name = "NAME,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        return value if isinstance(value, tuple) else tuple(part.strip() for part in str(value).split(",") if part.strip())
+
+
+class _Setting(click.ParamType[Any]):
+    """`KEY=VALUE` with a number or a word."""
+
+    name = "KEY=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = str(value).partition("=")
+        if not (key and equals):
+            self.fail(f"{value!r} is not of the form KEY=VALUE", param, ctx)
+        try:
+            return key, json.loads(text)
+        except json.JSONDecodeError:
+            return key, text
+
+
+def _options(*many: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(many):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_variant = click.argument("variant", metavar="VARIANT")
+_order = click.option("--order", type=_Numbers(), default="2,3", show_default=True, help="(alpha, beta): weak error eta^alpha + rho^beta.")
+_replace = click.option("--replace/--no-replace", default=True, show_default=True, help="Draw mini-batches with replacement.")
+_term = click.option("--without", "removed", multiple=True, metavar="TERM", help="Leave a named term out; may be repeated.")
+_json = click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False), help="Also write JSON to this file ('-': standard output only)."
+)
+_setting = _options(
+    click.option("--problem", "problem_name", default="digits", show_default=True, help="A ready-made problem, or module:function."),
+    click.option("--problem-arg", "problem_args", type=_Setting(), multiple=True, help="An argument of the problem, such as width=64."),
+    click.option("--lr", type=float, default=0.1, show_default=True, help="Learning rate eta."),
+    click.option("--rho", type=float, default=None, help="Perturbation radius; needed unless the variant has none."),
+    click.option("--batch", type=int, default=16, show_default=True, help="Mini-batch size b."),
+)
+_micro = click.option("--micro", type=int, default=None, help="Micro-batch size m; left out, the mini-batch.")
+_observe = click.option("--observe", type=_Words(), default=OBSERVABLES, show_default=True, help="Observables.")
+_seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random.")
+_save = click.option("--save", type=click.Path(dir_okay=False), help="Also write everything, final states included, to this .npz file.")
+_steps = click.option("--steps", type=int, default=60, show_default=True, help="Optimizer steps.")
+_method = click.option("--method", default="heun", show_default=True, help="euler or heun (small-noise Heun).")
+_dt = click.option("--dt", type=float, default=None, help="Time step; left out, lr.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
+def cli() -> None:
+    """SDE simulation and theory verification for sharpness-aware minimization."""
+
+
+@cli.command()
+@_options(_variant, _order, _replace, _term)
+@click.option("--format", "form", type=click.Choice(["text", "latex", "json"]), default="text", show_default=True)
+def derive(variant: str, order: tuple[int, ...], replace: bool, removed: tuple[str, ...], form: str) -> None:
+    """Derive the SDE of VARIANT.
+
+    \b
+    Example: sdesam derive m-usam --order 2,3 --format latex
+    """
+    with _usage_errors():
+        equation = _equation(variant, order, replace, removed)
+    if form == "text":
+        click.echo(equation.text())
+    elif form == "latex":
+        click.echo(equation.latex())
+    else:
+        config = {"variant": variant, "order": order, "replace": replace, "without": removed}
+        _emit_json("-", "sdesam.equation/1", config, equation.to_json())
+
+
+@cli.command()
+@_options(_variant, _setting, _micro, _order, _replace, _term)
+@click.option("--paths", type=int, default=64, show_default=True, help="How many paths.")
+@click.option("--horizon", type=float, default=6.0, show_default=True, help="SDE time to reach; k steps of the optimizer are k lr.")
+@_options(_dt, _method)
+@click.option("--expectation", default="sampled", show_default=True, help="exact, or sampled where exact costs O(n^2).")
+@_options(_observe, _seed, _json, _save)
+def simulate(
+    variant: str,
+    problem_name: str,
+    problem_args: tuple[tuple[str, Any], ...],
+    lr: float,
+    rho: float | None,
+    batch: int,
+    micro: int | None,
+    order: tuple[int, ...],
+    replace: bool,
+    removed: tuple[str, ...],
+    paths: int,
+    horizon: float,
+    dt: float | None,
+    method: str,
+    expectation: str,
+    observe: tuple[str, ...],
+    seed: int,
+    json_file: str | None,
+    save: str | None,
+) -> None:
+    """Simulate the SDE of VARIANT on a problem.
+
+    \b
+    Example: sdesam simulate m-usam --problem digits --rho 0.1 --micro 4 --paths 16
+    """
+    with _usage_errors():
+        equation = _equation(variant, order, replace, removed)
+        _check_files(json_file, save)
+        problem = _problem(problem_name, problem_args)
+        import jax
+
+        from sdesam.sde import simulate as run
+
+        sde = equation.bind(problem, lr, rho, batch, micro, expectation)
+        out = run(sde, jax.random.key(seed), paths, horizon, lr if dt is None else dt, method, observe=observe)
+    _report(out, json_file, save, seed)
+
+
+@cli.command()
+@_options(_variant, _setting, _micro, _replace)
+@click.option("--runs", type=int, default=64, show_default=True, help="How many runs.")
+@_options(_steps, _observe, _seed, _json, _save)
+def train(
+    variant: str,
+    problem_name: str,
+    problem_args: tuple[tuple[str, Any], ...],
+    lr: float,
+    rho: float | None,
+    batch: int,
+    micro: int | None,
+    replace: bool,
+    runs: int,
+    steps: int,
+    observe: tuple[str, ...],
+    seed: int,
+    json_file: str | None,
+    save: str | None,
+) -> None:
+    """Run VARIANT as a discrete optimizer on a problem, many times from the same start.
+
+    \b
+    Example: sdesam train m-usam --problem digits --rho 0.1 --micro 4 --runs 16
+    """
+    with _usage_errors():
+        _check_files(json_file, save)
+        _variant_or_fail(variant)
+        problem = _problem(problem_name, problem_args)
+        import jax
+
+        from sdesam.discrete import Chain
+        from sdesam.discrete import train as run
+
+        chain = Chain(variant, problem, lr, rho, batch, micro, replace)
+        out = run(chain, jax.random.key(seed), runs, steps, observe=observe)
+    _report(out, json_file, save, seed)
+
+
+@cli.command()
+@_options(_variant, _setting)
+@click.option("--micro", type=_Numbers(), default=None, help="Micro-batch sizes to compare; left out, the mini-batch.")
+@_options(_order, _replace)
+@click.option(
+    "--without",
+    "term",
+    metavar="TERM",
+    default=None,
+    help="The term to knock out.  [default: rho^1 variance, where there is one]",
+)
+@click.option("--runs", type=int, default=64, show_default=True, help="Runs of the optimizer and paths of each SDE.")
+@_options(_steps, _dt, _method, _observe)
+@click.option("--judge", "judged", default="trace_cov", show_default=True, help="The observable that the verdict is about.")
+@_seed
+@click.option("--output", default="figures", show_default=True, type=click.Path(), help="Folder for the figure and the numbers.")
+@click.option("--name", default=None, help="Name of the files.  [default: compare-VARIANT-PROBLEM]")
+@_json
+def compare(
+    variant: str,
+    problem_name: str,
+    problem_args: tuple[tuple[str, Any], ...],
+    lr: float,
+    rho: float | None,
+    batch: int,
+    micro: tuple[int, ...] | None,
+    order: tuple[int, ...],
+    replace: bool,
+    term: str | None,
+    runs: int,
+    steps: int,
+    dt: float | None,
+    method: str,
+    observe: tuple[str, ...],
+    judged: str,
+    seed: int,
+    output: str,
+    name: str | None,
+    json_file: str | None,
+) -> None:
+    """Set VARIANT beside its SDE, and beside the SDE with one term knocked out; say whether they agree.
+
+    For each micro-batch size: a table with standard errors, the share of the term's effect that the SDE explains with its 95 % interval,
+    a verdict; a figure (PDF, PNG) and the numbers (JSON) in the output folder.
+
+    \b
+    Example: sdesam compare m-usam --problem digits --rho 0.1 --micro 16,4,1
+    """
+    with _usage_errors():
+        equation = _equation(variant, order, replace, ())
+        _check_files(json_file)
+        from sdesam import store
+
+        folder = store.check_folder(output)
+        problem = _problem(problem_name, problem_args)
+        from sdesam.comparison import compare as run
+
+        quiet = json_file == "-"
+        if not quiet:
+            click.echo(equation.text() + "\n")
+        found = run(
+            variant,
+            problem,
+            lr=lr,
+            rho=rho,
+            batch=batch,
+            micro=micro or (),
+            steps=steps,
+            runs=runs,
+            order=(equation.order[0], equation.order[1]),
+            replace=replace,
+            without=term,
+            observe=observe,
+            judged=judged,
+            method=method,
+            dt=dt,
+            seed=seed,
+        )
+    from sdesam import plots
+
+    data = found.to_json()
+    stem = folder / (name or f"compare-{variant}-{problem.name}")
+    store.write_json(stem.with_suffix(".json"), data)
+    written = [stem.with_suffix(".json"), *plots.comparison(data, stem)]
+    if json_file is not None:
+        _write_or_print(json_file, data)
+    if not quiet:
+        click.echo(found.table())
+        click.echo("wrote " + ", ".join(str(path) for path in written))
+    sys.exit(0 if found.status == "confirmed" else 1)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; unexpected failures end with status 3 and one sentence."""
+    _use_all_cores()
+    try:
+        cli.main(args=arguments, prog_name="sdesam", standalone_mode=True)
+    except KeyboardInterrupt:
+        click.echo("interrupted; nothing half-written", err=True)
+        sys.exit(3)
+    except Exception as error:
+        if os.environ.get("SDESAM_TRACEBACK"):
+            raise
+        click.echo(f"could not finish: {type(error).__name__}: {error}  (SDESAM_TRACEBACK=1 shows where)", err=True)
+        sys.exit(3)
+
+
+def _use_all_cores() -> None:
+    """One jax device per core, on which paths are spread; XLA alone leaves cores idle on small problems.
+
+    This is a choice for the process, so the program makes it and the library does not. A user's own setting wins.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_force_host_platform_device_count" not in flags and "jax" not in sys.modules:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={os.cpu_count() or 1}".strip()
+
+
+@contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Bad input ends with status 2 and one sentence."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _equation(variant: str, order: tuple[int, ...], replace: bool, removed: Sequence[str]) -> ModifiedEquation:
+    equation = derive_equation(variant, order, replace)  # type: ignore[arg-type]
+    for term in removed:
+        equation = equation.without(term)
+    return equation
+
+
+def _variant_or_fail(name: str) -> None:
+    from sdesam.variants import variant
+
+    variant(name)
+
+
+def _problem(name: str, arguments: tuple[tuple[str, Any], ...]) -> FiniteSum:
+    sys.path.insert(0, os.getcwd())  # module:function may lie in the folder that one works in
+    from sdesam.problems import load
+
+    return load(name, **dict(arguments))
+
+
+def _check_files(*files: str | None) -> None:
+    from sdesam.store import check_folder
+
+    for file in files:
+        if file is not None and file != "-":
+            check_folder(Path(file).parent)
+
+
+def _report(out: Result, json_file: str | None, save: str | None, seed: int) -> None:
+    results = {
+        "time": out.time,
+        "mean": out.mean,
+        "stderr": out.stderr,
+        "diverged": {"paths": out.diverged.paths, "time": out.diverged.time, "total": out.diverged.total},
+    }
+    if save is not None:
+        out.save(save)
+    if json_file is not None:
+        _emit_json(json_file, "sdesam.run/1", {**out.config, "seed": seed}, results)
+    if json_file != "-":
+        click.echo(_series(out))
+        click.echo(str(out.diverged))
+    if out.diverged.count == out.diverged.total:
+        click.echo("could not finish: every path diverged; a smaller lr, dt or rho would help", err=True)
+        sys.exit(3)
+
+
+def _series(out: Result) -> str:
+    from sdesam.comparison import with_error
+
+    names = [name for name, mean in out.mean.items() if mean.ndim == 1]
+    lines = [f"{'time':>8} " + " ".join(f"{name:>16}" for name in names)]
+    for k, time in enumerate(out.time):
+        lines.append(f"{time:>8.4g} " + " ".join(f"{with_error(out.mean[n][k], out.stderr[n][k]):>16}" for n in names))
+    return "\n".join(lines)
+
+
+def _emit_json(file: str, schema: str, config: dict[str, Any], results: dict[str, Any]) -> None:
+    from sdesam import store
+
+    _write_or_print(file, {"schema": schema, "config": config, "provenance": store.provenance(), "results": results})
+
+
+def _write_or_print(file: str, data: dict[str, Any]) -> None:
+    from sdesam import store
+
+    if file == "-":
+        click.echo(json.dumps(store.plain(data), indent=1, allow_nan=False))
+    else:
+        store.write_json(file, data)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Pictures from stored results: they read the JSON that a command wrote, and nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdesam import store
+
+# Okabe & Ito 2008: told apart with any colour vision, and in grey with the markers
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_LABELS = {
+    "loss": r"loss $f$",
+    "grad_norm2": r"$|\nabla f|^2$",
+    "trace_cov": r"gradient variance $\mathrm{tr}\,V$",
+    "test_accuracy": "test accuracy",
+    "train_accuracy": "training accuracy",
+}
+_STYLE: Any = {
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "legend.frameon": False,
+    "lines.linewidth": 1.2,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+}
+
+
+def comparison(data: Mapping[str, Any], path: str | os.PathLike[str]) -> list[Path]:
+    """Draw a comparison (the JSON of `sdesam compare`): observables over time, the optimizer beside its SDE with and without the term.
+
+    Args:
+        data: what :meth:`sdesam.Comparison.to_json` gives.
+        path: where to write, without suffix; a PDF and a PNG are made.
+
+    Returns:
+        The files written.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    results, config = data["results"], data["config"]
+    names = list(results["rows"][0]["chain"]["mean"])
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(2.4 * len(names), 2.9), layout="constrained")
+        for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True):
+            for k, row in enumerate(results["rows"]):
+                colour, marker = _COLOURS[k % len(_COLOURS)], _MARKERS[k % len(_MARKERS)]
+                time = np.array(row["time"])
+                chain, error = (np.array(row["chain"][what][name], float) for what in ("mean", "stderr"))
+                axes.errorbar(time, chain, 2 * error, fmt=marker, color=colour, ms=3, lw=0.8, mfc="white", mew=0.8, zorder=3)
+                for which, line in (("sde", "-"), ("without", (0, (4, 2)))):
+                    mean, error = (np.array(row[which][what][name], float) for what in ("mean", "stderr"))
+                    axes.plot(time, mean, color=colour, ls=line, zorder=2)
+                    axes.fill_between(time, mean - 2 * error, mean + 2 * error, color=colour, alpha=0.2, lw=0)
+            axes.set_xlabel(r"time $t = k\eta$")
+            axes.set_ylabel(_LABELS.get(name, name))
+            axes.margins(x=0.03)
+        handles: list[Any] = [
+            Line2D([], [], color=_COLOURS[k % 6], marker=_MARKERS[k % 6], ms=3, mfc="white", ls="", label=f"$m={row['micro']}$")
+            for k, row in enumerate(results["rows"])
+        ]
+        handles += [
+            Line2D([], [], color="0.3", marker="o", ms=3, mfc="white", ls="", label="optimizer"),
+            Line2D([], [], color="0.3", label="SDE"),
+            Line2D([], [], color="0.3", ls=(0, (4, 2)), label=f"SDE without {_math(results['term'])}"),
+            Patch(color="0.3", alpha=0.2, lw=0, label=r"$\pm 2$ standard errors"),
+        ]
+        lr, b, runs = config["lr"], config["batch"], config["runs"]
+        rho = f", $\\rho={config['rho']:g}$" if config["rho"] else ""
+        figure.legend(
+            handles=handles,
+            loc="outside upper center",
+            ncols=len(handles),
+            columnspacing=1.2,
+            handletextpad=0.5,
+            title=f"{config['variant']} on {config['problem']}: $\\eta={lr:g}${rho}, $b={b}$, {runs} runs each",
+            title_fontsize=8,
+        )
+        written = []
+        for suffix in (".pdf", ".png"):
+            target = Path(path).with_suffix(suffix)
+            # without a date, an unchanged picture stays an unchanged file
+            stamp = {"CreationDate": None} if suffix == ".pdf" else {}
+            store.write_atomically(target, partial(figure.savefig, format=suffix[1:], dpi=200, metadata=stamp))
+            written.append(target)
+    return written
+
+
+def _math(term: str) -> str:
+    symbols = {"rho^1": r"$\rho^1$", "rho^2": r"$\rho^2$", "rho^3": r"$\rho^3$", "eta": r"$\eta$"}
+    return " ".join(symbols.get(word, word) for word in term.split())
