@@ -263,7 +263,7 @@ def share_explained(chain: float, sde: float, without: float, covariance: np.nda
     """
     a, b = sde - chain, without - chain
     to_a, to_b = np.array([-1.0, 1.0, 0.0]), np.array([-1.0, 0.0, 1.0])
-    var_a, var_b, cov_ab = to_a @ covariance @ to_a, to_b @ covariance @ to_b, to_a @ covariance @ to_b
+    var_a, var_b, cov_ab = (float(u @ covariance @ v) for u, v in ((to_a, to_a), (to_b, to_b), (to_a, to_b)))
     lower, upper = -inf, 1.0
     # q2 r^2 + q1 r + q0 <= 0
     q2, q1, q0 = b**2 - quantile**2 * var_b, -2 * (a * b - quantile**2 * cov_ab), a**2 - quantile**2 * var_a

@@ -40,18 +40,17 @@ def provenance() -> dict[str, Any]:
 
 
 def check_folder(folder: str | os.PathLike[str]) -> Path:
-    """`folder`, created where it is missing and proven writable, before any work starts.
+    """`folder`, once it is clear that files can be written there; nothing is created before there is something to write.
 
     Raises:
         OSError: it cannot be created or written.
     """
     path = Path(folder)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise OSError(f"the output folder {str(path)!r} cannot be written: {error.strerror or error}") from error
+    nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        raise OSError(f"the output folder {str(path)!r} cannot be written: {str(nearest)!r} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise OSError(f"the output folder {str(path)!r} cannot be written: no permission in {str(nearest)!r}")
     return path
 
 
@@ -64,6 +63,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], Any]) -> None:
     """Call `write` on a temporary file beside `path`, then rename it to `path`."""
     target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -1,6 +1,7 @@
 """The step of an optimizer in plain numpy, averaged over ALL batches: what every derived quantity is held against.
 
-Nothing here is shared with the package: losses are cubic polynomials, whose derivatives are written out, and batches are listed.
+Nothing here is shared with the package: losses are polynomials of degree 3 or 4, whose derivatives are written out, and batches are
+listed.
 """
 
 from dataclasses import dataclass
@@ -9,31 +10,40 @@ from itertools import permutations, product
 import numpy as np
 
 
+def _symmetric(tensor):
+    """A stack of tensors made symmetric in all axes but the first."""
+    axes = list(permutations(range(1, tensor.ndim)))
+    return sum(tensor.transpose(0, *p) for p in axes) / len(axes)
+
+
 @dataclass
-class Cubics:
-    """`f_i(x) = a_i . x + x^T A_i x / 2 + C_i[x, x, x] / 6` with symmetric `A_i`, `C_i`."""
+class Polynomials:
+    """`f_i(x) = a_i . x + x^T A_i x / 2 + C_i[x, x, x] / 6 + Q_i[x, x, x, x] / 24`."""
 
     a: np.ndarray
     A: np.ndarray
     C: np.ndarray
+    Q: np.ndarray
 
     @classmethod
-    def random(cls, n, d, seed):
+    def random(cls, n, d, seed, quartic=False):
         rng = np.random.default_rng(seed)
-        A = rng.normal(size=(n, d, d))
-        C = rng.normal(size=(n, d, d, d))
-        axes = [(0, 1 + p[0], 1 + p[1], 1 + p[2]) for p in permutations(range(3))]
-        return cls(rng.normal(size=(n, d)), (A + A.transpose(0, 2, 1)) / 2, sum(C.transpose(s) for s in axes) / 6)
+        a, A, C, Q = (rng.normal(size=(n, *(d,) * k)) for k in (1, 2, 3, 4))
+        return cls(a, _symmetric(A), _symmetric(C), _symmetric(Q) * quartic)
 
     @property
     def n(self):
         return len(self.a)
 
     def g(self, x):
-        return self.a + self.A @ x + 0.5 * np.einsum("njkl,k,l->nj", self.C, x, x)
+        cubic = np.einsum("njkl,k,l->nj", self.C, x, x) / 2
+        return self.a + self.A @ x + cubic + np.einsum("njklp,k,l,p->nj", self.Q, x, x, x) / 6
 
     def H(self, x):
-        return self.A + np.einsum("njkl,l->njk", self.C, x)
+        return self.A + np.einsum("njkl,l->njk", self.C, x) + np.einsum("njklp,l,p->njk", self.Q, x, x) / 2
+
+    def T(self, x):
+        return self.C + np.einsum("njklp,p->njkl", self.Q, x)
 
 
 def batches(n, b, replace):
@@ -41,43 +51,37 @@ def batches(n, b, replace):
     return list(product(range(n), repeat=b)) if replace else list(permutations(range(n), b))
 
 
-def expansion(cubics, x, perturbation, batch, m):
-    """`G_0, G_1, G_2` of one mini-batch and the derivatives of `G_0, G_1` in `x`, as the polynomial in rho that they are exactly."""
-    g, H, T = cubics.g(x), cubics.H(x), cubics.C
-    gbar, Hbar = g.mean(0), H.mean(0)
+def expansion(losses, x, perturbation, batch, m):
+    """Of one mini-batch: the step's direction `G_0 .. G_3` by power of rho, exact for quartics, and the derivatives of `G_0, G_1` in x."""
+    g, H, T = losses.g(x), losses.H(x), losses.T(x)
     parts = []
     for start in range(0, len(batch), m):
-        micro = list(batch[start : start + m])
-        gI, HI, TI = g[micro].mean(0), H[micro].mean(0), T[micro].mean(0)
-        if perturbation == "none":
-            u, Du = 0 * gI, 0 * HI
-        elif perturbation == "data set":
-            u, Du = gbar, Hbar
-        else:
-            u, Du = gI, HI
-        Tu = np.einsum("jkl,l->jk", TI, u)
+        I = list(batch[start : start + m])
+        gI, HI, TI, QI = (derivative[I].mean(0) for derivative in (g, H, T, losses.Q))
+        u, Du = {"none": (0 * gI, 0 * HI), "data set": (g.mean(0), H.mean(0)), "micro-batch": (gI, HI)}[perturbation]
+        Tu = TI @ u
         # D(H_I u) = T_I[u, .] + H_I Du
-        parts.append((gI, HI @ u, 0.5 * Tu @ u, HI, Tu + HI @ Du))
-    return [np.mean([part[k] for part in parts], axis=0) for k in range(5)]
+        parts.append((gI, HI @ u, Tu @ u / 2, QI @ u @ u @ u / 6, HI, Tu + HI @ Du))
+    return [np.mean([part[k] for part in parts], axis=0) for k in range(6)]
 
 
 @dataclass
 class Moments:
-    """The mean step by power of rho, its correction, and the covariance by power of rho."""
+    """The mean step, its correction and the covariance, each as a list by power of rho."""
 
     mean: list
     correction: list
     covariance: list
 
 
-def moments(cubics, x, perturbation, b, m, replace):
-    listed = [expansion(cubics, x, perturbation, batch, m) for batch in batches(cubics.n, b, replace)]
-    G0, G1, G2, D0, D1 = (np.array([one[k] for one in listed]) for k in range(5))
-    M0, M1, M2, DM0, DM1 = (part.mean(0) for part in (G0, G1, G2, D0, D1))
-    Z0, Z1 = G0 - M0, G1 - M1
+def moments(losses, x, perturbation, b, m, replace):
+    listed = [expansion(losses, x, perturbation, batch, m) for batch in batches(losses.n, b, replace)]
+    columns = [np.array([one[k] for one in listed]) for k in range(6)]
+    mean, (D0, D1) = [part.mean(0) for part in columns[:4]], [part.mean(0) for part in columns[4:]]
+    Z0, Z1 = columns[0] - mean[0], columns[1] - mean[1]
     cross = Z0.T @ Z1 / len(listed)
     return Moments(
-        mean=[M0, M1, M2],
-        correction=[DM0 @ M0, DM0 @ M1 + DM1 @ M0],
+        mean=mean,
+        correction=[D0 @ mean[0], D0 @ mean[1] + D1 @ mean[0]],
         covariance=[Z0.T @ Z0 / len(listed), cross + cross.T],
     )

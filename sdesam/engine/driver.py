@@ -39,6 +39,19 @@ class Stepper(Hashable, Protocol):
         ...
 
 
+class Observer(Hashable, Protocol):
+    """Named functions of the state, as one; hashable."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Their names, in the order in which to report them."""
+        ...
+
+    def __call__(self, data: Any, x: PyTree) -> dict[str, jax.Array]:
+        """Their values."""
+        ...
+
+
 @dataclass(frozen=True)
 class Plan:
     """What to run: everything about a run but its key and how it is laid out.
@@ -59,7 +72,7 @@ class Plan:
     stepper: Stepper
     params: Any
     x0: PyTree
-    observer: Callable[[Any, PyTree], dict[str, jax.Array]]
+    observer: Observer
     data: Any
     steps: int
     step_time: float
@@ -191,8 +204,9 @@ def _run_chunk(
     for step in grid:
         x, diverged = _advance(plan.stepper, mesh, antithetic, plan.params, key, ids, x, diverged, at, int(step))
         at = int(step)
-        for name, value in _observe(plan.observer, mesh, max(1, _CHUNK_BYTES // plan.observe_bytes), plan.data, x).items():
-            values.setdefault(name, []).append(np.asarray(value))
+        seen = _observe(plan.observer, mesh, max(1, _CHUNK_BYTES // plan.observe_bytes), plan.data, x)
+        for name in plan.observer.names:  # jit sorts the keys
+            values.setdefault(name, []).append(np.asarray(seen[name]))
         if keep == "trajectories":
             states.append(jax.tree.map(np.asarray, x))
         tick()
@@ -251,9 +265,7 @@ def _advance(
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _observe(
-    observer: Callable[[Any, PyTree], dict[str, jax.Array]], mesh: Mesh, together: int, data: Any, x: PyTree
-) -> dict[str, jax.Array]:
+def _observe(observer: Observer, mesh: Mesh, together: int, data: Any, x: PyTree) -> dict[str, jax.Array]:
     """The observables of every path, `together` paths at a time on each device."""
 
     def many(data: Any, x: PyTree) -> dict[str, jax.Array]:

@@ -104,13 +104,12 @@ class FiniteSum:
         Raises:
             ValueError: an unknown name; the message lists the valid ones.
         """
-        names = list(names)
+        names = tuple(dict.fromkeys(names))
         for name in names:
             if name not in BUILT_IN and name not in self.observables:
                 raise unknown("observable", name, [*BUILT_IN, *self.observables])
-        built_in = tuple(name for name in names if name in BUILT_IN)
-        extra = tuple((name, self.observables[name]) for name in names if name not in BUILT_IN)
-        return Observer(self.sample_loss, self.chunk, built_in, extra)
+        extra = tuple((name, self.observables[name]) for name in names if name in self.observables)
+        return Observer(self.sample_loss, self.chunk, names, extra)
 
     def _value(self, name: str, x: PyTree) -> Any:
         return _observe(self.observer([name]), self.data, self.check_params(x))[name]
@@ -224,13 +223,13 @@ class Observer:
 
     sample_loss: SampleLoss | None
     chunk: int
-    built_in: tuple[str, ...]
-    extra: tuple[tuple[str, Callable[[Any], Any]], ...]
+    names: tuple[str, ...]
+    extra: tuple[tuple[str, Callable[[Any], Any]], ...] = ()
 
     def __call__(self, data: PyTree, x: PyTree) -> dict[str, jax.Array]:
         """The value of every observable at `x`."""
-        values = {name: BUILT_IN[name](self.sample_loss, self.chunk, data, x) for name in self.built_in}
-        return {**values, **{name: fn(x) for name, fn in self.extra}}
+        extra = dict(self.extra)
+        return {name: extra[name](x) if name in extra else BUILT_IN[name](self.sample_loss, self.chunk, data, x) for name in self.names}
 
 
 @partial(jax.jit, static_argnums=0)

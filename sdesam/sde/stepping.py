@@ -163,11 +163,11 @@ def _noise(scheme: Euler | Heun, params: _StepNumbers, x: PyTree, key: jax.Array
 
 def _observer(sde: SDE, observe: Any) -> tuple[Observer, Any]:
     if isinstance(observe, Mapping):
-        return Observer(None, 0, (), tuple(observe.items())), ()
+        return Observer(None, 0, tuple(observe), tuple(observe.items())), ()
     if isinstance(observe, str):
         observe = [observe]
     if sde.problem is None:
         if observe:
             raise ValueError("this SDE has no problem whose observables have names: give observe={name: function of x}")
-        return Observer(None, 0, (), ()), ()
+        return Observer(None, 0, ()), ()
     return sde.problem.observer(observe), sde.problem.data

@@ -348,7 +348,7 @@ def evaluate(coefficient: sp.Expr, b: int, m: int, n: int) -> Fraction:
     """
     value = sp.cancel(coefficient.subs({batch: b, micro: m})).subs({samples: n})
     if not value.is_Rational:
-        raise ZeroDivisionError(f"{coefficient} has no value at b={b}, m={m}, n={n}")
+        raise ValueError(f"the coefficient {coefficient} has no rational value at b={b}, m={m}, n={n}")
     return Fraction(int(value.p), int(value.q))
 
 

@@ -65,12 +65,18 @@ def latex(total: TreeSum, *, deviations: bool = False, scalar: bool = False) -> 
 
 
 def wrap(head: str, body: str, width: int = 110) -> str:
-    """`head` and `body`, broken between terms where the line grows long."""
+    """`head` and `body`, broken between terms (never inside brackets) where the line grows long."""
+    pieces, depth = [""], 0
+    for word in body.split(" "):
+        if depth == 0 and word in "+-":
+            pieces.append("")
+        pieces[-1] += word + " "
+        depth += sum(word.count(c) for c in "([") - sum(word.count(c) for c in ")]")
     lines = [head]
-    for piece in re.split(r" (?=[+-] |would |the gradient )", body):
+    for piece in pieces:
         if len(lines[-1]) + len(piece) > width and lines[-1].strip():
             lines.append(" " * len(head))
-        lines[-1] += piece + " "
+        lines[-1] += piece
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -1,70 +1,117 @@
-"""Bound equations against brute force over all batches, to 1e-10 in float64."""
+"""Bound equations against brute force over all batches, to 1e-10 in float64: drift, correction, covariance, each power of rho."""
+
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hypothesis import given, settings
+import pytest
+import sympy as sp
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import sdesam
-from tests.brute_force import Cubics, moments
+from sdesam.symbolic import batch, micro
+from tests.brute_force import Polynomials, moments
 
-VARIANTS = ["sgd", "usam", "m-usam", "n-usam"]
 LR = 0.3
+CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 
 
-def cubic_loss(x, sample):
-    return sample["a"] @ x + x @ sample["A"] @ x / 2 + jnp.einsum("jkl,j,k,l", sample["C"], x, x, x) / 6
+def polynomial_loss(x, s):
+    cubic = jnp.einsum("jkl,j,k,l", s["C"], x, x, x) / 6
+    return s["a"] @ x + x @ s["A"] @ x / 2 + cubic + jnp.einsum("jklp,j,k,l,p", s["Q"], x, x, x, x) / 24
 
 
-def finite_sum(cubics, x):
-    return sdesam.FiniteSum(cubic_loss, {"a": cubics.a, "A": cubics.A, "C": cubics.C}, x)
+def powers_of_rho(values, radii):
+    """The coefficients of a polynomial in rho from its values at as many radii as it has."""
+    return np.linalg.solve(np.vander(radii, increasing=True), np.array([np.ravel(v) for v in values]))
 
 
-def powers_of_rho(value, radii):
-    """The coefficients in rho of a polynomial of degree 2, from its values at three radii."""
-    return np.linalg.solve(np.vander(radii, increasing=True), np.array([np.ravel(v) for v in value]))
+def assert_equals_enumeration(n, d, b, m, with_replacement, variant, seed, order=(2, 3), change=lambda equation: equation):
+    if variant != "m-usam":
+        m = b
+    with jax.enable_x64(True):
+        x = 0.5 * np.random.default_rng(seed).normal(size=d)
+        losses = Polynomials.random(n, d, seed, quartic=order[1] == 4)
+        problem = sdesam.FiniteSum(polynomial_loss, vars(losses), x)
+        equation = change(sdesam.derive(variant, order=order, replace=with_replacement))
+        # a drift of order (2, beta) is a polynomial of degree beta - 1 in rho, a covariance one of degree 2
+        radii = np.linspace(0, 1, max(order[1], 3))
+        drift = []
+        for lr in (LR, 2 * LR):  # a drift is affine in eta: two rates tell the correction from the rest
+            numbers = {"lr": lr, "batch": b, "micro": m if variant == "m-usam" else None, "expectation": "exact"}
+            bound = [equation.bind(problem, rho=None if variant == "sgd" else rho, **numbers) for rho in radii]
+            drift.append(powers_of_rho([sde.drift(x) for sde in bound], radii))
+        correction = drift[1] - drift[0]
+        covariance = powers_of_rho([sde.covariance(x) for sde in bound], radii)
+
+    true = moments(losses, x, sdesam.VARIANTS[variant].perturbation, b, m, with_replacement)
+    for j in range(order[1]):
+        np.testing.assert_allclose(correction[j] - drift[0][j], true.mean[j], err_msg=f"mean step, rho^{j}", **CLOSE)
+    for j in range(2):
+        np.testing.assert_allclose(correction[j], -LR / 2 * true.correction[j], err_msg=f"correction, rho^{j}", **CLOSE)
+        np.testing.assert_allclose(covariance[j], 2 * LR * true.covariance[j].ravel(), err_msg=f"covariance, rho^{j}", **CLOSE)
 
 
 @st.composite
-def settings_of_a_step(draw):
+def cases(draw):
     n = draw(st.integers(1, 5))
-    replace = draw(st.booleans())
-    b = draw(st.integers(1, 4 if replace else min(4, n)))
+    with_replacement = draw(st.booleans())
+    b = draw(st.integers(1, 4 if with_replacement else min(4, n)))
     m = draw(st.sampled_from([k for k in range(1, b + 1) if b % k == 0]))
-    return n, draw(st.sampled_from([2, 3])), b, m, replace, draw(st.sampled_from(VARIANTS)), draw(st.integers(0, 10**6))
+    variant = draw(st.sampled_from(["sgd", "usam", "m-usam", "m-usam", "n-usam"]))
+    return n, draw(st.sampled_from([2, 3])), b, m, with_replacement, variant, draw(st.integers(0, 10**6))
 
 
-def assert_equals_enumeration(n, d, b, m, replace, variant, seed, change=lambda equation: equation):
-    m = m if variant == "m-usam" else b
-    with jax.enable_x64(True):
-        rng = np.random.default_rng(seed)
-        x = 0.5 * rng.normal(size=d)
-        cubics = Cubics.random(n, d, seed)
-        problem = finite_sum(cubics, x)
-        equation = change(sdesam.derive(variant, order=(2, 3), replace=replace))
-        radii = np.array([0.0, 0.5, 1.0])
-
-        def bound(rho, what):
-            numbers = {"rho": None if variant == "sgd" else rho, "micro": m if variant == "m-usam" else None}
-            return what.bind(problem, lr=LR, batch=b, expectation="exact", **numbers)
-
-        full = [bound(rho, equation) for rho in radii]
-        rest = [bound(rho, equation.without("eta")) for rho in radii]
-        drift = powers_of_rho([sde.drift(x) for sde in rest], radii)
-        corrected = powers_of_rho([sde.drift(x) for sde in full], radii)
-        covariance = powers_of_rho([sde.covariance(x) for sde in full], radii)
-
-    true = moments(cubics, x, sdesam.VARIANTS[variant].perturbation, b, m, replace)
-    close = {"rtol": 1e-10, "atol": 1e-10}
-    for j in range(3):
-        np.testing.assert_allclose(-drift[j], true.mean[j], err_msg=f"mean step, rho^{j}", **close)
-    for j in range(2):
-        np.testing.assert_allclose(corrected[j] - drift[j], -LR / 2 * true.correction[j], err_msg=f"correction, rho^{j}", **close)
-        np.testing.assert_allclose(covariance[j], LR * true.covariance[j].ravel(), err_msg=f"covariance, rho^{j}", **close)
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(settings_of_a_step())
-def test_drift_and_covariance(case):
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(cases())
+@example((5, 3, 4, 2, False, "m-usam", 1))
+@example((5, 3, 4, 2, True, "m-usam", 1))
+@example((2, 2, 2, 1, False, "m-usam", 2))
+@example((2, 2, 2, 2, False, "m-usam", 2))
+@example((1, 2, 1, 1, False, "m-usam", 3))
+def test_cubic_losses(case):
     assert_equals_enumeration(*case)
+
+
+@pytest.mark.parametrize("with_replacement", [True, False])
+@pytest.mark.parametrize(("variant", "m"), [("m-usam", 1), ("m-usam", 2), ("usam", 4), ("n-usam", 4)])
+def test_rho_cubed_on_quartic_losses(variant, m, with_replacement):
+    assert_equals_enumeration(5, 2, 4, m, with_replacement, variant, seed=7, order=(2, 4))
+
+
+def scaled(name, factor):
+    """The equation with the coefficients of one part multiplied."""
+
+    def change(equation):
+        def parts(many):
+            return tuple(replace(p, trees=p.trees * factor) if p.name == name else p for p in many)
+
+        return replace(equation, drift_parts=parts(equation.drift_parts), noise_parts=parts(equation.noise_parts))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(scaled(name, f) for name in ("rho^0", "rho^1", "rho^2", "eta", "eta rho^1", "noise", "noise rho^1") for f in (sp.Rational(11, 10), -1)),
+        *(lambda eq, t=t: eq.without(t) for t in ("rho^1 variance", "rho^2 variance", "noise rho^1")),
+        lambda eq: eq.subs(micro, batch),
+        lambda eq: replace(eq, replace=not eq.replace),
+        lambda eq: replace(eq, noise_parts=sdesam.derive("m-usam", replace=not eq.replace).noise_parts),
+        lambda eq: replace(eq, drift_parts=sdesam.derive("m-usam", replace=not eq.replace).drift_parts),
+        lambda eq: sdesam.derive("usam", replace=eq.replace),
+        lambda eq: sdesam.derive("n-usam", replace=eq.replace),
+    ],
+)
+def test_negative_controls(change):
+    """The comparison can fail: each of these wrong equations is caught."""
+    with pytest.raises(AssertionError, match="Not equal"):
+        assert_equals_enumeration(5, 2, 4, 2, False, "m-usam", seed=11, change=lambda eq: relabelled(change(eq)))
+
+
+def relabelled(equation):
+    """A wrong equation under the name of the right one, so that it binds with the same numbers."""
+    return replace(equation, variant=sdesam.VARIANTS["m-usam"])
