@@ -20,10 +20,11 @@ from scipy import stats
 
 from sdesam import store
 from sdesam.discrete import Chain, train
-from sdesam.engine import Result
+from sdesam.engine import Result, time_grid
 from sdesam.problems import FiniteSum
 from sdesam.sampling import whole
 from sdesam.sde import simulate
+from sdesam.sde.stepping import check_stepping
 from sdesam.symbolic import ModifiedEquation, derive
 from sdesam.variants import variant as find_variant
 
@@ -199,26 +200,30 @@ def compare(
     knocked_out = equation.without(term)
     observe = list(dict.fromkeys([*observe, judged]))
     problem.observer(observe)
-    step = lr if dt is None else dt
+    steps = whole("steps", steps)
     count = whole("runs", runs, least=4)
     if count % 2:
         raise ValueError(f"runs={runs}: an even number is needed, for antithetic pairs")
     sizes: list[int | None] = [whole("micro", m) for m in micro] or [None]
     chains = [Chain(declared, problem, lr, rho, batch, m, replace) for m in sizes]
     pairs = [tuple(eq.bind(problem, lr, rho, batch, m) for eq in (equation, knocked_out)) for m in sizes]
+    horizon = steps * lr
+    step, sde_steps = check_stepping(horizon, lr if dt is None else dt, method)
+    times = time_grid(None, steps, lr, "lr") * lr
+    time_grid(times, sde_steps, step, "dt")  # the SDE must come by at the same times
     key_chain, key_sde = jax.random.split(jax.random.key(whole("seed", seed, least=0)))
     rows = []
     for chain, (full, less) in zip(chains, pairs, strict=True):
-        discrete = train(chain, key_chain, runs=count, steps=steps, observe=observe, progress=progress)
+        discrete = train(chain, key_chain, runs=count, steps=steps, times=times, observe=observe, progress=progress)
         continuous = [
             simulate(
                 sde,
                 key_sde,
                 paths=count,
-                horizon=steps * lr,
+                horizon=horizon,
                 dt=step,
                 method=method,
-                times=discrete.time,
+                times=times,
                 observe=observe,
                 keep="values",
                 antithetic=True,

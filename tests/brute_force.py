@@ -56,8 +56,8 @@ def expansion(losses, x, perturbation, batch, m):
     g, H, T = losses.g(x), losses.H(x), losses.T(x)
     parts = []
     for start in range(0, len(batch), m):
-        I = list(batch[start : start + m])
-        gI, HI, TI, QI = (derivative[I].mean(0) for derivative in (g, H, T, losses.Q))
+        members = list(batch[start : start + m])
+        gI, HI, TI, QI = (derivative[members].mean(0) for derivative in (g, H, T, losses.Q))
         u, Du = {"none": (0 * gI, 0 * HI), "data set": (g.mean(0), H.mean(0)), "micro-batch": (gI, HI)}[perturbation]
         Tu = TI @ u
         # D(H_I u) = T_I[u, .] + H_I Du

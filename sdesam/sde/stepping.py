@@ -121,10 +121,7 @@ def simulate(
     >>> bool(abs(out.mean["x"][-1] - (1 - 0.25 + 0.25**2 / 2) ** 4) < 4 * out.stderr["x"][-1])
     True
     """
-    dt, horizon = positive("dt", dt), positive("horizon", horizon)
-    steps = steps_of(horizon, dt, "horizon", "dt")
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
+    dt, steps = check_stepping(horizon, dt, method)
     observer, data = _observer(sde, observe)
     samples = sde.problem.chunk if sde.problem is not None else 1
     plan = Plan(
@@ -152,6 +149,14 @@ def simulate(
         progress=progress,
         label="SDE",
     )
+
+
+def check_stepping(horizon: float, dt: float, method: str) -> tuple[float, int]:
+    """`(dt, steps)`, or one sentence saying which number does not fit."""
+    dt, horizon = positive("dt", dt), positive("horizon", horizon)
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    return dt, steps_of(horizon, dt, "horizon", "dt")
 
 
 def _noise(scheme: Euler | Heun, params: _StepNumbers, x: PyTree, key: jax.Array, mirror: jax.Array) -> PyTree:

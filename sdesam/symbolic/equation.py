@@ -67,6 +67,11 @@ class ModifiedEquation:
     removed: tuple[str, ...] = ()
 
     @property
+    def parts(self) -> tuple[Part, ...]:
+        """Every named part, drift first."""
+        return self.drift_parts + self.noise_parts
+
+    @property
     def drift(self) -> TreeSum:
         """`B`: coloured trees with sympy coefficients, minus sign included, per unit of SDE time."""
         return sum((part.total for part in self.drift_parts), start=TreeSum())
@@ -175,7 +180,7 @@ class ModifiedEquation:
             "",
             "B =",
         ]
-        width = max((len(part.name) for part in (*self.drift_parts, *self.noise_parts)), default=0)
+        width = max((len(part.name) for part in self.parts), default=0)
 
         def row(part: Part, body: str) -> str:
             return printing.wrap(f"    {part.name:<{width}}   ", body)

@@ -1,0 +1,39 @@
+# Everything from nothing: Python >= 3.11 and make. The virtual environment is this project's own.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+READY = $(VENV)/.ready
+
+.PHONY: help demo test test-slow lint figures clean
+
+help:
+	@echo "make demo       derive, simulate and compare on handwritten digits (about a minute)"
+	@echo "make test       linters, types and the test suite (about three minutes)"
+	@echo "make test-slow  the checks that take longer"
+	@echo "make figures    make every figure under figures/ anew"
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sdesam needs Python 3.11 or newer; set PYTHON=python3.11 or similar")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/sdesam compare m-usam --problem digits --lr 0.1 --rho 0.1 --batch 16 --micro 16,4,1 --runs 64 --output figures --name demo
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+figures: demo
+	$(BIN)/python -m experiments.digits_m_usam
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,78 @@
+"""The step kernel against plain numpy, batch by batch, and its batches against their distribution."""
+
+import jax
+import numpy as np
+import pytest
+from scipy import stats
+
+import sdesam
+from tests.brute_force import Polynomials, expansion
+from tests.sde.test_enumeration import polynomial_loss
+
+
+@pytest.mark.parametrize(("variant", "m"), [("sgd", 4), ("usam", 4), ("m-usam", 4), ("m-usam", 2), ("m-usam", 1), ("n-usam", 4)])
+def test_step_of_given_batches(variant, m):
+    """A quartic loss makes the step an exact cubic in rho: it equals G_0 + rho G_1 + rho^2 G_2 + rho^3 G_3."""
+    with jax.enable_x64(True):
+        x, rho = np.array([0.3, -0.2]), 0.7
+        losses = Polynomials.random(5, 2, seed=4, quartic=True)
+        problem = sdesam.FiniteSum(polynomial_loss, vars(losses), x)
+        micro = m if variant == "m-usam" else None
+        chain = sdesam.Chain(variant, problem, lr=0.1, rho=None if variant == "sgd" else rho, batch=4, micro=micro)
+        for batch in [(0, 1, 2, 3), (4, 4, 0, 1), (3, 0, 3, 0)]:
+            parts = expansion(losses, x, sdesam.VARIANTS[variant].perturbation, batch, m)
+            expected = sum(rho**j * parts[j] for j in range(4))
+            np.testing.assert_allclose(chain.direction(x, np.array(batch).reshape(-1, m)), expected, rtol=1e-12)
+        key = jax.random.key(1)
+        moved = chain.step(x, key)
+        indices = chain.kernel.draw(key)
+        np.testing.assert_allclose(moved, x - 0.1 * chain.direction(x, indices), rtol=1e-12)
+
+
+@pytest.mark.parametrize("with_replacement", [True, False])
+def test_batches_have_their_distribution(with_replacement):
+    problem = sdesam.problems.torus(samples=5)
+    chain = sdesam.Chain("m-usam", problem, lr=0.1, rho=0.1, batch=4, micro=2, replace=with_replacement)
+    drawn = np.asarray(jax.vmap(chain.kernel.draw)(jax.random.split(jax.random.key(0), 20_000))).reshape(-1, 4)
+    distinct = np.array([len(set(row)) for row in drawn])
+    # pairs of positions: uniform over all ordered pairs that the sampling allows; false alarms 1e-6 per pair of positions
+    for a, b in [(0, 1), (0, 2), (1, 3)]:
+        counts = np.zeros((5, 5))
+        np.add.at(counts, (drawn[:, a], drawn[:, b]), 1)
+        allowed = np.ones((5, 5), bool) if with_replacement else ~np.eye(5, dtype=bool)
+        assert not counts[~allowed].any()
+        assert stats.chisquare(counts[allowed]).pvalue > 1e-6
+    assert (distinct == 4).all() == (not with_replacement)
+
+
+def test_train_follows_the_chain():
+    """The mean of many short runs against the exact mean of the chain on a quadratic (an affine map of the mean)."""
+    problem = sdesam.problems.quadratic(dim=2, samples=6, seed=1)
+    chain = sdesam.Chain("n-usam", problem, lr=0.2, rho=0.3, batch=3)
+    out = sdesam.train(chain, jax.random.key(0), runs=4000, steps=5, chunk=4000)
+    A = np.asarray(problem.data["hessian"], float)
+    Hbar, centre = A.mean(0), np.mean([a @ c for a, c in zip(A, np.asarray(problem.data["centre"], float), strict=True)], axis=0)
+    x = np.asarray(problem.x0, float)
+    for _ in range(5):
+        g = Hbar @ x - centre
+        x = x - 0.2 * (g + 0.3 * Hbar @ g)
+    error = out.final.std(axis=0) / np.sqrt(4000)
+    assert np.all(abs(out.final.mean(axis=0) - x) < 5 * error)  # 6e-7 per coordinate
+    np.testing.assert_allclose(out.time[-1], 1.0)
+
+
+def test_bad_input():
+    problem = sdesam.problems.quadratic()
+    with pytest.raises(ValueError, match="unknown variant 'sam2'"):
+        sdesam.Chain("sam2", problem, lr=0.1, batch=4)
+    with pytest.raises(ValueError, match="micro=3 does not divide batch=4"):
+        sdesam.Chain("m-usam", problem, lr=0.1, rho=0.1, batch=4, micro=3)
+    chain = sdesam.Chain("m-usam", problem, lr=0.1, rho=0.1, batch=4, micro=2)
+    with pytest.raises(ValueError, match="runs=0: it must be at least 1"):
+        sdesam.train(chain, jax.random.key(0), runs=0, steps=5)
+    with pytest.raises(ValueError, match="steps=0: it must be at least 1"):
+        sdesam.train(chain, jax.random.key(0), runs=1, steps=0)
+    with pytest.raises(TypeError, match="key must be one jax random key"):
+        sdesam.train(chain, 0, runs=1, steps=5)
+    with pytest.raises(ValueError, match=r"\(b/m, m\) = \(2, 2\)"):
+        chain.direction(problem.x0, np.zeros((1, 4), int))

@@ -1,0 +1,162 @@
+"""The driver: the same draws however a run is laid out, streamed statistics, divergence, results on disk."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sdesam
+from sdesam.engine.driver import _Moments
+
+
+@pytest.fixture(scope="module")
+def sde():
+    problem = sdesam.problems.torus(dim=2, samples=4)
+    return sdesam.derive("m-usam").bind(problem, lr=0.1, rho=0.1, batch=4, micro=2)
+
+
+@pytest.fixture(scope="module")
+def chain():
+    return sdesam.Chain("m-usam", sdesam.problems.torus(dim=2, samples=4), lr=0.1, rho=0.1, batch=4, micro=2)
+
+
+def simulate(sde, paths=10, **options):
+    return sdesam.simulate(sde, jax.random.key(7), paths, 1.0, 0.1, "heun", observe=["loss", "trace_cov"], **options)
+
+
+def train(chain, runs=10, **options):
+    return sdesam.train(chain, jax.random.key(7), runs, 10, observe=["loss", "trace_cov"], **options)
+
+
+def assert_same(a, b):
+    # float32 rounding of another order of summation, over ten steps
+    np.testing.assert_allclose(a.final, b.final, rtol=2e-5, atol=2e-6)
+    for name in a.mean:
+        np.testing.assert_allclose(a.mean[name], b.mean[name], rtol=2e-5, atol=2e-6)
+        np.testing.assert_allclose(a.stderr[name], b.stderr[name], rtol=2e-3, atol=2e-6)
+
+
+@pytest.mark.parametrize("run_on", [("sde", simulate), ("chain", train)], ids=["sde", "chain"])
+@pytest.mark.parametrize("chunk", [1, 3, 4, 1000])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_layout_changes_nothing(run_on, chunk, devices, request):
+    fixture, run = run_on
+    system = request.getfixturevalue(fixture)
+    assert len(jax.devices()) >= 2, "the suite runs on two fake devices"
+    assert_same(run(system, chunk=chunk, devices=jax.devices()[:devices]), run(system))
+
+
+def test_same_key_same_result_other_key_other_result(sde):
+    a, b = simulate(sde), simulate(sde)
+    np.testing.assert_array_equal(a.final, b.final)
+    other = sdesam.simulate(sde, jax.random.key(8), 10, 1.0, 0.1, "heun")
+    assert np.all(np.any(other.final != a.final, axis=1))
+    assert len(np.unique(a.final[:, 0])) == 10, "every path has noise of its own"
+
+
+def test_fewer_paths_are_the_first_paths(sde):
+    np.testing.assert_allclose(simulate(sde, paths=4).final, simulate(sde).final[:4], rtol=2e-5, atol=2e-6)
+
+
+def test_observation_times_change_nothing(sde):
+    dense = simulate(sde, times=np.arange(11) * 0.1)
+    sparse = simulate(sde, times=[0.3, 1.0])
+    np.testing.assert_array_equal(dense.final, sparse.final)
+    np.testing.assert_allclose(dense.mean["loss"][[3, 10]], sparse.mean["loss"], rtol=1e-6)
+    np.testing.assert_allclose(sparse.time, [0.3, 1.0])
+    assert simulate(sde, times=[0.5]).final.shape == (10, 2), "a run goes on to its horizon after the last observation"
+
+
+def test_old_style_keys_are_welcome(sde):
+    new = sdesam.simulate(sde, jax.random.key(3), 4, 0.5, 0.1)
+    old = sdesam.simulate(sde, jax.random.PRNGKey(3), 4, 0.5, 0.1)
+    np.testing.assert_array_equal(new.final, old.final)
+
+
+def test_statistics_are_those_of_the_paths(sde):
+    out = simulate(sde, paths=9, keep="trajectories", chunk=4)
+    values = out.values["loss"].astype(float)
+    assert values.shape == (9, 11)
+    assert out.trajectory.shape == (9, 11, 2)
+    np.testing.assert_allclose(out.mean["loss"], values.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(out.stderr["loss"], values.std(axis=0, ddof=1) / 3, rtol=1e-9, atol=1e-15)
+    np.testing.assert_array_equal(out.trajectory[:, -1], out.final)
+    assert list(out.mean) == ["loss", "trace_cov"]
+    assert simulate(sde).values is None
+    assert np.isnan(simulate(sde, paths=1).stderr["loss"]).all()
+
+
+def test_antithetic_pairs():
+    """For additive noise and a linear drift the mean of a pair has no noise at all, and its standard error says so."""
+    ou = sdesam.SDE(lambda x: -x, lambda x, xi: xi, noise_shape=(), x0=1.0)
+    out = sdesam.simulate(ou, jax.random.key(0), 8, 1.0, 0.1, observe={"x": lambda x: x}, antithetic=True, chunk=3, keep="values")
+    np.testing.assert_allclose(out.values["x"].reshape(4, 2, -1).mean(axis=1)[:, -1], 0.9**10, rtol=1e-5)
+    assert out.stderr["x"][-1] < 1e-6
+    assert np.ptp(out.values["x"][:, -1]) > 0.1
+
+
+def test_merged_moments_equal_those_of_the_whole():
+    values = 1e6 + np.random.default_rng(0).normal(size=(101, 2))
+    moments = _Moments()
+    for part in np.split(values, [1, 1, 40, 99]):
+        moments.add(part)
+    np.testing.assert_allclose(moments.mean, values.mean(axis=0), rtol=1e-14)
+    np.testing.assert_allclose(moments.stderr, values.std(axis=0, ddof=1) / np.sqrt(101), rtol=1e-9)
+
+
+def test_divergence_is_counted_reported_and_left_out():
+    """Paths blow up where their own noise takes them across 1.5; the others are averaged alone."""
+
+    def drift(x):
+        return jnp.where(x > 1.5, x**9, -x)
+
+    sde = sdesam.SDE(drift, lambda x, xi: xi, noise_shape=(), x0=1.0)
+    out = sdesam.simulate(sde, jax.random.key(2), 40, 3.0, 0.1, observe={"x": lambda x: x}, keep="values", chunk=7)
+    bad = ~np.isfinite(out.final)
+    assert 0 < bad.sum() < 40
+    np.testing.assert_array_equal(out.diverged.paths, np.flatnonzero(bad))
+    assert np.all((out.diverged.time > 0) & (out.diverged.time <= 3.0))
+    assert str(out.diverged).startswith(f"{bad.sum()} of 40 paths diverged between times ")
+    np.testing.assert_allclose(out.mean["x"], out.values["x"][~bad].mean(axis=0), rtol=1e-6)
+    assert np.isfinite(out.mean["x"]).all()
+
+
+def test_all_paths_diverge():
+    sde = sdesam.SDE(lambda x: x**9, lambda x, xi: xi, noise_shape=(), x0=3.0)
+    out = sdesam.simulate(sde, jax.random.key(2), 4, 1.0, 0.1, observe={"x": lambda x: x})
+    assert out.diverged.count == 4
+    assert np.isnan(out.mean["x"]).all()
+    assert np.isnan(out.stderr["x"]).all()
+
+
+def test_an_observable_that_is_not_finite_counts_as_divergence():
+    sde = sdesam.SDE(lambda x: -x, lambda x, xi: xi, noise_shape=(), x0=1.0)
+    out = sdesam.simulate(sde, jax.random.key(2), 50, 1.0, 0.1, observe={"log": jnp.log})
+    assert 0 < out.diverged.count < 50
+    assert np.isfinite(out.mean["log"]).all()
+
+
+def test_save_and_load(sde, tmp_path):
+    out = simulate(sde, keep="trajectories")
+    out.save(tmp_path / "new" / "run.npz")
+    back = sdesam.Result.load(tmp_path / "new" / "run.npz")
+    np.testing.assert_array_equal(back.final, out.final)
+    np.testing.assert_array_equal(back.trajectory, out.trajectory)
+    np.testing.assert_array_equal(back.mean["loss"], out.mean["loss"])
+    assert back.config == out.config
+    assert back.config["key"] == [0, 7]
+    assert {"revision", "versions", "device", "created"} <= set(back.provenance)
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["run.npz"], "no temporary file is left"
+
+    raw = (tmp_path / "new" / "run.npz").read_bytes()
+    (tmp_path / "short.npz").write_bytes(raw[: len(raw) // 2])
+    with pytest.raises(ValueError, match="is no sdesam result, or it is cut short"):
+        sdesam.Result.load(tmp_path / "short.npz")
+
+
+def test_nested_states_come_back(tmp_path):
+    sde = sdesam.SDE(lambda x: x, lambda x, xi: {"a": {"b": xi[0]}, "c": xi}, (3,), {"a": {"b": 1.0}, "c": np.ones(3)})
+    sdesam.simulate(sde, jax.random.key(0), 2, 0.2, 0.1).save(tmp_path / "run.npz")
+    final = sdesam.Result.load(tmp_path / "run.npz").final
+    assert final["a"]["b"].shape == (2,)
+    assert final["c"].shape == (2, 3)

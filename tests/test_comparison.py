@@ -1,0 +1,141 @@
+"""The verdict: its interval covers as often as it says, a right theory passes and wrong ones do not."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import sdesam
+from sdesam import comparison, plots
+from sdesam.comparison import Share, judge, share_explained, with_error
+
+SETTING = {"lr": 0.02, "rho": 0.05, "batch": 8, "steps": 50, "runs": 400}
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return sdesam.problems.linear_regression(dim=4, samples=32, noise=1.0)
+
+
+@pytest.fixture(scope="module")
+def right(problem):
+    return sdesam.compare("m-usam", problem, micro=[8, 1], **SETTING)
+
+
+def test_a_right_theory_is_confirmed_where_the_data_can_tell(right):
+    full_batch, single = right.rows
+    assert single.status == right.status == "confirmed"
+    assert single.shares["trace_cov"].lower >= 0.9
+    assert single.shares["trace_cov"].knock_out > 20
+    assert full_batch.status == "inconclusive", "at m = b the term is too small for these runs, and the verdict says so"
+    assert "verdict: confirmed (confirmed at m = 1; inconclusive at m = 8)" in right.table()
+
+
+def wrong(change):
+    def derive(*arguments):
+        equation = sdesam.derive(*arguments)
+        return replace(equation, drift_parts=tuple(replace(p, trees=p.trees * change.get(p.name, 1)) for p in equation.drift_parts))
+
+    return derive
+
+
+@pytest.mark.parametrize("change", [{"rho^1": 2}, {"rho^1": -1}, {"rho^0": 2}], ids=str)
+def test_a_wrong_theory_is_refuted(change, problem, monkeypatch):
+    monkeypatch.setattr(comparison, "derive", wrong(change))
+    assert sdesam.compare("m-usam", problem, micro=[1], **SETTING).status == "refuted"
+
+
+def test_the_knock_out_itself_is_refuted(problem, monkeypatch):
+    """The SDE without tr V, judged as if it were the theory, with a part of the drift as the term in question."""
+    monkeypatch.setattr(comparison, "derive", lambda *a: sdesam.derive(*a).without("rho^1 variance"))
+    assert sdesam.compare("m-usam", problem, micro=[1], without="rho^1", **SETTING).status == "refuted"
+
+
+def test_fieller_interval_covers():
+    """A true share of 0.8: the interval contains it in 95 % of 4000 draws (false alarms 1e-6 by the binomial law)."""
+    rng = np.random.default_rng(0)
+    truth = np.array([1.0, 1.1, 1.5])
+    covariance = np.array([[4.0, 0.0, 0.0], [0.0, 3.0, 2.0], [0.0, 2.0, 3.0]]) * 2e-4
+    inside = 0
+    for means in rng.multivariate_normal(truth, covariance, size=4000):
+        share = share_explained(*means, covariance, 1.959964)
+        inside += share.lower <= 0.8 <= share.upper
+    assert stats.binomtest(inside, 4000, 0.95).pvalue > 1e-6
+
+
+def test_an_invisible_term_bounds_nothing():
+    share = share_explained(1.0, 1.0, 1.001, np.eye(3) * 1e-4, 1.96)
+    assert share.lower == -np.inf
+    assert judge(share, "tr V", "term")[0] == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "knock_out", "status"),
+    [
+        (0.91, 1.0, 30, "confirmed"),
+        (0.91, 1.0, -30, "confirmed"),
+        (0.91, 1.0, 3.9, "inconclusive"),
+        (0.85, 1.0, 30, "inconclusive"),
+        (0.5, 0.89, 30, "refuted"),
+        (0.5, 0.89, 3, "inconclusive"),
+        (-np.inf, 1.0, 30, "inconclusive"),
+        (0.95, 1.0, np.nan, "inconclusive"),
+    ],
+)
+def test_judge(lower, upper, knock_out, status):
+    assert judge(Share(0.9, lower, upper, 0.0, knock_out), "tr V", "term")[0] == status
+
+
+def test_json_and_pictures(right, tmp_path):
+    data = json.loads(json.dumps(right.to_json(), allow_nan=False))
+    assert set(data) == {"schema", "config", "provenance", "results"}
+    assert data["config"]["micro"] == [8, 1]
+    assert data["results"]["rows"][1]["shares"]["trace_cov"]["lower"] == right.rows[1].shares["trace_cov"].lower
+    written = plots.comparison(data, tmp_path / "picture")
+    assert [path.name for path in written] == ["picture.pdf", "picture.png"]
+    assert written[0].read_bytes().startswith(b"%PDF")
+    before = written[0].read_bytes()
+    plots.comparison(data, tmp_path / "picture")
+    assert written[0].read_bytes() == before, "the same data make the same file"
+
+
+def test_diverging_runs_are_named_and_not_judged(problem):
+    found = sdesam.compare("m-usam", problem, lr=5.0, rho=1.0, batch=8, micro=[1], steps=60, runs=8)
+    assert found.status == "inconclusive"
+    assert "m = 1, optimizer: 8 of 8 paths diverged" in found.table()
+    assert found.to_json()["results"]["rows"][0]["chain"]["mean"]["loss"][-1] is None
+
+
+def test_other_variants(problem):
+    found = sdesam.compare("n-usam", problem, lr=0.02, rho=0.1, batch=8, steps=50, runs=2000, judged="loss")
+    assert found.term == "rho^1"
+    assert found.rows[0].micro == 8
+    assert found.status == "confirmed"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"runs": 2}, "runs=2: it must be at least 4"),
+        ({"runs": 9}, "an even number is needed"),
+        ({"micro": [3]}, "micro=3 does not divide batch=8"),
+        ({"without": "rho"}, r"unknown term 'rho'"),
+        ({"judged": "tracecov"}, "unknown observable 'tracecov'.*did you mean 'trace_cov'"),
+        ({"dt": 0.03}, "horizon=1 is no multiple of dt=0.03"),
+        ({"method": "rk4"}, "unknown method 'rk4'"),
+        ({"steps": 0}, "steps=0"),
+    ],
+)
+def test_bad_input_before_any_run(problem, change, message, monkeypatch):
+    monkeypatch.setattr("sdesam.engine.driver._run_chunk", lambda *a: pytest.fail("work was started"))
+    with pytest.raises(ValueError, match=message):
+        sdesam.compare("m-usam", problem, **{**SETTING, **change})
+
+
+def test_numbers_with_errors():
+    assert with_error(5.38347, 0.0124) == "5.383(12)"
+    assert with_error(123.4, 5.6) == "123.4(56)"
+    assert with_error(1234.5, 56.0) == "1234(56)"
+    assert with_error(1.0, float("nan")) == "1"
