@@ -305,7 +305,7 @@ def compare(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; unexpected failures end with status 3 and one sentence."""
-    _use_all_cores()
+    use_all_cores()
     try:
         cli.main(args=arguments, prog_name="sdesam", standalone_mode=True)
     except KeyboardInterrupt:
@@ -318,7 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(3)
 
 
-def _use_all_cores() -> None:
+def use_all_cores() -> None:
     """One jax device per core, on which paths are spread; XLA alone leaves cores idle on small problems.
 
     This is a choice for the process, so the program makes it and the library does not. A user's own setting wins.

@@ -95,7 +95,8 @@ class Comparison:
         """Means with standard errors at the final time, and the shares, as text."""
         lines = [
             f"at time {self.rows[0].chain.time[-1]:g}; in brackets the standard error of the last digits;",
-            f"gap: SDE - optimizer, in standard errors;share: of the effect of {self.term!r} that the SDE explains, with its 95 % interval",
+            "gap: SDE - optimizer, in standard errors;",
+            f"share: of the effect of {self.term!r} that the SDE explains, with its 95 % interval",
             "",
             f"{'m':>4}  {'':<14} {'optimizer':>15} {'SDE':>15} {'SDE without':>15} {'gap':>6}  share",
         ]

@@ -87,13 +87,62 @@ def comparison(data: Mapping[str, Any], path: str | os.PathLike[str]) -> list[Pa
             title=f"{config['variant']} on {config['problem']}: $\\eta={lr:g}${rho}, $b={b}$, {runs} runs each",
             title_fontsize=8,
         )
-        written = []
-        for suffix in (".pdf", ".png"):
-            target = Path(path).with_suffix(suffix)
-            # without a date, an unchanged picture stays an unchanged file
-            stamp = {"CreationDate": None} if suffix == ".pdf" else {}
-            store.write_atomically(target, partial(figure.savefig, format=suffix[1:], dpi=200, metadata=stamp))
-            written.append(target)
+        return _write(figure, path)
+
+
+def path(data: Mapping[str, Any], target: str | os.PathLike[str]) -> list[Path]:
+    """Draw `|SDE - optimizer|` against the learning rate, with and without a term, from comparisons along a path `rho(eta)`.
+
+    Args:
+        data: the JSON of `experiments/digits_m_usam.py`.
+        target: where to write, without suffix; a PDF and a PNG are made.
+
+    Returns:
+        The files written.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    comparisons = data["results"]["comparisons"]
+    rates = np.array([c["config"]["lr"] for c in comparisons])
+    rows = [c["results"]["rows"][0] for c in comparisons]
+    names = [name for name in ("loss", "trace_cov") if name in rows[0]["chain"]["mean"]]
+    term = _math(comparisons[0]["results"]["term"])
+
+    def last(row: Any, which: str, what: str, name: str) -> float:
+        return float(row[which][what][name][-1])
+
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(2.8 * len(names), 2.7), layout="constrained")
+        for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True):
+            for k, (which, label, style) in enumerate((("without", f"SDE without {term}", "--"), ("sde", "SDE", "-"))):
+                gap = np.array([abs(last(r, which, "mean", name) - last(r, "chain", "mean", name)) for r in rows])
+                error = np.array([np.hypot(last(r, which, "stderr", name), last(r, "chain", "stderr", name)) for r in rows])
+                low = np.minimum(2 * error, 0.9 * gap)  # a bar that reaches zero is cut, because a logarithm has none
+                axes.errorbar(
+                    rates, gap, (low, 2 * error), color=_COLOURS[1 - k], marker=_MARKERS[k], ms=4, ls=style, label=label, capsize=2
+                )
+                if which == "sde":
+                    axes.plot(rates, gap[0] * (rates / rates[0]) ** 2, color="0.5", lw=0.8, ls=":", label="slope 2")
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+            axes.minorticks_off()
+            axes.set_xlabel(r"learning rate $\eta$,  $\rho=\eta^{2/3}$")
+            axes.set_ylabel("|SDE - optimizer| at the end")
+            axes.set_title(_LABELS[name], fontsize=8)
+            axes.legend(title=r"bars: $\pm 2$ standard errors", title_fontsize=7, fontsize=7)
+        return _write(figure, target)
+
+
+def _write(figure: Any, path: str | os.PathLike[str]) -> list[Path]:
+    written = []
+    for suffix in (".pdf", ".png"):
+        target = Path(path).with_suffix(suffix)
+        # without a date, an unchanged picture stays an unchanged file
+        stamp = {"CreationDate": None} if suffix == ".pdf" else {}
+        store.write_atomically(target, partial(figure.savefig, format=suffix[1:], dpi=200, metadata=stamp))
+        written.append(target)
     return written
 
 

@@ -119,8 +119,8 @@ def run(
             diverged_step.append(piece.diverged[bad])
             if antithetic:
                 bad = np.repeat(bad.reshape(-1, 2).any(axis=1), 2)
-            for name, values in piece.values.items():
-                good = values[~bad].astype(np.float64)
+            for name in plan.observer.names:
+                good = piece.values[name][~bad].astype(np.float64)
                 if antithetic:
                     good = good.reshape(-1, 2, *good.shape[1:]).mean(axis=1)
                 statistics.setdefault(name, _Moments()).add(good)
