@@ -81,9 +81,7 @@ _variant = click.argument("variant", metavar="VARIANT")
 _order = click.option("--order", type=_Numbers(), default="2,3", show_default=True, help="(alpha, beta): weak error eta^alpha + rho^beta.")
 _replace = click.option("--replace/--no-replace", default=True, show_default=True, help="Draw mini-batches with replacement.")
 _term = click.option("--without", "removed", multiple=True, metavar="TERM", help="Leave a named term out; may be repeated.")
-_json = click.option(
-    "--json", "json_file", type=click.Path(dir_okay=False), help="Also write JSON to this file ('-': standard output only)."
-)
+_json = click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write JSON to this file ('-': standard output only).")
 _setting = _options(
     click.option("--problem", "problem_name", default="digits", show_default=True, help="A ready-made problem, or module:function."),
     click.option("--problem-arg", "problem_args", type=_Setting(), multiple=True, help="An argument of the problem, such as width=64."),

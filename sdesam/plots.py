@@ -119,9 +119,7 @@ def path(data: Mapping[str, Any], target: str | os.PathLike[str]) -> list[Path]:
                 gap = np.array([abs(last(r, which, "mean", name) - last(r, "chain", "mean", name)) for r in rows])
                 error = np.array([np.hypot(last(r, which, "stderr", name), last(r, "chain", "stderr", name)) for r in rows])
                 low = np.minimum(2 * error, 0.9 * gap)  # a bar that reaches zero is cut, because a logarithm has none
-                axes.errorbar(
-                    rates, gap, (low, 2 * error), color=_COLOURS[1 - k], marker=_MARKERS[k], ms=4, ls=style, label=label, capsize=2
-                )
+                axes.errorbar(rates, gap, (low, 2 * error), color=_COLOURS[1 - k], marker=_MARKERS[k], ms=4, ls=style, label=label, capsize=2)
                 if which == "sde":
                     axes.plot(rates, gap[0] * (rates / rates[0]) ** 2, color="0.5", lw=0.8, ls=":", label="slope 2")
             axes.set_xscale("log")

@@ -61,9 +61,7 @@ class Sampling:
         return Fraction(n - self.batch, self.batch * (n - 1)) if n > 1 else Fraction(0)
 
 
-def check_step(
-    variant: Variant, n: int, lr: float, rho: float | None, batch: int, micro: int | None, replace: bool
-) -> tuple[float, float, Sampling]:
+def check_step(variant: Variant, n: int, lr: float, rho: float | None, batch: int, micro: int | None, replace: bool) -> tuple[float, float, Sampling]:
     """`(lr, rho, sampling)` of a variant on `n` samples, or one sentence saying which number does not fit.
 
     >>> from sdesam.variants import variant

@@ -257,9 +257,7 @@ def _advance(
         return jax.lax.fori_loop(start, stop, body, (x, diverged))
 
     many = jax.vmap(one, in_axes=(None, None, 0, 0, 0, None, None))
-    mapped = jax.shard_map(
-        many, mesh=mesh, in_specs=(P(), P(), P("paths"), P("paths"), P("paths"), P(), P()), out_specs=P("paths"), check_vma=False
-    )
+    mapped = jax.shard_map(many, mesh=mesh, in_specs=(P(), P(), P("paths"), P("paths"), P("paths"), P(), P()), out_specs=P("paths"), check_vma=False)
     result: tuple[PyTree, jax.Array] = mapped(params, key, ids, x, diverged, jnp.int32(start), jnp.int32(stop))
     return result
 

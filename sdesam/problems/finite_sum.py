@@ -147,9 +147,7 @@ class FiniteSum:
         for k in range(flat.size):
             moved = float(self.loss(rebuild(flat.at[k].add(self.period))))
             if not np.isclose(moved, start, rtol=1e-3, atol=1e-4):
-                raise ValueError(
-                    f"the loss does not have the period {self.period} in coordinate {k}: it is {start} at x0 and {moved} one period on"
-                )
+                raise ValueError(f"the loss does not have the period {self.period} in coordinate {k}: it is {start} at x0 and {moved} one period on")
 
     def __repr__(self) -> str:
         return f"FiniteSum({self.name!r}, n={self.n}, parameters={self.dim})"

@@ -73,7 +73,7 @@ def torus(dim: int = 2, samples: int = 4, seed: int = 0) -> FiniteSum:
     decay = 1 / (1 + np.sum(frequencies**2, axis=1))
     data = {
         "frequency": np.broadcast_to(frequencies, (n, *frequencies.shape)).astype(float),
-        "cos": 0.5 * decay * rng.normal(size=(n, len(frequencies))),
-        "sin": 0.5 * decay * rng.normal(size=(n, len(frequencies))),
+        "cos": 0.1 * decay * rng.normal(size=(n, len(frequencies))),
+        "sin": 0.1 * decay * rng.normal(size=(n, len(frequencies))),
     }
     return FiniteSum(_waves, data, np.full(dim, 0.5), period=2 * np.pi, name=f"torus{dim}d")

@@ -196,8 +196,7 @@ class _Evaluator:
                 shared, (other, last) = tuple(children[:-1]), children[-1]
                 families[shared].append((c, last, not other))
         derivatives = [
-            [*(self._children([(1, child, not other)]) for other, child in shared), self._children(lasts)]
-            for shared, lasts in families.items()
+            [*(self._children([(1, child, not other)]) for other, child in shared), self._children(lasts)] for shared, lasts in families.items()
         ]
 
         def scalar(loss: Loss, y: PyTree) -> Any:

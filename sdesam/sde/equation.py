@@ -20,7 +20,7 @@ from sdesam.engine import check_key
 from sdesam.problems import FiniteSum
 from sdesam.sampling import Sampling, check_step
 from sdesam.sde.compile import combine
-from sdesam.symbolic import MARK, ModifiedEquation, Part, Tree, evaluate
+from sdesam.symbolic import MARK, ModifiedEquation, Part, Tree, derive, evaluate
 
 PyTree = Any
 
@@ -210,8 +210,9 @@ def bind(
     if expectation not in ("exact", "sampled"):
         raise ValueError(f"expectation={expectation!r}: choose 'exact' or 'sampled'")
     lr, rho, sampling = check_step(equation.variant, problem.n, lr, rho, batch, micro, equation.replace)
-    drift_trees, drift = _coefficients(equation.drift_parts, lr, rho, sampling, problem.n)
-    noise_trees, noise = _coefficients(equation.noise_parts, lr, rho, sampling, problem.n)
+    full = derive(equation.variant, equation.order, equation.replace)
+    drift_trees, drift = _coefficients(equation.drift_parts, full.drift_parts, lr, rho, sampling, problem.n)
+    noise_trees, noise = _coefficients(equation.noise_parts, full.noise_parts, lr, rho, sampling, problem.n)
     _check_smooth(equation, problem, (*drift_trees, *noise_trees))
     factor = sampling.covariance_factor(problem.n)
     kernel = _TreeKernel(problem.sample_loss, problem.chunk, drift_trees, noise_trees, expectation == "sampled")
@@ -234,9 +235,14 @@ def bind(
     return sde
 
 
-def _coefficients(parts: tuple[Part, ...], lr: float, rho: float, sampling: Sampling, n: int) -> tuple[tuple[Tree, ...], np.ndarray]:
-    """The trees of some parts, each once, and their numbers."""
-    total: dict[Tree, float] = {}
+def _coefficients(
+    parts: tuple[Part, ...], full: tuple[Part, ...], lr: float, rho: float, sampling: Sampling, n: int
+) -> tuple[tuple[Tree, ...], np.ndarray]:
+    """The trees of some parts, each once, and their numbers.
+
+    Trees that only the `full` equation has get the number 0: an equation with a term left out then shares its compiled code.
+    """
+    total: dict[Tree, float] = {tree: 0.0 for part in full for tree in part.trees} if parts else {}
     silent = not sampling.covariance_factor(n)  # the whole population in each batch: the influence h is not needed
     for part in parts:
         for tree, coefficient in part.trees.items():

@@ -205,9 +205,7 @@ class ModifiedEquation:
     def latex(self) -> str:
         """The equation as a LaTeX `align*` environment."""
         factor = r"\frac1b" if self.replace else r"\frac{n-b}{b(n-1)}"
-        rows = [
-            printing.latex(printing.centred(part.total), deviations=True) + rf" && \text{{{_math(part.name)}}}" for part in self.drift_parts
-        ]
+        rows = [printing.latex(printing.centred(part.total), deviations=True) + rf" && \text{{{_math(part.name)}}}" for part in self.drift_parts]
         drift = "B &= " + " \\\\\n  &\\quad ".join(_signed(row, first=not k) for k, row in enumerate(rows))
         lines = [r"\mathrm{d}X &= B(X)\,\mathrm{d}t + \sqrt{\eta}\,S(X)\,\mathrm{d}W", drift]
         if self.noise_parts:
@@ -310,8 +308,7 @@ def _derive(variant: Variant, alpha: int, beta: int, with_replacement: bool) -> 
     orders = [j for j in range(beta) if variant.perturbation != "none" or j == 0]
     steps = {j: Fraction(1, factorial(j)) for j in orders}
     mean_step = {
-        j: mean(_skeleton(variant, j), size, with_replacement) * sp.Rational(weight.numerator, weight.denominator)
-        for j, weight in steps.items()
+        j: mean(_skeleton(variant, j), size, with_replacement) * sp.Rational(weight.numerator, weight.denominator) for j, weight in steps.items()
     }
     drift = [Part(f"rho^{j}", 0, j, -mean_step[j]) for j in orders if kept(0, j)]
     for j in orders:

@@ -96,11 +96,7 @@ def scaled(name, factor):
 @pytest.mark.parametrize(
     "change",
     [
-        *(
-            scaled(name, f)
-            for name in ("rho^0", "rho^1", "rho^2", "eta", "eta rho^1", "noise", "noise rho^1")
-            for f in (sp.Rational(11, 10), -1)
-        ),
+        *(scaled(name, f) for name in ("rho^0", "rho^1", "rho^2", "eta", "eta rho^1", "noise", "noise rho^1") for f in (sp.Rational(11, 10), -1)),
         *(lambda eq, t=t: eq.without(t) for t in ("rho^1 variance", "rho^2 variance", "noise rho^1")),
         lambda eq: eq.subs(micro, batch),
         lambda eq: replace(eq, replace=not eq.replace),

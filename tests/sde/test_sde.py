@@ -105,9 +105,7 @@ def scalar_sde(drift, noise):
 
 
 def moments_of(sde, method, dt, paths=20_000):
-    out = sdesam.simulate(
-        sde, jax.random.key(5), paths, 1.0, dt, method, times=[1.0], observe={"x": lambda x: x, "x2": lambda x: x * x}, chunk=paths
-    )
+    out = sdesam.simulate(sde, jax.random.key(5), paths, 1.0, dt, method, times=[1.0], observe={"x": lambda x: x, "x2": lambda x: x * x}, chunk=paths)
     return {name: (out.mean[name][-1], out.stderr[name][-1]) for name in ("x", "x2")}
 
 

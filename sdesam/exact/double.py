@@ -1,0 +1,135 @@
+"""Double precision, locally: the functions of a chain or an SDE on float64 data, without touching a global flag."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from sdesam.discrete import Chain
+from sdesam.problems import FiniteSum
+from sdesam.sde import SDE
+
+Field = Callable[[np.ndarray], np.ndarray]
+
+
+def to_double(tree: Any) -> Any:
+    """Every floating array of a pytree in float64; call inside `jax.enable_x64(True)`."""
+
+    def convert(leaf: Any) -> Any:
+        array = np.asarray(leaf)
+        return jnp.asarray(array, np.float64) if np.issubdtype(array.dtype, np.floating) else jnp.asarray(array)
+
+    return jax.tree.map(convert, tree)
+
+
+def start(problem: FiniteSum) -> np.ndarray:
+    """`x0` as a flat float64 vector, shape `(d,)`."""
+    return np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(problem.x0)])
+
+
+def directions(chain: Chain, points: np.ndarray, batches: np.ndarray) -> np.ndarray:
+    """`G(x)` for every point and every listed mini-batch, float64.
+
+    Args:
+        chain: the optimizer.
+        points: shape `(p, d)`.
+        batches: sample indices, shape `(q, b/m, m)`.
+
+    Returns:
+        Shape `(q, p, d)`.
+    """
+    with jax.enable_x64(True):
+        params, rebuild = to_double(chain.params), Rebuild(chain.problem.x0)
+        return np.asarray(_directions(chain.kernel, rebuild, params, jnp.asarray(points), jnp.asarray(batches)))
+
+
+def mean_step(chain: Chain, points: np.ndarray, batches: np.ndarray, chance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`Gbar(x)` and `(D Gbar) Gbar (x)` at every point, over listed mini-batches with their probabilities: two arrays `(p, d)`, float64."""
+    with jax.enable_x64(True):
+        params, rebuild = to_double(chain.params), Rebuild(chain.problem.x0)
+        listed = jnp.asarray(batches), jnp.asarray(chance)
+        mean, correction = _mean_step(chain.kernel, rebuild, params, jnp.asarray(points), *listed)
+        return np.asarray(mean), np.asarray(correction)
+
+
+def drift(sde: SDE, points: np.ndarray) -> np.ndarray:
+    """`B(x)`, the exact expectation, at every point: shape `(p, d)`, float64."""
+    with jax.enable_x64(True):
+        return np.asarray(_drift(sde.kernel, Rebuild(sde.x0), to_double(sde.params), jnp.asarray(points)))
+
+
+def covariance(sde: SDE, points: np.ndarray) -> np.ndarray:
+    """The diffusion matrix at every point: shape `(p, d, d)`, float64."""
+    columns = noise_columns(sde, points)
+    return np.asarray(np.einsum("pej,pek->pjk", columns, columns))
+
+
+def noise_columns(sde: SDE, points: np.ndarray) -> np.ndarray:
+    """`A(x) e` for every unit vector `e`: shape `(p, noise, d)`, float64."""
+    with jax.enable_x64(True):
+        return np.asarray(_columns(sde.kernel, Rebuild(sde.x0), sde.noise_shape, to_double(sde.params), jnp.asarray(points)))
+
+
+class Rebuild:
+    """From a flat vector to the structure of `x0`; equal structures are equal, so that compiled code is shared."""
+
+    def __init__(self, x0: Any):
+        leaves, self.structure = jax.tree.flatten(x0)
+        self.shapes = tuple(np.shape(leaf) for leaf in leaves)
+
+    def __call__(self, flat: jax.Array) -> Any:
+        """The parameters whose entries are `flat`."""
+        ends = np.cumsum([int(np.prod(shape)) for shape in self.shapes])
+        parts = jnp.split(flat, ends[:-1])
+        return jax.tree.unflatten(self.structure, [part.reshape(shape) for part, shape in zip(parts, self.shapes, strict=True)])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rebuild) and (self.structure, self.shapes) == (other.structure, other.shapes)
+
+    def __hash__(self) -> int:
+        return hash((self.structure, self.shapes))
+
+
+def _flat(tree: Any) -> jax.Array:
+    return ravel_pytree(tree)[0]
+
+
+def _directions_fn(kernel: Any, rebuild: Rebuild, params: Any, points: jax.Array, batches: jax.Array) -> jax.Array:
+    def one(batch: jax.Array, x: jax.Array) -> jax.Array:
+        return _flat(kernel.direction(params, rebuild(x), batch))
+
+    return jax.vmap(lambda batch: jax.vmap(lambda x: one(batch, x))(points))(batches)
+
+
+def _mean_step_fn(
+    kernel: Any, rebuild: Rebuild, params: Any, points: jax.Array, batches: jax.Array, chance: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    def mean(x: jax.Array) -> jax.Array:
+        return chance @ jax.vmap(lambda batch: _flat(kernel.direction(params, rebuild(x), batch)))(batches)
+
+    def one(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        G = mean(x)
+        return G, jax.jvp(mean, (x,), (G,))[1]
+
+    return jax.vmap(one)(points)
+
+
+def _drift_fn(kernel: Any, rebuild: Rebuild, params: Any, points: jax.Array) -> jax.Array:
+    return jax.vmap(lambda x: _flat(kernel.drift(params, rebuild(x))))(points)
+
+
+def _columns_fn(kernel: Any, rebuild: Rebuild, shape: tuple[int, ...], params: Any, points: jax.Array) -> jax.Array:
+    size = int(np.prod(shape))
+    units = jnp.eye(size).reshape(size, *shape)
+    return jax.vmap(lambda x: jax.vmap(lambda e: _flat(kernel.apply_noise(params, rebuild(x), e)))(units))(points)
+
+
+_directions = jax.jit(_directions_fn, static_argnums=(0, 1))
+_mean_step = jax.jit(_mean_step_fn, static_argnums=(0, 1))
+_drift = jax.jit(_drift_fn, static_argnums=(0, 1))
+_columns = jax.jit(_columns_fn, static_argnums=(0, 1, 2))

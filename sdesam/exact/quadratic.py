@@ -1,0 +1,198 @@
+"""First and second moments on quadratic losses, exactly, for any number of samples.
+
+With quadratic `f_i` and a perturbation that is linear in gradients a step is affine, `G(x) = A y` with `y = (x, 1)` and a random matrix `A` that is a
+polynomial of batch means. Means and second moments then obey a linear recursion whose coefficients are expectations of products of at most
+four batch means; those are sums over partitions of the factors into equal samples, in closed form. No batch is listed. The SDE has affine
+drift and noise, and its moments a linear ODE, solved by `expm`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import factorial, perm, prod
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.sparse.linalg import expm_multiply
+
+from sdesam.discrete import Chain
+from sdesam.exact.double import Rebuild, drift, noise_columns, start, to_double
+from sdesam.problems import FiniteSum
+from sdesam.sampling import Sampling
+from sdesam.sde import SDE
+from sdesam.symbolic.expectation import set_partitions
+
+MOST_PARAMETERS = 20
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """A solver for quadratic per-sample losses of at most 20 parameters.
+
+    Args:
+        problem: the finite sum; its loss must be quadratic.
+        horizon: SDE time at which moments are taken.
+
+    Raises:
+        ValueError: too many parameters, or a loss that is not quadratic.
+    """
+
+    problem: FiniteSum
+    horizon: float
+
+    def __post_init__(self) -> None:
+        if self.problem.dim > MOST_PARAMETERS:
+            raise ValueError(f"{self.problem!r}: the moment solver takes at most {MOST_PARAMETERS} parameters")
+        _ = self.affine
+
+    @cached_property
+    def affine(self) -> tuple[np.ndarray, np.ndarray]:
+        """`H_i`, shape `(n, d, d)`, and `K_i = [H_i, g_i(0)]` with `g_i(x) = K_i (x, 1)`, shape `(n, d, d + 1)`."""
+        rebuild = Rebuild(self.problem.x0)
+        with jax.enable_x64(True):
+            data = to_double(self.problem.data)
+
+            def loss(x: jax.Array, sample: object) -> jax.Array:
+                return jnp.asarray(self.problem.sample_loss(rebuild(x), sample))
+
+            grads = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))
+            zero = jnp.zeros(self.problem.dim)
+            H = np.asarray(jax.jit(jax.vmap(jax.hessian(loss), (None, 0)))(zero, data))
+            K = np.concatenate([H, np.asarray(grads(zero, data))[:, :, None]], axis=2)
+            probe = np.random.default_rng(0).normal(size=self.problem.dim)
+            found = np.asarray(grads(jnp.asarray(probe), data))
+        if not np.allclose(found, K @ np.append(probe, 1), rtol=1e-9, atol=1e-9 * (1 + abs(found).max())):
+            raise ValueError(f"the loss of problem {self.problem.name!r} is not quadratic: its gradients are not affine in the parameters")
+        return H, K
+
+    def chain(self, chain: Chain) -> np.ndarray:
+        """Mean and second moments of the chain at the horizon: shape `(d + d^2,)`."""
+        last: np.ndarray = self.chain_path(chain, round(self.horizon / chain.lr))[-1]
+        return last
+
+    def chain_path(self, chain: Chain, steps: int) -> np.ndarray:
+        """The same after each of `0 .. steps` steps: shape `(steps + 1, d + d^2)`."""
+        mean, square = self._step_moments(chain)
+        d = self.problem.dim
+        keep = np.eye(d, d + 1)
+        M = _start_moment(self.problem)
+        path = [_pack(M)]
+        for _ in range(steps):
+            cross = mean @ M @ keep.T
+            new = keep @ M @ keep.T - chain.lr * (cross + cross.T) + chain.lr**2 * np.einsum("psru,ru->ps", square, M)
+            x = (keep - chain.lr * mean) @ M[:, -1]
+            M = np.block([[new, x[:, None]], [x[None], np.ones((1, 1))]])
+            path.append(_pack(M))
+        return np.array(path)
+
+    def sde(self, sde: SDE) -> np.ndarray:
+        """Mean and second moments of the SDE at the horizon: shape `(d + d^2,)`."""
+        generator = self.generator(sde)
+        return _pack(expm_multiply(self.horizon * generator, _start_moment(self.problem).ravel()).reshape(self.problem.dim + 1, -1))
+
+    def generator(self, sde: SDE) -> np.ndarray:
+        """The matrix `L` of `d/dt E[y y^T] = L E[y y^T]`, `y = (x, 1)`: shape `((d+1)^2, (d+1)^2)`."""
+        d = self.problem.dim
+        points = np.vstack([np.zeros(d), np.eye(d), np.random.default_rng(1).normal(size=d)])
+        J = np.zeros((d + 1, d + 1))
+        J[:d] = _affine_map(drift(sde, points), points, "drift")
+        columns = noise_columns(sde, points)
+        N = np.zeros((columns.shape[1], d + 1, d + 1))
+        for e in range(columns.shape[1]):
+            N[e, :d] = _affine_map(columns[:, e], points, "noise")
+        one = np.eye(d + 1)
+        return np.asarray(np.kron(J, one) + np.kron(one, J) + np.einsum("eab,ecd->acbd", N, N).reshape((d + 1) ** 2, -1))
+
+    def _step_moments(self, chain: Chain) -> tuple[np.ndarray, np.ndarray]:
+        """`E A`, shape `(d, d+1)`, and `E[A_pr A_su]` as an array `[p, s, r, u]`, for the step `G(x) = A (x, 1)`."""
+        H, K = self.affine
+        words: list[tuple[float, list[np.ndarray]]] = [(1.0, [K])]
+        if chain.variant.perturbation == "micro-batch":
+            words.append((chain.rho, [H, K]))
+        elif chain.variant.perturbation == "data set":
+            words.append((chain.rho, [H @ K.mean(axis=0)]))
+        sampling, n = chain.sampling, self.problem.n
+        mean = sum(c * _expected([w], [0] * len(w), sampling, n) for c, w in words)
+        groups = sampling.batch // sampling.m
+        square = np.zeros(())
+        for c, left in words:
+            for e, right in words:
+                same = _expected([left, right], [0] * (len(left) + len(right)), sampling, n)
+                value = same / groups
+                if groups > 1:
+                    other = _expected([left, right], [0] * len(left) + [1] * len(right), sampling, n)
+                    value = value + (1 - 1 / groups) * other
+                square = square + c * e * value
+        return np.asarray(mean), square
+
+
+def _expected(words: list[list[np.ndarray]], group: list[int], sampling: Sampling, n: int) -> np.ndarray:
+    """The expectation of a product of micro-batch means of per-sample matrices.
+
+    Args:
+        words: one or two products of matrices, each factor of shape `(n, ., .)` and standing for its mean over a micro-batch.
+        group: the micro-batch, 0 or 1, of each factor in turn.
+        sampling: how batches are drawn.
+        n: the number of samples.
+
+    Returns:
+        `E[W]`, or `E[W_pr W'_su]` as an array `[p, s, r, u]`.
+    """
+    total = np.zeros(())
+    m = sampling.m
+    for positions in set_partitions(range(len(group))):
+        homes = [{group[k] for k in block} for block in positions]
+        if any(len(home) > 1 for home in homes):
+            continue  # one position lies in one micro-batch
+        per_group = [sum(home == {g} for home in homes) for g in (0, 1)]
+        chance = prod(perm(m, count) for count in per_group) / m ** len(group)
+        if not chance:
+            continue
+        if sampling.replace:
+            total = total + chance * _plain(words, positions)
+            continue
+        # distinct positions hold distinct samples: inclusion-exclusion over which of them might agree
+        for merged in set_partitions(positions):
+            sign = prod((-1) ** (len(part) - 1) * factorial(len(part) - 1) for part in merged)
+            blocks = [[k for block in part for k in block] for part in merged]
+            total = total + chance * sign * n ** len(blocks) / perm(n, len(positions)) * _plain(words, blocks)
+    return total
+
+
+def _plain(words: list[list[np.ndarray]], blocks: list[list[int]]) -> np.ndarray:
+    """The product with the factors of a block at one sample, every block averaged over the data set."""
+    index = {k: "ijkl"[which] for which, block in enumerate(blocks) for k in block}
+    operands, inputs, outputs, position = [], [], [], 0
+    for word, letters in zip(words, ("pqr", "stu"), strict=False):
+        rows = letters[0] + letters[1] * (len(word) - 1)
+        columns = letters[1] * (len(word) - 1) + letters[2]
+        for factor, row, column in zip(word, rows, columns, strict=True):
+            operands.append(factor)
+            inputs.append(index[position] + row + column)
+            position += 1
+        outputs.append((letters[0], letters[2]))
+    out = "".join(pair[0] for pair in outputs) + "".join(pair[1] for pair in outputs)
+    n = operands[0].shape[0]
+    return np.asarray(np.einsum(",".join(inputs) + "->" + out, *operands, optimize="optimal")) / n ** len(blocks)
+
+
+def _affine_map(values: np.ndarray, points: np.ndarray, what: str) -> np.ndarray:
+    """The matrix `A` with `values = A (x, 1)`, from values at 0, the unit vectors and one point more as a check."""
+    d = points.shape[1]
+    constant = values[0]
+    matrix: np.ndarray = np.column_stack([(values[1 : d + 1] - constant).T, constant])
+    if not np.allclose(matrix @ np.append(points[-1], 1), values[-1], rtol=1e-9, atol=1e-9 * (1 + abs(values).max())):
+        raise ValueError(f"the {what} of this SDE is not affine: the moment solver needs quadratic losses and affine rules")
+    return np.asarray(matrix)
+
+
+def _start_moment(problem: FiniteSum) -> np.ndarray:
+    y = np.append(start(problem), 1.0)
+    return np.outer(y, y)
+
+
+def _pack(M: np.ndarray) -> np.ndarray:
+    """Mean and second moments of `x` from those of `(x, 1)`."""
+    return np.concatenate([M[:-1, -1], M[:-1, :-1].ravel()])

@@ -1,0 +1,118 @@
+"""Expectations on a torus without sampling: the chain's transition operator and the SDE's generator as matrices.
+
+Functions live on a grid of `N^d` points, `d` 1 or 2, and are trigonometric interpolants between them. One step of the chain maps `u` to
+`E u(x - eta G(x))`, all mini-batches listed; the SDE maps `u` to `exp(t L) u`, `L u = B . grad u + (1/2) C : grad grad u`. Convergence in `N` is
+exponential; it is shown, not assumed, by refining `N`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import toeplitz
+from scipy.sparse.linalg import expm_multiply
+
+from sdesam.discrete import Chain
+from sdesam.exact.double import covariance, directions, drift
+from sdesam.exact.enumerate import list_batches
+from sdesam.sde import SDE
+
+_TEST_WAVES = {1: ((1,), (2,)), 2: ((1, 0), (0, 1), (1, 1), (1, -1))}
+
+
+@dataclass(frozen=True)
+class Torus:
+    """A solver for problems of a given period and dimension.
+
+    Args:
+        period: of every coordinate.
+        dim: 1 or 2.
+        size: `N`, grid points per coordinate, even.
+        horizon: SDE time at which expectations are taken.
+    """
+
+    period: float
+    dim: int
+    size: int
+    horizon: float
+
+    @property
+    def points(self) -> np.ndarray:
+        """The grid, shape `(N^d, d)`."""
+        line = np.arange(self.size) * self.period / self.size
+        return np.stack(np.meshgrid(*[line] * self.dim, indexing="ij"), axis=-1).reshape(-1, self.dim)
+
+    @property
+    def tests(self) -> np.ndarray:
+        """The test functions on the grid: cosines and sines of low waves, shape `(N^d, q)`."""
+        phases = 2 * np.pi / self.period * self.points @ np.array(_TEST_WAVES[self.dim]).T
+        return np.concatenate([np.cos(phases), np.sin(phases)], axis=1)
+
+    def chain(self, chain: Chain) -> np.ndarray:
+        """`E phi(x_k)` from every grid point, `k = horizon / lr`: shape `(N^d, q)`."""
+        steps = round(self.horizon / chain.lr)
+        batches, chance = list_batches(chain.sampling, chain.problem.n)
+        moves = directions(chain, self.points, batches)
+        operator = np.zeros((self.size**self.dim,) * 2)
+        for probability, G in zip(chance, moves, strict=True):
+            operator += probability * self._interpolation(self.points - chain.lr * G)
+        values = self.tests
+        for _ in range(steps):
+            values = operator @ values
+        return values
+
+    def sde(self, sde: SDE) -> np.ndarray:
+        """`E phi(X_T)` from every grid point: shape `(N^d, q)`."""
+        points = self.points
+        return self.flow(drift(sde, points), covariance(sde, points))
+
+    def flow(self, B: np.ndarray, C: np.ndarray) -> np.ndarray:
+        """`exp(T L) phi` for a drift of shape `(N^d, d)` and a diffusion matrix of shape `(N^d, d, d)` on the grid."""
+        first, second = self._derivatives()
+        one = np.eye(self.size)
+        generator = np.zeros((self.size**self.dim,) * 2)
+        for j in range(self.dim):
+            along = [one] * self.dim
+            along[j] = first
+            generator += B[:, j, None] * _kron(along)
+            along[j] = second
+            generator += 0.5 * C[:, j, j, None] * _kron(along)
+        if self.dim == 2:
+            generator += C[:, 0, 1, None] * _kron([first, first])
+        return np.asarray(expm_multiply(self.horizon * generator, self.tests))
+
+    def common(self, values: np.ndarray, per_side: int = 8) -> np.ndarray:
+        """`values` at the `per_side^d` points that all grids of a multiple of `per_side` share."""
+        stride = self.size // per_side
+        grid = values.reshape(*(self.size,) * self.dim, -1)
+        return np.asarray(grid[(slice(None, None, stride),) * self.dim].reshape(-1, values.shape[-1]))
+
+    def _interpolation(self, places: np.ndarray) -> np.ndarray:
+        """The matrix that evaluates the interpolant at `places`, shape `(p, N^d)`."""
+        line = np.arange(self.size) * self.period / self.size
+        weights = [self._dirichlet(places[:, j, None] - line) for j in range(self.dim)]
+        if self.dim == 1:
+            return weights[0]
+        return np.asarray(np.einsum("pi,pj->pij", *weights).reshape(len(places), -1))
+
+    def _dirichlet(self, distance: np.ndarray) -> np.ndarray:
+        angle = np.pi * distance / self.period
+        tangent = np.tan(angle)
+        near = abs(tangent) < 1e-13
+        return np.where(near, 1.0, np.sin(self.size * angle) / (self.size * np.where(near, 1.0, tangent)))
+
+    def _derivatives(self) -> tuple[np.ndarray, np.ndarray]:
+        """Fourier differentiation matrices, first and second order (Trefethen 2000, *Spectral Methods in MATLAB*, chapter 3)."""
+        N, h = self.size, 2 * np.pi / self.size
+        k = np.arange(1, N)
+        signs = (-1.0) ** k
+        row = np.concatenate([[0.0], 0.5 * signs / np.tan(k * h / 2)])
+        first = toeplitz(row, -row)
+        second = toeplitz(np.concatenate([[-(np.pi**2) / (3 * h**2) - 1 / 6], -0.5 * signs / np.sin(k * h / 2) ** 2]))
+        scale = 2 * np.pi / self.period
+        return first * scale, second * scale**2
+
+
+def _kron(factors: list[np.ndarray]) -> np.ndarray:
+    return factors[0] if len(factors) == 1 else np.kron(*factors)

@@ -1,0 +1,373 @@
+"""Weak errors without sampling, and the signature of an equation: how each term scales when it alone is left out.
+
+Along a path `rho = c eta^(alpha/beta)` the full SDE of order (alpha, beta) differs from the chain like `eta^alpha`, and the SDE without one
+term differs from the full one like `eta` to a power that the Newton polygon predicts: `j alpha/beta` for the drift term `rho^j`, `1 + j alpha/beta` for a
+correction or noise term. A wrong coefficient shows as that power instead of `alpha` in the error against the chain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from sdesam import store
+from sdesam.discrete import Chain
+from sdesam.engine import steps_of
+from sdesam.exact.quadratic import Quadratic
+from sdesam.exact.torus import Torus
+from sdesam.problems import FiniteSum
+from sdesam.sampling import positive
+from sdesam.sde import SDE
+from sdesam.symbolic import ModifiedEquation
+
+RATES = (1 / 32, 1 / 64, 1 / 128, 1 / 256)
+"""Default learning rates on a torus."""
+FINE_RATES = (1 / 128, 1 / 256, 1 / 512, 1 / 1024)
+"""Default learning rates for moments on quadratics, which are cheap and become asymptotic later."""
+_SIZES = {1: (16, 32, 48, 64, 96), 2: (16, 24, 32, 40, 48)}
+_ROUNDING = 1e-12
+"""Differences of order-one expectations below this are rounding: hundreds of products with matrices of size 1000."""
+_RESOLVED = 0.02
+"""How far a difference may move, relative to its size, when the grid is refined, before the grid counts as too coarse."""
+TOLERANCE = 0.1
+"""How far a fitted exponent may be from the predicted one; the exponents of different terms are at least 1/3 apart."""
+
+Status = Literal["confirmed", "refuted", "inconclusive"]
+
+
+class Solver(Protocol):
+    """Expectations of a chain and of an SDE at a horizon, as arrays that can be subtracted."""
+
+    def chain(self, chain: Chain) -> np.ndarray:
+        """Of the chain."""
+        ...
+
+    def sde(self, sde: SDE) -> np.ndarray:
+        """Of the SDE."""
+        ...
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A difference in sup norm along a path, and its exponent.
+
+    Args:
+        rates: learning rates, decreasing.
+        values: sup norms, one per rate.
+        uncertainty: how far each moved at the last refinement, or its rounding.
+        predicted: the exponent that theory predicts, if it does.
+        slope: fitted; NaN where fewer than three points stand above their uncertainty.
+        slope_error: the larger of the standard error from the uncertainties and the drift of the local slopes over the fitted points.
+    """
+
+    rates: np.ndarray
+    values: np.ndarray
+    uncertainty: np.ndarray
+    predicted: float | None
+    slope: float = field(init=False)
+    slope_error: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        slope, error = fit_slope(self.rates, self.values, self.uncertainty)
+        object.__setattr__(self, "slope", slope)
+        object.__setattr__(self, "slope_error", error)
+
+    @property
+    def vanishes(self) -> bool:
+        """Whether it is zero to rounding at every rate."""
+        return bool(np.all(self.values < np.maximum(_ROUNDING, self.uncertainty)))
+
+    @property
+    def as_predicted(self) -> bool:
+        """Whether the fitted exponent is the predicted one."""
+        return self.predicted is not None and abs(self.slope - self.predicted) <= TOLERANCE
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of an equation: what leaving it out changes.
+
+    Args:
+        name: as in `eq.terms`.
+        change: `SDE_full - SDE_without`.
+        knock_out: `SDE_without - chain`.
+        visible: whether its predicted exponent is below `alpha`, so that a weak error of this order can see it.
+    """
+
+    name: str
+    change: Curve
+    knock_out: Curve
+    visible: bool
+
+    @property
+    def finding(self) -> str:
+        """What was found, in a few words."""
+        if self.change.vanishes:
+            return "vanishes identically on this problem"
+        if not self.visible:
+            return "invisible at this order: leaving it out does not lower the order"
+        if self.change.as_predicted and self.breaks:
+            return "as predicted; leaving it out breaks the equation"
+        return "NOT as predicted" if not self.change.as_predicted else "leaving it out does not break the equation"
+
+    @property
+    def breaks(self) -> bool:
+        """Whether the equation without it is seen to have a lower order against the chain."""
+        return bool(self.knock_out.predicted is not None and abs(self.knock_out.slope - self.knock_out.predicted) <= 2 * TOLERANCE)
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing speaks against the prediction."""
+        return self.change.vanishes or (not self.visible and self.change.as_predicted) or (self.change.as_predicted and self.breaks)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What :func:`signature` found."""
+
+    equation: ModifiedEquation
+    full: Curve
+    terms: tuple[Term, ...]
+    config: dict[str, Any]
+    provenance: dict[str, Any] = field(default_factory=store.provenance)
+
+    @property
+    def status(self) -> Status:
+        """`confirmed` if the full error has at least its order and every term its exponent; `refuted` if the error has a lower order."""
+        if not np.isfinite(self.full.slope):
+            return "inconclusive"
+        assert self.full.predicted is not None
+        if self.full.slope < self.full.predicted - TOLERANCE:
+            return "refuted"
+        visible = any(term.visible and not term.change.vanishes for term in self.terms)
+        return "confirmed" if visible and all(term.passed for term in self.terms) else "inconclusive"
+
+    def table(self) -> str:
+        """Predicted and measured exponents as text."""
+        alpha, beta = self.equation.order
+        lines = [
+            f"{self.equation.variant.title} on {self.config['problem']}, order {self.equation.order}, b = {self.config['batch']}, "
+            f"m = {self.config['micro']}, {'with' if self.equation.replace else 'without'} replacement",
+            f"path rho = {self.config['c']:g} eta^({Fraction(alpha, beta)}), eta = {', '.join(f'1/{1 / r:g}' for r in self.full.rates)}",
+            "",
+            f"{'':<16} {'predicted':>9} {'measured':>16} {'size':>9}   finding",
+        ]
+        ok = "order reached" if self.status != "refuted" else "ORDER NOT REACHED"
+        lines.append(_line("full error", self.full, ok))
+        lines += [_line(term.name, term.change, term.finding) for term in self.terms]
+        if alpha == 1 and any(part.name == "noise" for part in self.equation.noise_parts):
+            lines.append("at alpha = 1 no weak error can see the noise: it moves expectations by O(eta), the size of the error itself")
+        lines.append(f"verdict: {self.status}")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything a figure or a report needs, as plain data."""
+
+        def curve(c: Curve) -> dict[str, Any]:
+            return {**vars(c), "vanishes": c.vanishes}
+
+        terms = {t.name: {"change": curve(t.change), "knock_out": curve(t.knock_out), "visible": t.visible, "finding": t.finding} for t in self.terms}
+        results = {"verdict": self.status, "full": curve(self.full), "terms": terms}
+        plain: dict[str, Any] = store.plain(
+            {"schema": "sdesam.signature/1", "config": self.config, "provenance": self.provenance, "results": results}
+        )
+        return plain
+
+
+def weak_error(
+    equation: ModifiedEquation,
+    problem: FiniteSum,
+    *,
+    batch: int,
+    micro: int | None = None,
+    rates: Sequence[float] | None = None,
+    c: float = 0.5,
+    horizon: float = 1.0,
+) -> Curve:
+    """`sup |E phi(SDE) - E phi(chain)|` along `rho = c eta^(alpha/beta)`, without sampling.
+
+    The supremum is over starts and low trigonometric test functions on a torus problem, over first and second moments from `x0` on a
+    quadratic one.
+
+    Args:
+        equation: whose SDE is compared.
+        problem: a torus problem (`period` set, d = 1 or 2, few enough mini-batches to list) or quadratic losses (d up to 20, any n).
+        batch: `b`.
+        micro: `m`.
+        rates: the learning rates, decreasing; each divides the horizon. By default four that double.
+        c: of the path.
+        horizon: SDE time.
+
+    Raises:
+        ValueError: a problem that no exact solver takes, a grid of rates that cannot show a slope, a torus grid that cannot resolve the loss.
+
+    >>> import sdesam
+    >>> curve = weak_error(sdesam.derive("sgd"), sdesam.problems.torus(dim=1, samples=3), batch=2)
+    >>> abs(curve.slope - 2) < 0.1
+    True
+    """
+    measured = _measure(equation, problem, (), rates, batch, micro, c, horizon)
+    return measured[None]
+
+
+def signature(
+    equation: ModifiedEquation,
+    problem: FiniteSum,
+    *,
+    batch: int,
+    micro: int | None = None,
+    rates: Sequence[float] | None = None,
+    c: float = 0.5,
+    horizon: float = 1.0,
+) -> Signature:
+    """The predicted and the measured exponent of the full error and of every term; arguments as for :func:`weak_error`."""
+    alpha = equation.order[0]
+    measured = _measure(equation, problem, equation.terms, rates, batch, micro, c, horizon)
+    terms = tuple(
+        Term(name, measured[name, "change"], measured[name, "knock-out"], bool(_exponent(equation, name) < alpha)) for name in equation.terms
+    )
+    config = {
+        "variant": equation.variant.name,
+        "order": list(equation.order),
+        "replace": equation.replace,
+        "problem": problem.name,
+        "samples": problem.n,
+        "batch": batch,
+        "micro": batch if micro is None else micro,
+        "c": c,
+        "horizon": horizon,
+        "rates": measured[None].rates,
+    }
+    return Signature(equation, measured[None], terms, config)
+
+
+def fit_slope(rates: np.ndarray, values: np.ndarray, uncertainty: np.ndarray) -> tuple[float, float]:
+    """The exponent `p` of `values ~ rates^p` towards small rates, and its error.
+
+    Points that do not stand ten times above their uncertainty are left out, of the others the four smallest rates are fitted, each weighted by
+    its relative uncertainty and a floor of 1 % for what is not yet asymptotic.
+    """
+    good = np.flatnonzero((values > 10 * uncertainty) & (values > 10 * _ROUNDING))
+    good = good[np.argsort(rates[good])][:4]
+    if len(good) < 3:
+        return np.nan, np.nan
+    x, y = np.log(rates[good]), np.log(values[good])
+    sigma = np.hypot(uncertainty[good] / values[good], 0.01)
+    coefficients, spread = np.polyfit(x, y, 1, w=1 / sigma, cov="unscaled")
+    local = np.diff(y) / np.diff(x)
+    return float(coefficients[0]), float(max(np.sqrt(spread[0, 0]), np.ptp(local) / 2))
+
+
+def solvers(problem: FiniteSum, horizon: float) -> Iterator[Solver]:
+    """Exact solvers for a problem, each finer than the one before.
+
+    Raises:
+        ValueError: no exact solver takes it.
+    """
+    if problem.period is None:
+        if problem.dim > 20:
+            raise ValueError(f"{problem!r} has no exact solver: it needs a period (d = 1 or 2) or quadratic losses (d up to 20)")
+        yield Quadratic(problem, horizon)
+        return
+    if problem.dim not in _SIZES:
+        raise ValueError(f"{problem!r}: torus problems have 1 or 2 parameters")
+    for size in _SIZES[problem.dim]:
+        yield Torus(float(problem.period), problem.dim, size, horizon)
+
+
+def check_rates(rates: Sequence[float], horizon: float) -> np.ndarray:
+    """The learning rates as an array, or one sentence saying why no slope can be fitted to them."""
+    grid = np.array([positive("a rate", rate) for rate in rates])
+    if len(grid) < 3 or np.any(np.diff(grid) >= 0):
+        raise ValueError(f"rates={list(rates)}: at least three learning rates, decreasing, are needed to show a slope")
+    for rate in grid:
+        steps_of(positive("horizon", horizon), float(rate), "horizon", "the learning rate")
+    return grid
+
+
+def _measure(
+    equation: ModifiedEquation,
+    problem: FiniteSum,
+    terms: Sequence[str],
+    rates: Sequence[float] | None,
+    batch: int,
+    micro: int | None,
+    c: float,
+    horizon: float,
+) -> dict[Any, Curve]:
+    """The curves of the full error (key None), and of `(term, "change")` and `(term, "knock-out")`."""
+    grid = check_rates(rates if rates is not None else FINE_RATES if problem.period is None else RATES, horizon)
+    alpha, beta = equation.order
+    unperturbed = equation.variant.perturbation == "none"
+    sizes: dict[Any, list[tuple[float, float]]] = {}
+    coarsest = 0
+    for rate in grid:
+        rho = None if unperturbed else positive("c", c) * float(rate) ** (alpha / beta)
+        numbers = {"lr": float(rate), "rho": rho, "batch": batch, "micro": micro}
+        chain = Chain(equation.variant, problem, replace=equation.replace, **numbers)  # type: ignore[arg-type]
+        bound = {term: (equation.without(term) if term else equation).bind(problem, **numbers) for term in (None, *terms)}  # type: ignore[arg-type]
+        found, coarsest = _resolved(problem, horizon, chain, bound, coarsest)
+        for key, pair in found.items():
+            sizes.setdefault(key, []).append(pair)
+    return {
+        key: Curve(
+            rates=grid,
+            values=np.array([size for size, _ in pairs]),
+            uncertainty=np.array([moved for _, moved in pairs]),
+            predicted=float(_exponent(equation, key if key is None else key[0])),
+        )
+        for key, pairs in sizes.items()
+    }
+
+
+def _resolved(problem: FiniteSum, horizon: float, chain: Chain, bound: dict[Any, SDE], coarsest: int) -> tuple[dict[Any, tuple[float, float]], int]:
+    """Sup norm and uncertainty of every difference, on the first grid that resolves them all.
+
+    Starts from grid number `coarsest`; also returns the grid to start from for the next, smaller learning rate.
+    """
+    before: dict[Any, np.ndarray] | None = None
+    for number, solver in enumerate(solvers(problem, horizon)):
+        if number < coarsest:
+            continue
+        reference = solver.chain(chain)
+        values = {key: solver.sde(sde) for key, sde in bound.items()}
+        differences: dict[Any, np.ndarray] = {None: values[None] - reference}
+        for term in values:
+            if term is not None:
+                differences[term, "change"] = values[None] - values[term]
+                differences[term, "knock-out"] = values[term] - reference
+        if not isinstance(solver, Torus):
+            noise = _ROUNDING * max(1.0, float(abs(reference).max()))
+            return {key: (float(abs(value).max()), noise) for key, value in differences.items()}, 0
+        shared = {key: solver.common(value) for key, value in differences.items()}
+        if before is not None:
+            moved = {key: float(abs(shared[key] - before[key]).max()) for key in shared}
+            found = {key: (float(abs(value).max()), moved[key]) for key, value in differences.items()}
+            if all(shift <= max(_RESOLVED * size, _ROUNDING) for size, shift in found.values()):
+                return found, number - 1
+        before = shared
+    raise ValueError(
+        f"{problem!r}: a grid of {_SIZES[problem.dim][-1]} points per side does not resolve the expectations at time {horizon:g}; "
+        "choose a smoother loss or a shorter horizon"
+    )
+
+
+def _exponent(equation: ModifiedEquation, term: str | None) -> Fraction:
+    """The power of `eta` at which a term acts along the path; `alpha` for the full error."""
+    alpha, beta = equation.order
+    if term is None:
+        return Fraction(alpha)
+    name = term.removesuffix(" variance")
+    part = next(part for part in equation.parts if part.name == name)
+    acts_with_eta = part.i == 1 or part in equation.noise_parts
+    return Fraction(int(acts_with_eta)) + part.j * Fraction(alpha, beta)
+
+
+def _line(name: str, curve: Curve, finding: str) -> str:
+    predicted = f"{curve.predicted:.3f}" if curve.predicted is not None else ""
+    measured = f"{curve.slope:.3f} +- {curve.slope_error:.3f}" if np.isfinite(curve.slope) else "-"
+    return f"{name:<16} {predicted:>9} {measured:>16} {curve.values[-1]:>9.1e}   {finding}"
