@@ -1,6 +1,7 @@
-"""The command line: `sdesam derive`, `simulate`, `train`, `compare`.
+"""The command line: `sdesam derive`, `simulate`, `train`, `compare`, `verify`.
 
-Exit status: 0 as recorded or confirmed, 1 refuted or inconclusive, 2 bad usage (one sentence, nothing written), 3 could not finish.
+Exit status: 0 as recorded or confirmed, 1 refuted, inconclusive or other than recorded, 2 bad usage (one sentence, nothing written), 3 could
+not finish.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import click
 from sdesam import __version__
 from sdesam.symbolic import derive as derive_equation
 from sdesam.symbolic.equation import ModifiedEquation
+from sdesam.variants import VARIANTS
 
 if TYPE_CHECKING:
     from sdesam.engine import Result
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 OBSERVABLES = "loss,grad_norm2,trace_cov"
+_MOST_DEVICES = 16
+"""Each device holds a copy of the data and of its working memory."""
 
 
 class _Numbers(click.ParamType[Any]):
@@ -78,6 +82,12 @@ def _options(*many: Callable[[Command], Command]) -> Callable[[Command], Command
 
 
 _variant = click.argument("variant", metavar="VARIANT")
+_NAMES = (
+    "\b\nVariants:\n"
+    + "\n".join(f"  {v.name:<8} {v.summary}" for v in VARIANTS.values())
+    + "\n\n\b\nProblems: digits, linear-regression, quadratic, torus1d, torus2d, or module:function"
+    + "\n\n\b\nObservables: loss, grad_norm2, trace_cov, and the problem's own (digits: train_accuracy, test_accuracy)"
+)
 _order = click.option("--order", type=_Numbers(), default="2,3", show_default=True, help="(alpha, beta): weak error eta^alpha + rho^beta.")
 _replace = click.option("--replace/--no-replace", default=True, show_default=True, help="Draw mini-batches with replacement.")
 _term = click.option("--without", "removed", multiple=True, metavar="TERM", help="Leave a named term out; may be repeated.")
@@ -94,7 +104,7 @@ _observe = click.option("--observe", type=_Words(), default=OBSERVABLES, show_de
 _seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random.")
 _save = click.option("--save", type=click.Path(dir_okay=False), help="Also write everything, final states included, to this .npz file.")
 _steps = click.option("--steps", type=int, default=60, show_default=True, help="Optimizer steps.")
-_method = click.option("--method", default="heun", show_default=True, help="euler or heun (small-noise Heun).")
+_method = click.option("--method", type=click.Choice(["heun", "euler"]), default="heun", show_default=True, help="heun: small-noise Heun.")
 _dt = click.option("--dt", type=float, default=None, help="Time step; left out, lr.")
 
 
@@ -104,7 +114,7 @@ def cli() -> None:
     """SDE simulation and theory verification for sharpness-aware minimization."""
 
 
-@cli.command()
+@cli.command(epilog=_NAMES)
 @_options(_variant, _order, _replace, _term)
 @click.option("--format", "form", type=click.Choice(["text", "latex", "json"]), default="text", show_default=True)
 def derive(variant: str, order: tuple[int, ...], replace: bool, removed: tuple[str, ...], form: str) -> None:
@@ -124,12 +134,14 @@ def derive(variant: str, order: tuple[int, ...], replace: bool, removed: tuple[s
         _emit_json("-", "sdesam.equation/1", config, equation.to_json())
 
 
-@cli.command()
+@cli.command(epilog=_NAMES)
 @_options(_variant, _setting, _micro, _order, _replace, _term)
 @click.option("--paths", type=int, default=64, show_default=True, help="How many paths.")
 @click.option("--horizon", type=float, default=6.0, show_default=True, help="SDE time to reach; k steps of the optimizer are k lr.")
 @_options(_dt, _method)
-@click.option("--expectation", default="sampled", show_default=True, help="exact, or sampled where exact costs O(n^2).")
+@click.option(
+    "--expectation", type=click.Choice(["sampled", "exact"]), default="sampled", show_default=True, help="Where the exact drift costs O(n^2)."
+)
 @_options(_observe, _seed, _json, _save)
 def simulate(
     variant: str,
@@ -167,10 +179,10 @@ def simulate(
 
         sde = equation.bind(problem, lr, rho, batch, micro, expectation)
         out = run(sde, jax.random.key(seed), paths, horizon, lr if dt is None else dt, method, observe=observe)
-    _report(out, json_file, save, seed)
+    _report(out, json_file, save, {"problem_spec": problem_name, "problem_args": dict(problem_args), "seed": seed})
 
 
-@cli.command()
+@cli.command(epilog=_NAMES)
 @_options(_variant, _setting, _micro, _replace)
 @click.option("--runs", type=int, default=64, show_default=True, help="How many runs.")
 @_options(_steps, _observe, _seed, _json, _save)
@@ -206,10 +218,10 @@ def train(
 
         chain = Chain(variant, problem, lr, rho, batch, micro, replace)
         out = run(chain, jax.random.key(seed), runs, steps, observe=observe)
-    _report(out, json_file, save, seed)
+    _report(out, json_file, save, {"problem_spec": problem_name, "problem_args": dict(problem_args), "seed": seed})
 
 
-@cli.command()
+@cli.command(epilog=_NAMES)
 @_options(_variant, _setting)
 @click.option("--micro", type=_Numbers(), default=None, help="Micro-batch sizes to compare; left out, the mini-batch.")
 @_options(_order, _replace)
@@ -263,12 +275,12 @@ def compare(
         from sdesam import store
 
         folder = store.check_folder(output)
+        if name is not None and Path(name).name != name:
+            raise ValueError(f"--name {name!r}: it must be a plain file name; --output names the folder")
         problem = _problem(problem_name, problem_args)
         from sdesam.comparison import compare as run
 
         quiet = json_file == "-"
-        if not quiet:
-            click.echo(equation.text() + "\n")
         found = run(
             variant,
             problem,
@@ -290,23 +302,94 @@ def compare(
     from sdesam import plots
 
     data = found.to_json()
+    data["config"] |= {"problem_spec": problem_name, "problem_args": dict(problem_args)}
     stem = folder / (name or f"compare-{variant}-{problem.name}")
-    store.write_json(stem.with_suffix(".json"), data)
-    written = [stem.with_suffix(".json"), *plots.comparison(data, stem)]
+    if not quiet:
+        click.echo(f"{equation.text()}\n\n{found.table()}")
+    numbers = stem.with_name(stem.name + ".json")
+    store.write_json(numbers, data)
+    written = [numbers, *plots.comparison(data, stem)]
     if json_file is not None:
         _write_or_print(json_file, data)
     if not quiet:
-        click.echo(found.table())
         click.echo("wrote " + ", ".join(str(path) for path in written))
     sys.exit(0 if found.status == "confirmed" else 1)
+
+
+@cli.command()
+@click.argument("names", metavar="CLAIM...", nargs=-1)
+@click.option("--list", "listing", is_flag=True, help="List the registered claims.")
+@click.option("--preset", type=click.Choice(["quick", "full"]), default="quick", show_default=True, help="full: more seeds.")
+@click.option("--variant", default="m-usam", show_default=True, help="signature: the variant.")
+@click.option("--problem", "problem_name", default="torus2d", show_default=True, help="signature: a torus or quadratic problem.")
+@click.option("--problem-arg", "problem_args", type=_Setting(), multiple=True, help="signature: an argument of the problem, such as samples=3.")
+@_options(_order, _replace)
+@click.option("--batch", type=int, default=2, show_default=True, help="signature: mini-batch size.")
+@click.option("--micro", type=int, default=None, help="signature: micro-batch size.  [default: 1 for m- variants]")
+@_seed
+@click.option("--output", type=click.Path(), default=None, help="Folder for report.md, report.html and figures; left out, none are written.")
+@_json
+def verify(
+    names: tuple[str, ...],
+    listing: bool,
+    preset: str,
+    variant: str,
+    problem_name: str,
+    problem_args: tuple[tuple[str, Any], ...],
+    order: tuple[int, ...],
+    replace: bool,
+    batch: int,
+    micro: int | None,
+    seed: int,
+    output: str | None,
+    json_file: str | None,
+) -> None:
+    """Check claims of the registry, the signature of an equation, or the checks themselves.
+
+    CLAIM is a claim's id, `signature` (how each term scales when it alone is left out), `mutants` (wrong theories that the checks must
+    notice), or `all` (every claim, a signature and the mutants).
+
+    \b
+    Example: sdesam verify L-3.5 L-3.9
+    Example: sdesam verify signature --variant m-usam --problem torus2d
+    Example: sdesam verify all --json report.json --output report
+    """
+    with _usage_errors():
+        from sdesam.claims import registry
+
+        if listing:
+            for known in registry().values():
+                click.echo(f"{known.id:<8} {known.title:<52} recorded: {known.recorded:<12} about {known.seconds:.0f} s")
+            click.echo("signature, mutants, all")
+            return
+        if not names:
+            raise ValueError("nothing to verify: name claims, signature, mutants or all (--list shows them)")
+        from sdesam import report, store
+
+        _check_files(json_file)
+        folder = store.check_folder(output) if output is not None else None
+        jobs = report.plan(names)
+        asked = report.SignatureRequest(variant, problem_name, dict(problem_args), (order[0], order[-1]), replace, batch, micro)
+        if "signature" in jobs:
+            asked.check()
+    found = report.run(jobs, preset, seed, asked, show=None if json_file == "-" else click.echo)
+    if folder is not None:
+        for path in report.write(found, folder):
+            click.echo(f"wrote {path}", err=json_file == "-")
+    if json_file is not None:
+        _write_or_print(json_file, found.to_json())
+    sys.exit(0 if found.as_recorded else 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; unexpected failures end with status 3 and one sentence."""
     use_all_cores()
     try:
-        cli.main(args=arguments, prog_name="sdesam", standalone_mode=True)
-    except KeyboardInterrupt:
+        sys.exit(cli.main(args=arguments, prog_name="sdesam", standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted; nothing half-written", err=True)
         sys.exit(3)
     except Exception as error:
@@ -323,7 +406,8 @@ def use_all_cores() -> None:
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" not in flags and "jax" not in sys.modules:
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={os.cpu_count() or 1}".strip()
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={min(cores, _MOST_DEVICES)}".strip()
 
 
 @contextmanager
@@ -363,7 +447,7 @@ def _check_files(*files: str | None) -> None:
             check_folder(Path(file).parent)
 
 
-def _report(out: Result, json_file: str | None, save: str | None, seed: int) -> None:
+def _report(out: Result, json_file: str | None, save: str | None, asked: dict[str, Any]) -> None:
     results = {
         "time": out.time,
         "mean": out.mean,
@@ -373,7 +457,7 @@ def _report(out: Result, json_file: str | None, save: str | None, seed: int) -> 
     if save is not None:
         out.save(save)
     if json_file is not None:
-        _emit_json(json_file, "sdesam.run/1", {**out.config, "seed": seed}, results)
+        _emit_json(json_file, "sdesam.run/1", {**out.config, **asked}, results)
     if json_file != "-":
         click.echo(_series(out))
         click.echo(str(out.diverged))

@@ -49,6 +49,7 @@ class Share:
         upper: the same.
         gap: `SDE - chain`, in standard errors.
         knock_out: `SDE without - chain`, in standard errors.
+        effect: `SDE without - SDE`, in standard errors: whether the term moves the observable at all.
     """
 
     value: float
@@ -56,6 +57,7 @@ class Share:
     upper: float
     gap: float
     knock_out: float
+    effect: float
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,6 @@ class Comparison:
                 lines.append(f"{row.micro:>4}  {name:<14} {cells[0]:>15} {cells[1]:>15} {cells[2]:>15} {share.gap:>6.1f}  {told}")
         lines.append("")
         lines += [f"m = {row.micro}: {row.status}: {row.reason}" for row in self.rows]
-        for row in self.rows:
-            runs = {"optimizer": row.chain, "SDE": row.sde, "SDE without": row.without}
-            lines += [f"m = {row.micro}, {name}: {run.diverged}" for name, run in runs.items() if run.diverged]
         each = {status: [str(row.micro) for row in self.rows if row.status == status] for status in get_args(Status)}
         named = "; ".join(f"{status} at m = {', '.join(many)}" for status, many in each.items() if many)
         lines.append(f"verdict: {self.status} ({named})")
@@ -177,14 +176,14 @@ def compare(
         batch: `b`.
         micro: the sizes `m` to compare; left out, the mini-batch.
         steps: optimizer steps; the SDE runs to `steps * lr`.
-        runs: how many runs of each, even.
+        runs: how many runs of each, even and at least 8.
         order: of the SDE.
         replace: whether mini-batches are drawn with replacement.
         without: the term to knock out; left out, the first there is of `"rho^1 variance"`, `"rho^1"`, `"eta"`.
         observe: observables to record.
         judged: the observable that the verdict is about.
         method: of the SDE's time stepping.
-        dt: its step; left out, `lr`, where Heun has weak error `O(lr^2)`. Euler at `dt = lr` proves nothing.
+        dt: its step; left out, `lr`, where Heun has weak error `O(lr^2)`. Euler at `dt >= lr` proves nothing and is refused.
         seed: of everything.
         progress: show bars; by default on a terminal.
 
@@ -198,11 +197,17 @@ def compare(
     declared = find_variant(variant)
     equation = derive(declared, order, replace)
     term = without if without is not None else _telling_term(equation)
+    if equation.order[0] == 1 and term.startswith("noise"):
+        raise ValueError(f"at order {equation.order} no weak error can judge the noise: choose alpha = 2, or another term")
+    if method == "euler" and (dt is None or dt >= lr):
+        raise ValueError("Euler at dt >= lr is the chain with Gaussian noise and proves nothing: choose method='heun', or dt well below lr")
     knocked_out = equation.without(term)
     observe = list(dict.fromkeys([*observe, judged]))
-    problem.observer(observe)
+    for name, shape in jax.eval_shape(problem.observer(observe), problem.data, problem.x0).items():
+        if shape.shape != ():
+            raise ValueError(f"observable {name!r} has shape {shape.shape}: a comparison takes scalars")
     steps = whole("steps", steps)
-    count = whole("runs", runs, least=4)
+    count = whole("runs", runs, least=8)
     if count % 2:
         raise ValueError(f"runs={runs}: an even number is needed, for antithetic pairs")
     sizes: list[int | None] = [whole("micro", m) for m in micro] or [None]
@@ -284,6 +289,8 @@ def share_explained(chain: float, sde: float, without: float, covariance: np.nda
         upper=upper,
         gap=a / sqrt(var_a) if var_a else np.nan,
         knock_out=b / sqrt(var_b) if var_b else np.nan,
+        # identical runs have an effect of exactly zero, with no error
+        effect=(b - a) / sqrt(var_a + var_b - 2 * cov_ab) if var_a + var_b > 2 * cov_ab else 0.0 if a == b else np.inf,
     )
 
 
@@ -304,37 +311,33 @@ def _telling_term(equation: ModifiedEquation) -> str:
 
 
 def _row(micro: int, chain: Result, sde: Result, without: Result, *, observe: list[str], judged: str, term: str) -> Row:
-    # antithetic pairs are the independent units; a pair with a diverged path in either run is in neither mean
-    pairs = sde.diverged.total // 2
-    bad = np.unique(np.concatenate([sde.diverged.paths, without.diverged.paths])) // 2
-    good = np.setdiff1d(np.arange(pairs), bad)
-    left = min(len(good), chain.diverged.total - chain.diverged.count)
-    if left < 4:
-        reason = f"only {left} runs stayed finite"
-        return Row(micro, chain, sde, without, {}, "inconclusive", reason)
-    quantile = float(stats.t.ppf(0.5 + LEVEL / 2, left - 1))
+    runs = {"optimizer": chain, "SDE": sde, "SDE without the term": without}
+    diverged = [f"{name}: {run.diverged}" for name, run in runs.items() if run.diverged]
+    if diverged:
+        # the survivors are a selected sample, and one-sided divergence is a disagreement of its own
+        return Row(micro, chain, sde, without, {}, "inconclusive", "; ".join(diverged))
+    pairs = sde.diverged.total // 2  # antithetic pairs are the independent units
+    quantile = float(stats.t.ppf(0.5 + LEVEL / 2, pairs - 1))
     shares = {}
     for name in observe:
-        if chain.mean[name][-1].ndim:
-            continue  # a share is about one number
-        table = np.stack([_pair_means(run, name)[good] for run in (sde, without)])
+        table = np.stack([_pair_means(run, name) for run in (sde, without)])
         covariance = np.zeros((3, 3))
         covariance[0, 0] = chain.stderr[name][-1] ** 2
-        covariance[1:, 1:] = np.cov(table) / len(good)
+        covariance[1:, 1:] = np.cov(table) / pairs
         means = table.mean(axis=1)
         shares[name] = share_explained(float(chain.mean[name][-1]), float(means[0]), float(means[1]), covariance, quantile)
-    if judged not in shares:
-        raise ValueError(f"the judged observable {judged!r} is no scalar")
     return Row(micro, chain, sde, without, shares, *judge(shares[judged], judged, term))
 
 
 def judge(share: Share, observable: str, term: str) -> tuple[Status, str]:
     """The verdict on one share, and its reason."""
     interval = f"{share.value:.3f} [{share.lower:.3f}, {share.upper:.3f}]"
-    if not abs(share.knock_out) > VISIBLE:
+    if share.effect == 0:
+        return "inconclusive", f"{term!r} does not move {observable} at all here: the term vanishes on this problem or at these numbers"
+    if not min(abs(share.knock_out), abs(share.effect)) > VISIBLE:
         return "inconclusive", (
-            f"without {term!r} the SDE misses {observable} by only {abs(share.knock_out):.1f} standard errors, "
-            f"so the runs cannot tell whether the term is right; more runs would"
+            f"without {term!r} the SDE misses {observable} by {abs(share.knock_out):.1f} standard errors and moves by {abs(share.effect):.1f}, "
+            f"both of which must exceed {VISIBLE:g} before the runs can tell whether the term is right; more runs would"
         )
     seen = f"without {term!r} it misses by {abs(share.knock_out):.1f} standard errors"
     if share.lower >= ENOUGH:

@@ -133,10 +133,54 @@ def path(data: Mapping[str, Any], target: str | os.PathLike[str]) -> list[Path]:
         return _write(figure, target)
 
 
+def signature(data: Mapping[str, Any], target: str | os.PathLike[str]) -> list[Path]:
+    """Draw a signature (the JSON of `sdesam verify signature`): the size of every term's effect against the learning rate, log-log.
+
+    Args:
+        data: what :meth:`sdesam.exact.Signature.to_json` gives.
+        target: where to write, without suffix; a PDF and a PNG are made.
+
+    Returns:
+        The files written.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    config, results = data["config"], data["results"]
+    curves = {"full error": results["full"], **{name: t["change"] for name, t in results["terms"].items() if "variance" not in name}}
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+        axes = figure.subplots()
+        styles = ("-", "--", "-.", ":")
+        for k, (name, curve) in enumerate((n, c) for n, c in curves.items() if not c["vanishes"]):
+            rates, values = np.array(curve["rates"]), np.array(curve["values"])
+            colour = "black" if name == "full error" else _COLOURS[(k - 1) % len(_COLOURS)]
+            label = f"{_math(name)}: {curve['slope']:.2f} ({curve['predicted']:.2f})"
+            axes.plot(rates, values, color=colour, marker=_MARKERS[k % len(_MARKERS)], ms=3.5, ls="", zorder=3)
+            # a guide of the predicted slope through the smallest rate
+            axes.plot(rates, values[-1] * (rates / rates[-1]) ** curve["predicted"], color=colour, ls=styles[k % 4], lw=0.9)
+            axes.plot([], [], color=colour, marker=_MARKERS[k % len(_MARKERS)], ms=3.5, ls=styles[k % 4], lw=0.9, label=label)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xticks(rates, [f"1/{1 / rate:g}" for rate in rates])
+        axes.minorticks_off()
+        axes.set_xlabel(r"learning rate $\eta$")
+        axes.set_ylabel("change when left out (sup norm)")
+        alpha, beta = config["order"]
+        axes.legend(title="term: exponent (predicted)", title_fontsize=7, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+        sampling = "with" if config["replace"] else "without"
+        axes.set_title(
+            f"{config['variant']} on {config['problem']}, order ({alpha},{beta}), $m={config['micro']}$, {sampling} replacement\n"
+            "marks: measured; lines: predicted slope",
+            fontsize=8,
+        )
+        return _write(figure, target)
+
+
 def _write(figure: Any, path: str | os.PathLike[str]) -> list[Path]:
     written = []
     for suffix in (".pdf", ".png"):
-        target = Path(path).with_suffix(suffix)
+        target = Path(f"{path}{suffix}")
         # without a date, an unchanged picture stays an unchanged file
         stamp = {"CreationDate": None} if suffix == ".pdf" else {}
         store.write_atomically(target, partial(figure.savefig, format=suffix[1:], dpi=200, metadata=stamp))

@@ -12,6 +12,7 @@ import platform
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import metadata
@@ -46,11 +47,17 @@ def check_folder(folder: str | os.PathLike[str]) -> Path:
         OSError: it cannot be created or written.
     """
     path = Path(folder)
-    nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
-    if not nearest.is_dir():
-        raise OSError(f"the output folder {str(path)!r} cannot be written: {str(nearest)!r} is a file")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise OSError(f"the output folder {str(path)!r} cannot be written: no permission in {str(nearest)!r}")
+    missing = [place for place in (path, *path.absolute().parents) if not place.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise OSError(f"the output folder {str(path)!r} cannot be written: {error.strerror or error}") from error
+    finally:
+        for place in missing:  # innermost first
+            with suppress(OSError):
+                place.rmdir()
     return path
 
 

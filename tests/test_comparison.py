@@ -10,6 +10,7 @@ from scipy import stats
 import sdesam
 from sdesam import comparison, plots
 from sdesam.comparison import Share, judge, share_explained, with_error
+from sdesam.engine import Divergence, Result
 
 SETTING = {"lr": 0.02, "rho": 0.05, "batch": 8, "steps": 50, "runs": 400}
 
@@ -85,7 +86,7 @@ def test_an_invisible_term_bounds_nothing():
     ],
 )
 def test_judge(lower, upper, knock_out, status):
-    assert judge(Share(0.9, lower, upper, 0.0, knock_out), "tr V", "term")[0] == status
+    assert judge(Share(0.9, lower, upper, 0.0, knock_out, effect=30.0), "tr V", "term")[0] == status
 
 
 def test_json_and_pictures(right, tmp_path):
@@ -101,10 +102,54 @@ def test_json_and_pictures(right, tmp_path):
     assert written[0].read_bytes() == before, "the same data make the same file"
 
 
+def test_a_term_that_vanishes_is_not_judged():
+    """On a quadratic the rho^2 terms are zero, so that the knock-out IS the theory: whatever the gap, it says nothing about them."""
+    problem = sdesam.problems.linear_regression(dim=4, samples=32, noise=1.0)
+    found = sdesam.compare("m-usam", problem, lr=0.2, rho=0.3, batch=8, micro=[8], steps=10, runs=2000, without="rho^2", judged="loss")
+    assert abs(found.rows[0].shares["loss"].knock_out) > comparison.VISIBLE, "the gap alone would have refuted it"
+    assert found.status == "inconclusive"
+    assert "does not move loss at all" in found.rows[0].reason
+
+
+def _result(values, independent):
+    """A Result with given final values of one observable."""
+    values = np.asarray(values)[:, None]
+    error = values.std(axis=0, ddof=1) / np.sqrt(len(values)) if independent else np.full(1, np.nan)
+    none = Divergence(np.zeros(0, int), np.zeros(0), len(values))
+    return Result(np.ones(1), {"y": values.mean(0)}, {"y": error}, None, none, {}, values={"y": values})
+
+
+def test_standard_errors_of_a_row():
+    """Synthetic runs with known means: antithetic pairs and a noise that both SDEs share. The 95 % interval covers the true share of 0.8."""
+    rng = np.random.default_rng(1)
+    inside, gaps = 0, []
+    for _ in range(600):
+        chain = _result(1.0 + 0.3 * rng.normal(size=64), True)
+        shared = rng.normal(size=32)
+        odd = rng.normal(size=32)
+        pairs = np.stack([shared + odd, shared - odd], axis=1).ravel()  # the odd part cancels in a pair
+        sde = _result(1.1 + 0.1 * pairs + 0.05 * np.repeat(rng.normal(size=32), 2), False)
+        without = _result(1.5 + 0.1 * pairs + 0.05 * np.repeat(rng.normal(size=32), 2), False)
+        share = comparison._row(1, chain, sde, without, observe=["y"], judged="y", term="t").shares["y"]
+        inside += share.lower <= 0.8 <= share.upper
+        gaps.append(share.gap - 0.1 / np.sqrt(0.09 / 64 + 0.0125 / 32))
+    assert stats.binomtest(inside, 600, 0.95).pvalue > 1e-4  # two-sided false alarms, one in ten thousand
+    assert 0.85 < np.std(gaps) < 1.2  # standard errors of the right size; false alarms below 1e-4
+
+
+def test_one_run_that_diverged_is_enough_not_to_judge():
+    chain = _result(np.ones(64) + np.arange(64) % 2, True)
+    gone = replace(chain, diverged=Divergence(np.array([3]), np.array([0.5]), 64))
+    sde, without = (_result(np.full(64, mean) + np.arange(64) % 3, False) for mean in (1.5, 9.0))
+    row = comparison._row(1, gone, sde, without, observe=["y"], judged="y", term="t")
+    assert (row.status, row.shares) == ("inconclusive", {})
+    assert "optimizer: 1 of 64 paths diverged" in row.reason
+
+
 def test_diverging_runs_are_named_and_not_judged(problem):
     found = sdesam.compare("m-usam", problem, lr=5.0, rho=1.0, batch=8, micro=[1], steps=60, runs=8)
     assert found.status == "inconclusive"
-    assert "m = 1, optimizer: 8 of 8 paths diverged" in found.table()
+    assert "m = 1: inconclusive: optimizer: 8 of 8 paths diverged" in found.table()
     assert found.to_json()["results"]["rows"][0]["chain"]["mean"]["loss"][-1] is None
 
 
@@ -118,7 +163,7 @@ def test_other_variants(problem):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"runs": 2}, "runs=2: it must be at least 4"),
+        ({"runs": 6}, "runs=6: it must be at least 8"),
         ({"runs": 9}, "an even number is needed"),
         ({"micro": [3]}, "micro=3 does not divide batch=8"),
         ({"without": "rho"}, r"unknown term 'rho'"),
@@ -126,6 +171,8 @@ def test_other_variants(problem):
         ({"dt": 0.03}, "horizon=1 is no multiple of dt=0.03"),
         ({"method": "rk4"}, "unknown method 'rk4'"),
         ({"steps": 0}, "steps=0"),
+        ({"method": "euler"}, "Euler at dt >= lr is the chain with Gaussian noise and proves nothing"),
+        ({"order": (1, 2), "without": "noise"}, "no weak error can judge the noise"),
     ],
 )
 def test_bad_input_before_any_run(problem, change, message, monkeypatch):

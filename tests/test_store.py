@@ -27,7 +27,7 @@ def test_check_folder_creates_nothing(tmp_path):
     store.check_folder(tmp_path / "a" / "b")
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="is a file"):
+    with pytest.raises(OSError, match="cannot be written"):
         store.check_folder(tmp_path / "file" / "b")
 
 

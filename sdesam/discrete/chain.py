@@ -51,6 +51,8 @@ class Chain:
         replace: bool = True,
     ):
         self.variant = find_variant(variant)
+        if not isinstance(problem, FiniteSum):
+            raise TypeError(f"problem={problem!r}: it must be a sdesam.FiniteSum, such as sdesam.problems.digits()")
         self.problem = problem
         self.lr, self.rho, self.sampling = check_step(self.variant, problem.n, lr, rho, batch, micro, bool(replace))
         self.kernel = StepKernel(
@@ -67,6 +69,7 @@ class Chain:
             "variant": self.variant.name,
             "problem": problem.name,
             "samples": problem.n,
+            "fingerprint": problem.fingerprint,
             "lr": self.lr,
             "rho": self.rho,
             "batch": self.sampling.batch,
@@ -83,6 +86,8 @@ class Chain:
         wanted = (self.sampling.batch // self.sampling.m, self.sampling.m)
         if jax.numpy.shape(indices) != wanted:
             raise ValueError(f"indices have shape {jax.numpy.shape(indices)}: it must be (b/m, m) = {wanted}")
+        if np.min(indices) < 0 or np.max(indices) >= self.problem.n:
+            raise ValueError(f"indices must be sample numbers from 0 to {self.problem.n - 1}")
         return _direction(self.kernel, self.params, self.problem.check_params(x), jax.numpy.asarray(indices))
 
     def __repr__(self) -> str:

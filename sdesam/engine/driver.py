@@ -100,7 +100,10 @@ def run(
         raise ValueError(f"keep={keep!r}: choose 'statistics', 'values' or 'trajectories'")
     if antithetic and paths % 2:
         raise ValueError(f"{paths} paths cannot be paired: antithetic runs need an even number")
-    mesh = Mesh(np.array(devices if devices is not None else jax.devices()), ("paths",))
+    available = list(devices if devices is not None else jax.devices())
+    if not available:
+        raise ValueError("devices is empty: name at least one, or leave it out")
+    mesh = Mesh(np.array(available[:paths]), ("paths",))
     size = _chunk_size(paths, chunk, mesh.size, plan.step_bytes, antithetic)
     starts = range(0, paths, size)
     statistics: dict[str, _Moments] = {}
@@ -143,9 +146,14 @@ def run(
 def check_key(key: Any) -> jax.Array:
     """`key` as a typed jax key, or a sentence that says how to make one."""
     if isinstance(key, jax.Array) and key.shape == () and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        if str(jax.random.key_impl(key)) != "threefry2x32":
+            raise ValueError(
+                f"key has the implementation {jax.random.key_impl(key)}, whose draws depend on how paths are laid out: "
+                "use a threefry key, jax.random.key(seed, impl='threefry2x32')"
+            )
         return key
     if isinstance(key, (jax.Array, np.ndarray)) and key.shape == (2,) and key.dtype == np.uint32:
-        typed: jax.Array = jax.random.wrap_key_data(jnp.asarray(key))
+        typed: jax.Array = jax.random.wrap_key_data(jnp.asarray(key), impl="threefry2x32")
         return typed
     what = f"an array of shape {list(key.shape)}" if hasattr(key, "shape") else repr(key)
     raise TypeError(f"key must be one jax random key, such as jax.random.key(0), not {what}")
@@ -167,9 +175,12 @@ def time_grid(times: Sequence[float] | np.ndarray | None, steps: int, step_time:
     """The steps at which to observe: those of `times`, or about ten even ones with both ends."""
     if times is None:
         return np.unique(np.linspace(0, steps, 11).round().astype(int))
-    grid = np.array([steps_of(float(t), step_time, "an observation time", unit) for t in times], dtype=int)
+    instants = np.atleast_1d(np.asarray(times, dtype=float))
+    if not np.isfinite(instants).all():
+        raise ValueError(f"times={list(instants)}: they must be finite")
+    grid = np.array([steps_of(float(t), step_time, "an observation time", unit) for t in instants], dtype=int)
     if grid.size == 0 or (np.diff(grid) <= 0).any() or grid[0] < 0 or grid[-1] > steps:
-        raise ValueError(f"times={list(times)}: they must increase strictly from at least 0 to at most {steps * step_time:g}")
+        raise ValueError(f"times={list(instants)}: they must increase strictly from at least 0 to at most {steps * step_time:g}")
     return grid
 
 

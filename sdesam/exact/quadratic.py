@@ -69,8 +69,7 @@ class Quadratic:
 
     def chain(self, chain: Chain) -> np.ndarray:
         """Mean and second moments of the chain at the horizon: shape `(d + d^2,)`."""
-        last: np.ndarray = self.chain_path(chain, round(self.horizon / chain.lr))[-1]
-        return last
+        return np.asarray(self.chain_path(chain, round(self.horizon / chain.lr))[-1])
 
     def chain_path(self, chain: Chain, steps: int) -> np.ndarray:
         """The same after each of `0 .. steps` steps: shape `(steps + 1, d + d^2)`."""
@@ -175,14 +174,15 @@ def _plain(words: list[list[np.ndarray]], blocks: list[list[int]]) -> np.ndarray
         outputs.append((letters[0], letters[2]))
     out = "".join(pair[0] for pair in outputs) + "".join(pair[1] for pair in outputs)
     n = operands[0].shape[0]
-    return np.asarray(np.einsum(",".join(inputs) + "->" + out, *operands, optimize="optimal")) / n ** len(blocks)
+    total: np.ndarray = np.einsum(",".join(inputs) + "->" + out, *operands, optimize="optimal")
+    return total / float(n ** len(blocks))
 
 
 def _affine_map(values: np.ndarray, points: np.ndarray, what: str) -> np.ndarray:
     """The matrix `A` with `values = A (x, 1)`, from values at 0, the unit vectors and one point more as a check."""
     d = points.shape[1]
     constant = values[0]
-    matrix: np.ndarray = np.column_stack([(values[1 : d + 1] - constant).T, constant])
+    matrix = np.column_stack([(values[1 : d + 1] - constant).T, constant])
     if not np.allclose(matrix @ np.append(points[-1], 1), values[-1], rtol=1e-9, atol=1e-9 * (1 + abs(values).max())):
         raise ValueError(f"the {what} of this SDE is not affine: the moment solver needs quadratic losses and affine rules")
     return np.asarray(matrix)

@@ -1,8 +1,8 @@
 """Weak errors without sampling, and the signature of an equation: how each term scales when it alone is left out.
 
 Along a path `rho = c eta^(alpha/beta)` the full SDE of order (alpha, beta) differs from the chain like `eta^alpha`, and the SDE without one
-term differs from the full one like `eta` to a power that the Newton polygon predicts: `j alpha/beta` for the drift term `rho^j`, `1 + j alpha/beta` for a
-correction or noise term. A wrong coefficient shows as that power instead of `alpha` in the error against the chain.
+term differs from the full one like `eta` to a power that the Newton polygon predicts: `j alpha/beta` for the drift term `rho^j`,
+`1 + j alpha/beta` for a correction or noise term. A wrong coefficient shows as that power instead of `alpha` in the error against the chain.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -44,9 +45,10 @@ def load(spec: str, **options: Any) -> FiniteSum:
     else:
         raise unknown("problem", spec, [*READY, "module:function"])
     try:
-        problem = maker(**options)
-    except TypeError as error:
+        inspect.signature(maker).bind(**options)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"problem {spec!r} does not take {options}: {error}") from error
+    problem = maker(**options)
     if not isinstance(problem, FiniteSum):
         raise ValueError(f"problem {spec!r} gives a {type(problem).__name__}: it must give a sdesam.FiniteSum")
     return problem

@@ -5,9 +5,10 @@ Everything per sample is done in chunks and reduced at once, so memory does not 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import hashlib
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 
 from sdesam._names import unknown
 from sdesam.problems.smoothness import nonsmooth_operations
-from sdesam.sampling import whole
+from sdesam.sampling import positive, whole
 
 PyTree = Any
 SampleLoss = Callable[[Any, Any], Any]
@@ -59,11 +60,13 @@ class FiniteSum:
         name: str | None = None,
         chunk: int | None = None,
     ):
+        if not callable(sample_loss) or not isinstance(sample_loss, Hashable):
+            raise TypeError(f"sample_loss={sample_loss!r}: it must be a function (params, sample) -> scalar")
         self.sample_loss = sample_loss
         self.name = name or getattr(sample_loss, "__name__", "user")
         self.data = jax.tree.map(jnp.asarray, data)
         self.n = _samples(self.data)
-        self.x0 = _parameters(x0)
+        self.x0 = parameters(x0)
         self.dim = sum(leaf.size for leaf in jax.tree.leaves(self.x0))
         self.period = period
         most = max(1, _CHUNK_NUMBERS // self.dim) if chunk is None else whole("chunk", chunk)
@@ -114,7 +117,7 @@ class FiniteSum:
     def _value(self, name: str, x: PyTree) -> Any:
         return _observe(self.observer([name]), self.data, self.check_params(x))[name]
 
-    @property
+    @cached_property
     def nonsmooth(self) -> tuple[str, ...]:
         """The operations that keep the loss from being three times differentiable; empty where none was found."""
         return nonsmooth_operations(self.sample_loss, self.x0, self.sample(0))
@@ -123,11 +126,17 @@ class FiniteSum:
         """Sample number `i`."""
         return jax.tree.map(lambda leaf: leaf[i], self.data)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of data and start, so that a stored result knows what it was computed on."""
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves((self.data, self.x0)):
+            digest.update(f"{leaf.dtype}{leaf.shape}".encode() + np.asarray(leaf).tobytes())
+        return digest.hexdigest()[:16]
+
     def check_params(self, x: PyTree) -> PyTree:
         """`x` as arrays, or a sentence saying that its structure is not that of `x0`."""
-        if jax.tree.map(jnp.shape, x) != jax.tree.map(jnp.shape, self.x0):
-            raise ValueError(f"the parameters have structure {describe(x)}, but those of problem {self.name!r} have {describe(self.x0)}")
-        return x
+        return check_structure(x, self.x0)
 
     def _check_loss(self) -> None:
         try:
@@ -140,6 +149,7 @@ class FiniteSum:
         if not bool(jnp.isfinite(start)):
             raise ValueError(f"the loss at the start x0 is {float(start)}: it must be finite")
         if self.period is not None:
+            positive("period", self.period)
             self._check_period(float(start))
 
     def _check_period(self, start: float) -> None:
@@ -250,7 +260,8 @@ def _samples(data: PyTree) -> int:
     return int(lengths[0])
 
 
-def _parameters(x0: PyTree) -> PyTree:
+def parameters(x0: PyTree) -> PyTree:
+    """`x0` as floating-point arrays, or one sentence saying what is wrong with it."""
     arrays = jax.tree.map(jnp.asarray, x0)
     leaves = jax.tree.leaves(arrays)
     if not leaves or not all(leaf.size for leaf in leaves):
@@ -258,3 +269,10 @@ def _parameters(x0: PyTree) -> PyTree:
     if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
         raise TypeError(f"x0 must hold floating-point arrays, not {describe(arrays)}; write 1.0 for 1")
     return arrays
+
+
+def check_structure(x: PyTree, like: PyTree) -> PyTree:
+    """`x` as arrays of the dtypes of `like`, or a sentence saying that its structure or shapes are others."""
+    if jax.tree.map(jnp.shape, x) != jax.tree.map(jnp.shape, like):
+        raise ValueError(f"the parameters have structure {describe(x)}: they must be like the start, {describe(like)}")
+    return jax.tree.map(lambda leaf, other: jnp.asarray(leaf, None if hasattr(leaf, "dtype") else other.dtype), x, like)

@@ -25,7 +25,8 @@ _SMOOTH_CUSTOM = ("logaddexp", "softplus")
 def nonsmooth_operations(sample_loss: Callable[[Any, Any], Any], x: Any, sample: Any) -> tuple[str, ...]:
     """The operations through which `sample_loss` depends on `x` without being smooth, by their names in jax.
 
-    What passes through `stop_gradient` counts as constant, as in a log-sum-exp that subtracts its maximum.
+    What passes through `stop_gradient` counts as constant, as in a log-sum-exp that subtracts its maximum. Not detected are functions that are
+    smooth but for single points, such as a norm or a fractional power at zero.
 
     >>> nonsmooth_operations(lambda x, a: jax.nn.relu(x - a), 1.0, 0.0)
     ('max',)
@@ -75,8 +76,9 @@ def _apply(eqn: Any, arguments: list[_Known]) -> list[_Known]:
         return [merged] * outputs
     if name == "abs" and merged.positive:
         return [merged]
-    # a comparison moves in jumps
-    if name in _KINKED or name in _COMPARISONS:
+    # comparisons and whole numbers move in jumps
+    rounds = name == "convert_element_type" and jax.numpy.issubdtype(eqn.params["new_dtype"], jax.numpy.integer)
+    if name in _KINKED or name in _COMPARISONS or rounds:
         return [merged._replace(kinks=merged.kinks | {name}, positive=False)] * outputs
     if name == "select_n" and arguments[0].moves:
         return [merged._replace(kinks=merged.kinks | {"where"})]

@@ -259,4 +259,5 @@ def _add(a: PyTree, b: PyTree) -> PyTree:
 
 
 def _scale(tree: PyTree, factor: Any) -> PyTree:
-    return jax.tree.map(lambda leaf: factor * leaf, tree)
+    # a gradient keeps the precision of its parameters, whatever that of the coefficients
+    return jax.tree.map(lambda leaf: (factor * leaf).astype(leaf.dtype), tree)

@@ -18,6 +18,7 @@ from jax.flatten_util import ravel_pytree
 
 from sdesam.engine import check_key
 from sdesam.problems import FiniteSum
+from sdesam.problems.finite_sum import check_structure, parameters
 from sdesam.sampling import Sampling, check_step
 from sdesam.sde.compile import combine
 from sdesam.symbolic import MARK, ModifiedEquation, Part, Tree, derive, evaluate
@@ -115,7 +116,9 @@ class SDE:
         noise_shape: tuple[int, ...],
         x0: PyTree,
     ):
-        start = jax.tree.map(jnp.asarray, x0)
+        start = parameters(x0)
+        if not isinstance(noise_shape, (tuple, list)) or any(not isinstance(k, int) or k < 0 for k in noise_shape):
+            raise ValueError(f"noise_shape={noise_shape!r}: it must be a tuple of sizes, such as (3,), or () for one number")
         shape = tuple(noise_shape)
         kernel = _WrittenKernel(drift, apply_noise)
         moved = {
@@ -171,7 +174,7 @@ class SDE:
         return matrix
 
     def _check(self, x: PyTree) -> PyTree:
-        return self.problem.check_params(x) if self.problem is not None else x
+        return check_structure(x, self.x0)
 
     def __repr__(self) -> str:
         return f"SDE({', '.join(f'{name}={value}' for name, value in self.config.items())})"
@@ -207,6 +210,8 @@ def bind(
     >>> sde.drift(sde.x0).shape, sde.noise_shape
     ((2,), (8,))
     """
+    if not isinstance(problem, FiniteSum):
+        raise TypeError(f"problem={problem!r}: it must be a sdesam.FiniteSum, such as sdesam.problems.digits()")
     if expectation not in ("exact", "sampled"):
         raise ValueError(f"expectation={expectation!r}: choose 'exact' or 'sampled'")
     lr, rho, sampling = check_step(equation.variant, problem.n, lr, rho, batch, micro, equation.replace)
@@ -214,7 +219,7 @@ def bind(
     drift_trees, drift = _coefficients(equation.drift_parts, full.drift_parts, lr, rho, sampling, problem.n)
     noise_trees, noise = _coefficients(equation.noise_parts, full.noise_parts, lr, rho, sampling, problem.n)
     _check_smooth(equation, problem, (*drift_trees, *noise_trees))
-    factor = sampling.covariance_factor(problem.n)
+    factor = evaluate(equation.noise_factor, sampling.batch, sampling.m, problem.n)
     kernel = _TreeKernel(problem.sample_loss, problem.chunk, drift_trees, noise_trees, expectation == "sampled")
     numbers = _Numbers(problem.data, drift, noise, sqrt(lr * factor / problem.n))
     config = {
@@ -223,6 +228,7 @@ def bind(
         "without": list(equation.removed),
         "problem": problem.name,
         "samples": problem.n,
+        "fingerprint": problem.fingerprint,
         "lr": lr,
         "rho": rho,
         "batch": sampling.batch,
@@ -243,7 +249,7 @@ def _coefficients(
     Trees that only the `full` equation has get the number 0: an equation with a term left out then shares its compiled code.
     """
     total: dict[Tree, float] = {tree: 0.0 for part in full for tree in part.trees} if parts else {}
-    silent = not sampling.covariance_factor(n)  # the whole population in each batch: the influence h is not needed
+    silent = not sampling.replace and sampling.batch == n  # every batch is the whole set: the influence h is not needed
     for part in parts:
         for tree, coefficient in part.trees.items():
             marked = any(node.colour == MARK for node in tree.nodes())
@@ -255,10 +261,10 @@ def _coefficients(
 def _check_smooth(equation: ModifiedEquation, problem: FiniteSum, trees: tuple[Tree, ...]) -> None:
     """Third derivatives of a loss with kinks are not what the theory means by them."""
     highest = max((len(node.children) + 1 for tree in trees for node in tree.nodes()), default=1)
-    if highest >= 3 and problem.nonsmooth:
+    if (equation.order[0] == 2 or highest >= 3) and problem.nonsmooth:
         raise ValueError(
-            f"the loss of problem {problem.name!r} is not smooth enough for order {equation.order}, which takes derivatives of order "
-            f"{highest}: it contains {', '.join(problem.nonsmooth)} (ReLU has such a kink); use tanh, gelu or softplus, or order (1, 2)"
+            f"the loss of problem {problem.name!r} is not smooth enough for order {equation.order}, whose theory asks for three derivatives: "
+            f"it contains {', '.join(problem.nonsmooth)} (ReLU has such a kink); use tanh, gelu or softplus, or order (1, 2)"
         )
 
 

@@ -156,7 +156,10 @@ def check_stepping(horizon: float, dt: float, method: str) -> tuple[float, int]:
     dt, horizon = positive("dt", dt), positive("horizon", horizon)
     if method not in METHODS:
         raise unknown("method", method, METHODS)
-    return dt, steps_of(horizon, dt, "horizon", "dt")
+    steps = steps_of(horizon, dt, "horizon", "dt")
+    if steps < 1:
+        raise ValueError(f"horizon={horizon:g} is shorter than one step dt={dt:g}")
+    return dt, steps
 
 
 def _noise(scheme: Euler | Heun, params: _StepNumbers, x: PyTree, key: jax.Array, mirror: jax.Array) -> PyTree:

@@ -24,7 +24,7 @@ from sdesam.symbolic import printing
 from sdesam.symbolic.expectation import mean, projection
 from sdesam.symbolic.potential import Obstruction
 from sdesam.symbolic.potential import potential as find_potential
-from sdesam.symbolic.trees import Skeleton, TreeSum, batch, directional_derivative, eta, micro, rho, samples
+from sdesam.symbolic.trees import Skeleton, Tree, TreeSum, batch, directional_derivative, eta, micro, rho, samples
 from sdesam.variants import Variant
 from sdesam.variants import variant as find_variant
 
@@ -118,8 +118,16 @@ class ModifiedEquation:
         noise = tuple(part for part in self.noise_parts if keep(part))
         return replace(self, drift_parts=tuple(drift), noise_parts=noise, removed=(*self.removed, term))
 
+    @property
+    def noise_factor(self) -> sp.Expr:
+        """`c_b` of `Cov(G) = c_b Cov_i h(i)`: how a mini-batch mean's covariance follows from that of one sample."""
+        product = mean(Skeleton(True, (Skeleton(True),)), batch, self.replace)
+        return product[Tree(1, (Tree(1),))]
+
     def subs(self, old: sp.Symbol, new: Any) -> ModifiedEquation:
-        """The equation with a symbol (:data:`sdesam.symbolic.micro`, ...) replaced, say `m` by `b` or by 1."""
+        """The equation with one of the sizes `b, m, n` (:data:`sdesam.symbolic.micro`, ...) replaced, say `m` by `b` or by 1."""
+        if old not in (batch, micro, samples):
+            raise ValueError(f"{old} cannot be replaced: only the sizes b, m and n can")
 
         def swap(parts: tuple[Part, ...]) -> tuple[Part, ...]:
             swapped = (replace(part, trees=part.trees.subs({old: new})) for part in parts)
@@ -170,7 +178,7 @@ class ModifiedEquation:
     def text(self) -> str:
         """The equation for a person to read, in plain text."""
         sampling = "with replacement" if self.replace else "without replacement"
-        factor = "1/b" if self.replace else "(n-b)/(b (n-1))"
+        factor = printing.coefficient(self.noise_factor)
         alpha, beta = self.order
         lines = [
             f"{self.variant.title}, batches {sampling}, order (alpha, beta) = {self.order}: weak error O(eta^{alpha} + rho^{beta})",
@@ -204,7 +212,7 @@ class ModifiedEquation:
 
     def latex(self) -> str:
         """The equation as a LaTeX `align*` environment."""
-        factor = r"\frac1b" if self.replace else r"\frac{n-b}{b(n-1)}"
+        factor = printing.coefficient(self.noise_factor, latex=True)
         rows = [printing.latex(printing.centred(part.total), deviations=True) + rf" && \text{{{_math(part.name)}}}" for part in self.drift_parts]
         drift = "B &= " + " \\\\\n  &\\quad ".join(_signed(row, first=not k) for k, row in enumerate(rows))
         lines = [r"\mathrm{d}X &= B(X)\,\mathrm{d}t + \sqrt{\eta}\,S(X)\,\mathrm{d}W", drift]
@@ -234,7 +242,7 @@ class ModifiedEquation:
             "terms": list(self.terms),
             "drift": parts(self.drift_parts),
             "noise": parts(self.noise_parts),
-            "noise_factor": "1/b" if self.replace else "(n-b)/(b*(n-1))",
+            "noise_factor": str(self.noise_factor),
             "potential": None if self.potential() is None else self.describe_potential(),
             "obstruction": self.obstruction,
         }
@@ -272,7 +280,9 @@ def derive(variant: str | Variant, order: tuple[int, int] = (2, 3), replace: boo
     """
     declared = find_variant(variant)
     alpha, beta = check_order(order)
-    return _derive(declared, alpha, beta, bool(replace))
+    if not isinstance(replace, bool):
+        raise TypeError(f"replace={replace!r}: it must be True (with replacement) or False (without)")
+    return _derive(declared, alpha, beta, replace)
 
 
 def check_order(order: tuple[int, int]) -> tuple[int, int]:

@@ -56,7 +56,7 @@ def projection(skeleton: Skeleton, size: sp.Expr, replace: bool) -> TreeSum:
     `h(i) = m (E[tree | i in I] - E tree)`, times `(n-1)/(n-m)` without replacement, so that the mean over the `b/m` micro-batches has
     the leading covariance `c_b Cov_i h(i)`. Constants drop out of a covariance and are left out.
 
-    Source: W. Hoeffding 1948 (iid); for finite populations W. R. van Zwet 1984.
+    Source: W. Hoeffding 1948 (iid); for finite populations M. Bloznelis & F. Goetze 2001, Ann. Statist. 29, 899-917.
     """
     nodes = _sampled(skeleton)
     scale = size if replace else size * (samples - 1) / (samples - size)

@@ -80,13 +80,19 @@ def wrap(head: str, body: str, width: int = 110) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def coefficient(value: sp.Expr, latex: bool = False) -> str:
+    """A coefficient as text or LaTeX, `n - m` rather than `-m + n`."""
+    negative, size = _oriented(value)
+    printed = str(sp.latex(size)) if latex else str(size).replace("**", "^")
+    return ("-" if negative else "") + re.sub(r"- ?((?:\d+[* ])?[bm]) \+ n", r"n - \1", printed)  # sympy sorts by name
+
+
 class _Style:
     def __init__(self, deviations: bool, scalar: bool, latex: bool):
         self.deviations, self.scalar, self.latex = deviations, scalar, latex
 
     def coefficient(self, value: sp.Expr) -> str:
-        printed = str(sp.latex(value)) if self.latex else str(value).replace("**", "^")
-        return re.sub(r"- ?((?:\d+[* ])?m) \+ n", r"n - \1", printed)  # sympy puts m first whatever its sign
+        return coefficient(value, self.latex)
 
 
 def _sum(total: TreeSum, style: _Style) -> str:

@@ -32,6 +32,6 @@ def variant(name: str | Variant) -> Variant:
     """
     if isinstance(name, Variant):
         return name
-    if name not in VARIANTS:
+    if not isinstance(name, str) or name not in VARIANTS:
         raise unknown("variant", name, VARIANTS)
     return VARIANTS[name]

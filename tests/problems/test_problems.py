@@ -84,7 +84,7 @@ def test_load():
         ("no_such_module:f", "cannot be loaded"),
         ("sdesam.problems:f", "cannot be loaded"),
         ("math:sqrt", "does not take"),
-        ("builtins:dict", "gives a dict: it must give a sdesam.FiniteSum"),
+        ("os:getcwd", "gives a str: it must give a sdesam.FiniteSum"),
     ]:
         with pytest.raises(ValueError, match=message):
             sdesam.problems.load(spec)

@@ -1,0 +1,264 @@
+"""Does the verification notice? Wrong theories and wrong optimizers, each of which a named check must kill.
+
+A mutant is an SDE or a step kernel with one thing wrong. The check that is run on it is the one that judges hypotheses: coefficients of the
+drift and of the covariance in powers of `eta` and `rho`, against all mini-batches listed. A check that lets a mutant live is no check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sympy as sp
+
+from sdesam import symbolic
+from sdesam.discrete import Chain
+from sdesam.discrete.kernel import Numbers, StepKernel
+from sdesam.exact.double import covariance, drift
+from sdesam.hypothesis import Finding, Setting, compare_coefficients
+from sdesam.problems import torus
+from sdesam.sampling import Sampling
+from sdesam.sde import SDE
+from sdesam.symbolic import ModifiedEquation, derive
+from sdesam.variants import variant as find_variant
+
+PyTree = Any
+Change = Callable[[ModifiedEquation], ModifiedEquation]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One wrong theory or optimizer (or, as a check on the check, a right one).
+
+    Args:
+        name: what is wrong.
+        variant: the variant that it claims to be.
+        with_replacement: the sampling that it claims.
+        equation: what becomes of the derived equation.
+        sde: what becomes of `(drift, covariance)` at the points, given `(lr, rho, setting)`.
+        numbers: what becomes of `(lr, rho, batch, micro)` before they are bound.
+        kernel: the class of the step kernel.
+        right: whether it is a right theory, which must live.
+    """
+
+    name: str
+    variant: str = "m-usam"
+    with_replacement: bool = True
+    equation: Change = lambda equation: equation
+    sde: Callable[[np.ndarray, np.ndarray, float, Setting], tuple[np.ndarray, np.ndarray]] | None = None
+    numbers: Callable[[float, float, int, int], tuple[float, float, int, int]] = lambda lr, rho, b, m: (lr, rho, b, m)
+    kernel: type[StepKernel] = StepKernel
+    right: bool = False
+
+    @property
+    def side(self) -> str:
+        """Whether the theory or the optimizer is wrong."""
+        return "none" if self.right else "chain" if self.kernel is not StepKernel else "SDE"
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What the checks said of a mutant: the findings that are not `confirmed`."""
+
+    mutant: Mutant
+    killed_by: tuple[Finding, ...]
+
+    @property
+    def killed(self) -> bool:
+        """Whether a check refuted it."""
+        return any(finding.status == "refuted" for finding in self.killed_by)
+
+    @property
+    def as_wanted(self) -> bool:
+        """Wrong and killed, or right and untouched."""
+        return not self.killed_by if self.mutant.right else self.killed
+
+    def __str__(self) -> str:
+        checks = ", ".join(f"{f.part} eta^{f.power[0]} rho^{f.power[1]}" for f in self.killed_by)
+        return f"{self.mutant.side:<5} {self.mutant.name:<58} {'lives' if not self.killed else 'killed by ' + checks}"
+
+
+def fate(mutant: Mutant, seed: int = 0) -> Fate:
+    """Run the checks on one mutant, on a seeded torus problem of its own."""
+    micro = mutant.variant.startswith("m-")
+    n, b, m = (4 if mutant.with_replacement else 5), (4 if micro else 3), (2 if micro else None)
+    problem = torus(dim=2, samples=n, seed=300 + seed)
+    points = np.random.default_rng(seed).uniform(0, 2 * np.pi, size=(4, 2))
+    setting = Setting(problem, Sampling(b, m, mutant.with_replacement), points)
+    # the wrong equation keeps the name of the right one, and so takes the same numbers
+    wrong = replace(mutant.equation(derive(mutant.variant, (2, 3), mutant.with_replacement)), variant=find_variant(mutant.variant))
+    unperturbed = wrong.variant.perturbation == "none"
+
+    def fields(lr: float, rho: float) -> tuple[np.ndarray, np.ndarray]:
+        lr_used, rho_used, b_used, m_used = mutant.numbers(lr, rho, b, setting.sampling.m)
+        sde: SDE = wrong.bind(problem, lr_used, None if unperturbed else rho_used, b_used, m_used if micro else None, expectation="exact")
+        stated = drift(sde, points), covariance(sde, points)
+        return stated if mutant.sde is None else mutant.sde(*stated, lr, setting)
+
+    def chain(lr: float, rho: float) -> Chain:
+        made = Chain(mutant.variant, problem, lr, None if unperturbed else rho, b, m, mutant.with_replacement)
+        made.kernel = mutant.kernel(**vars(made.kernel))
+        return made
+
+    findings = compare_coefficients([setting], [lambda lr, rho: fields(lr, rho)[0]], [lambda lr, rho: fields(lr, rho)[1]], [chain], (2, 3))
+    return Fate(mutant, tuple(finding for finding in findings if finding.status != "confirmed"))
+
+
+def scaled(name: str, factor: Any) -> Change:
+    """The equation with the coefficients of one part multiplied."""
+
+    def change(equation: ModifiedEquation) -> ModifiedEquation:
+        parts = tuple(replace(p, trees=p.trees * factor) if p.name == name else p for p in equation.parts)
+        split = len(equation.drift_parts)
+        return replace(equation, drift_parts=parts[:split], noise_parts=parts[split:])
+
+    return change
+
+
+def _without(term: str) -> Change:
+    return lambda equation: equation.without(term)
+
+
+def _other_sampling(what: str) -> Change:
+    """Drift or noise of the equation for the other sampling."""
+
+    def change(equation: ModifiedEquation) -> ModifiedEquation:
+        other = derive(equation.variant, equation.order, not equation.replace)
+        if what == "drift":
+            return replace(equation, drift_parts=other.drift_parts)
+        return replace(equation, noise_parts=other.noise_parts)
+
+    return change
+
+
+def _gbar(setting: Setting) -> np.ndarray:
+    grads = jax.vmap(setting.problem.grad)(jnp.asarray(setting.points, setting.problem.x0.dtype))
+    return np.asarray(grads, float)
+
+
+def _uncentred(B: np.ndarray, C: np.ndarray, lr: float, setting: Setting) -> tuple[np.ndarray, np.ndarray]:
+    g = _gbar(setting)
+    return B, C + lr / setting.sampling.batch * g[:, :, None] * g[:, None, :]
+
+
+def _minus_square(B: np.ndarray, C: np.ndarray, lr: float, setting: Setting) -> tuple[np.ndarray, np.ndarray]:
+    g = _gbar(setting)
+    return B, C - 0.1 * lr * g[:, :, None] * g[:, None, :]
+
+
+class _Chain(StepKernel):
+    """A step kernel with its perturbation, its radius or its scale wrong; subclasses say which."""
+
+    def _grad(self, params: Numbers, x: PyTree, indices: jax.Array) -> PyTree:
+        samples = jax.tree.map(lambda leaf: leaf[indices], params.data)
+        return jax.grad(lambda y: jnp.mean(jax.vmap(self.sample_loss, (None, 0))(y, samples)))(x)
+
+    def _all(self, params: Numbers) -> jax.Array:
+        return jnp.arange(self.n)
+
+    def _mean(self, params: Numbers, x: PyTree, indices: jax.Array, perturbation: Callable[[jax.Array], PyTree]) -> PyTree:
+        steps = [self._grad(params, x + params.rho * perturbation(group), group) for group in indices]
+        return sum(steps) / len(steps)
+
+
+def _kernel(name: str, direction: Callable[[Any, Numbers, PyTree, jax.Array], PyTree]) -> type[StepKernel]:
+    return type(name, (_Chain,), {"direction": direction})
+
+
+def _renumbered(change: Callable[[Numbers], Numbers]) -> type[StepKernel]:
+    return _kernel("_Renumbered", lambda self, params, x, i: StepKernel.direction(self, change(params), x, i))
+
+
+def _rescaled(factor: float) -> type[StepKernel]:
+    return _kernel("_Rescaled", lambda self, params, x, i: factor * StepKernel.direction(self, params, x, i))
+
+
+_CHAINS: dict[str, type[StepKernel]] = {
+    "time scale off by 2 in the chain": _rescaled(2.0),
+    "gradient summed over micro-batches": _kernel("_Summed", lambda self, p, x, i: len(i) * StepKernel.direction(self, p, x, i)),
+    "step 10 % too long": _rescaled(1.1),
+    "step uphill": _rescaled(-1.0),
+    "radius 10 % too large": _renumbered(lambda p: p._replace(rho=1.1 * p.rho)),
+    "radius 10 % too small": _renumbered(lambda p: p._replace(rho=0.9 * p.rho)),
+    "radius doubled": _renumbered(lambda p: p._replace(rho=2 * p.rho)),
+    "radius squared": _renumbered(lambda p: p._replace(rho=p.rho**2)),
+    "perturbation downhill": _renumbered(lambda p: p._replace(rho=-p.rho)),
+    "no perturbation": _renumbered(lambda p: p._replace(rho=0 * p.rho)),
+    "perturbation from the mini-batch": _kernel(
+        "_FromBatch", lambda self, p, x, i: self._mean(p, x, i, lambda group: self._grad(p, x, i.reshape(-1)))
+    ),
+    "perturbation from the whole set": _kernel("_FromAll", lambda self, p, x, i: self._mean(p, x, i, lambda group: self._grad(p, x, self._all(p)))),
+    "perturbation from the other micro-batch": _kernel(
+        "_Swapped", lambda self, p, x, i: sum(self._grad(p, x + p.rho * self._grad(p, x, i[k - 1]), i[k]) for k in range(len(i))) / len(i)
+    ),
+    "perturbation from the first sample only": _kernel(
+        "_First", lambda self, p, x, i: self._mean(p, x, i, lambda group: self._grad(p, x, group[:1]))
+    ),
+    "two ascent steps": _kernel(
+        "_Two",
+        lambda self, p, x, i: self._mean(p, x, i, lambda group: self._grad(p, x, group) + self._grad(p, x + p.rho * self._grad(p, x, group), group)),
+    ),
+    "normalised perturbation": _kernel(
+        "_Normalised",
+        lambda self, p, x, i: self._mean(p, x, i, lambda g: self._grad(p, x, g) / jnp.sqrt(0.01 + jnp.sum(self._grad(p, x, g) ** 2))),
+    ),
+    "micro-batches of one": _kernel("_Ones", lambda self, p, x, i: self._mean(p, x, i.reshape(-1, 1), lambda group: self._grad(p, x, group))),
+    "second micro-batch not used": _kernel("_Half", lambda self, p, x, i: StepKernel.direction(self, p, x, i[:1])),
+    "weight decay that nobody asked for": _kernel("_Decay", lambda self, p, x, i: StepKernel.direction(self, p, x, i) + 0.05 * x),
+}
+
+
+_CHAINS_ALWAYS = _kernel("_Always", lambda self, p, x, i: self._mean(p._replace(rho=0.1), x, i, lambda group: self._grad(p, x, group)))
+
+
+_FACTORS = {"10 % too large": sp.Rational(11, 10), "10 % too small": sp.Rational(9, 10), "sign flipped": -1, "doubled": 2}
+_PARTS = ("rho^0", "rho^1", "rho^2", "eta", "eta rho^1", "noise", "noise rho^1")
+
+MUTANTS: tuple[Mutant, ...] = (
+    *(Mutant(f"{part} {name}", equation=scaled(part, factor)) for part in _PARTS for name, factor in _FACTORS.items()),
+    *(Mutant(f"{term} missing", equation=_without(term)) for term in derive("m-usam").terms),
+    Mutant("1/b for 1/m", equation=lambda eq: eq.subs(symbolic.micro, symbolic.batch)),
+    Mutant("1/m^2 for 1/m", equation=lambda eq: eq.subs(symbolic.micro, symbolic.micro**2)),
+    Mutant("rho m for rho", equation=lambda eq: eq.subs(symbolic.micro, 1)),
+    Mutant("eta/4 for eta/2 in the correction", equation=lambda eq: scaled("eta rho^1", sp.Rational(1, 2))(scaled("eta", sp.Rational(1, 2))(eq))),
+    Mutant("correction with the wrong sign", equation=lambda eq: scaled("eta rho^1", -1)(scaled("eta", -1)(eq))),
+    Mutant("USAM's theory for m-USAM", equation=lambda eq: derive("usam", eq.order, eq.replace)),
+    Mutant("n-USAM's theory for m-USAM", equation=lambda eq: derive("n-usam", eq.order, eq.replace)),
+    Mutant("SGD's theory for m-USAM", equation=lambda eq: derive("sgd", eq.order, eq.replace)),
+    Mutant("m-USAM's theory for n-USAM", variant="n-usam", equation=lambda eq: derive("usam", eq.order, eq.replace)),
+    Mutant("drift with replacement for without", with_replacement=False, equation=_other_sampling("drift")),
+    Mutant("noise with replacement for without", with_replacement=False, equation=_other_sampling("noise")),
+    Mutant("batch factor 1/b for (n-b)/(b(n-1))", with_replacement=False, equation=lambda eq: replace(eq, replace=True)),
+    Mutant("drift without replacement for with", equation=_other_sampling("drift")),
+    Mutant("noise without replacement for with", equation=_other_sampling("noise")),
+    Mutant("no noise at all", sde=lambda B, C, lr, s: (B, 0 * C)),
+    Mutant("batch factor of another size", sde=lambda B, C, lr, s: (B, C * s.sampling.batch / (s.sampling.batch + 1))),
+    Mutant("noise of one micro-batch", sde=lambda B, C, lr, s: (B, C * s.sampling.batch / s.sampling.m)),
+    Mutant("noise of one sample", sde=lambda B, C, lr, s: (B, C * s.sampling.batch)),
+    Mutant("noise without eta", sde=lambda B, C, lr, s: (B, C / lr)),
+    Mutant("noise with eta^2", sde=lambda B, C, lr, s: (B, C * lr)),
+    Mutant("noise not centred", sde=_uncentred),
+    Mutant("a tenth of gbar gbar^T taken from the noise", sde=_minus_square),
+    Mutant("noise made isotropic", sde=lambda B, C, lr, s: (B, np.trace(C, axis1=1, axis2=2)[:, None, None] * np.eye(2) / 2)),
+    Mutant("time scale off by 2 in the SDE", sde=lambda B, C, lr, s: (2 * B, 2 * C)),
+    Mutant("ascent radius squared in the SDE", numbers=lambda lr, rho, b, m: (lr, rho**2, b, m)),
+    Mutant("ascent radius halved in the SDE", numbers=lambda lr, rho, b, m: (lr, rho / 2, b, m)),
+    Mutant("b doubled", numbers=lambda lr, rho, b, m: (lr, rho, 2 * b, m)),
+    Mutant("eta of the correction doubled", equation=lambda eq: scaled("eta rho^1", 2)(scaled("eta", 2)(eq))),
+    *(Mutant(name, kernel=kernel) for name, kernel in _CHAINS.items()),
+    Mutant("n-USAM perturbed from the batch", variant="n-usam", kernel=_CHAINS["perturbation from the mini-batch"]),
+    Mutant("USAM perturbed from the whole set", variant="usam", kernel=_CHAINS["perturbation from the whole set"]),
+    Mutant("SGD with SAM's perturbation", variant="sgd", kernel=_CHAINS_ALWAYS),
+)
+"""Wrong theories and wrong optimizers."""
+
+RIGHT: tuple[Mutant, ...] = tuple(
+    Mutant(f"{variant}, {'with' if sampling else 'without'} replacement", variant, sampling, right=True)
+    for variant in ("sgd", "usam", "m-usam", "n-usam")
+    for sampling in (True, False)
+)
+"""Right theories, which the same checks must let live."""

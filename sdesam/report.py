@@ -1,0 +1,266 @@
+"""Running many checks and telling what they found: text, JSON, Markdown and HTML."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from sdesam import plots, problems, store
+from sdesam.claims import Claim, Outcome, registry
+from sdesam.exact.weak import Signature, signature
+from sdesam.mutants import MUTANTS, RIGHT, Fate, fate
+from sdesam.symbolic import derive
+from sdesam.variants import variant as find_variant
+
+SCHEMA = "sdesam.report/1"
+_EXTRA = ("signature", "mutants")
+
+
+@dataclass(frozen=True)
+class SignatureRequest:
+    """Which signature to measure; as the options of `sdesam verify signature`."""
+
+    variant: str = "m-usam"
+    problem: str = "torus2d"
+    arguments: dict[str, Any] = field(default_factory=dict)
+    order: tuple[int, int] = (2, 3)
+    replace: bool = True
+    batch: int = 2
+    micro: int | None = None
+
+    def check(self) -> None:
+        """Refuse numbers that do not fit before any work starts."""
+        problem = problems.load(self.problem, **self.arguments)
+        derive(self.variant, self.order, self.replace).bind(problem, 0.1, self._rho, self.batch, self._micro)
+
+    def measure(self) -> Signature:
+        """The signature."""
+        problem = problems.load(self.problem, **self.arguments)
+        return signature(derive(self.variant, self.order, self.replace), problem, batch=self.batch, micro=self._micro)
+
+    @property
+    def _micro(self) -> int | None:
+        return 1 if self.micro is None and find_variant(self.variant).micro else self.micro
+
+    @property
+    def _rho(self) -> float | None:
+        return None if find_variant(self.variant).perturbation == "none" else 0.1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One claim and what running it found."""
+
+    claim: Claim
+    outcome: Outcome
+    seconds: float
+
+    @property
+    def as_recorded(self) -> bool:
+        """Whether the verdict is the one on record."""
+        return self.outcome.status == self.claim.recorded
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that was found."""
+
+    entries: tuple[Entry, ...]
+    signatures: tuple[Signature, ...]
+    fates: tuple[Fate, ...]
+    config: dict[str, Any]
+    seconds: float
+    provenance: dict[str, Any] = field(default_factory=store.provenance)
+
+    @property
+    def as_recorded(self) -> bool:
+        """Whether every claim has its recorded verdict, every signature is confirmed and every mutant dead."""
+        return (
+            all(entry.as_recorded for entry in self.entries)
+            and all(s.status == "confirmed" for s in self.signatures)
+            and all(f.as_wanted for f in self.fates)
+        )
+
+    def summary(self) -> str:
+        """One paragraph."""
+        told = []
+        if self.entries:
+            told.append(f"{sum(e.as_recorded for e in self.entries)} of {len(self.entries)} claims as recorded")
+        told += [f"signature of {s.equation.variant.name} {s.status}" for s in self.signatures]
+        if self.fates:
+            told.append(kill_rate(self.fates))
+        return f"{'; '.join(told)} ({self.seconds:.0f} s)"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        claims = {
+            e.claim.id: {
+                "title": e.claim.title,
+                "statement": e.claim.statement,
+                "source": e.claim.source,
+                "prediction": e.claim.prediction,
+                "recorded": e.claim.recorded,
+                "verdict": e.outcome.status,
+                "seconds": e.seconds,
+                "measurements": [{**vars(m), "agrees": m.agrees} for m in e.outcome.measurements],
+                "controls": [{**vars(c), "caught": c.caught} for c in e.outcome.controls],
+                "remark": e.outcome.remark,
+                "data": e.outcome.data,
+            }
+            for e in self.entries
+        }
+        fates = [
+            {
+                "name": f.mutant.name,
+                "side": f.mutant.side,
+                "killed": f.killed,
+                "as_wanted": f.as_wanted,
+                "killed_by": [f"{k.part} eta^{k.power[0]} rho^{k.power[1]}" for k in f.killed_by],
+            }
+            for f in self.fates
+        ]
+        results = {"as_recorded": self.as_recorded, "claims": claims, "signatures": [s.to_json() for s in self.signatures], "mutants": fates}
+        plain: dict[str, Any] = store.plain({"schema": SCHEMA, "config": self.config, "provenance": self.provenance, "results": results})
+        return plain
+
+
+def plan(names: Sequence[str]) -> tuple[str, ...]:
+    """The jobs that some names stand for, each once.
+
+    Raises:
+        ValueError: an unknown claim; the message lists the valid ids.
+    """
+    from sdesam._names import unknown
+
+    valid = [*registry(), *_EXTRA]
+    jobs: list[str] = []
+    for name in names:
+        if name != "all" and name not in valid:
+            raise unknown("claim", name, [*valid, "all"])
+        jobs += valid if name == "all" else [name]
+    return tuple(dict.fromkeys(jobs))
+
+
+def run(
+    jobs: Sequence[str],
+    preset: str = "quick",
+    seed: int = 0,
+    asked: SignatureRequest | None = None,
+    show: Callable[[str], object] | None = None,
+) -> Report:
+    """Run some jobs one after the other; `show` is given each result as text as soon as it is there."""
+    tell = show or (lambda text: None)
+    begun = perf_counter()
+    entries, signatures, fates = [], [], []
+    for job in tqdm(jobs, desc="verify", delay=2, leave=False, disable=None):
+        start = perf_counter()
+        if job == "signature":
+            signatures.append((asked or SignatureRequest()).measure())
+            tell(signatures[-1].table() + "\n")
+        elif job == "mutants":
+            fates = [fate(mutant, seed) for mutant in tqdm((*RIGHT, *MUTANTS), desc="mutants", delay=2, leave=False, disable=None)]
+            tell("\n".join([*map(str, fates), f"mutants: {kill_rate(fates)}\n"]))
+        else:
+            claim = registry()[job]
+            entry = Entry(claim, claim.run(preset, seed), perf_counter() - start)  # type: ignore[arg-type]
+            entries.append(entry)
+            tell(_entry_text(entry) + "\n")
+    config = {"jobs": list(jobs), "preset": preset, "seed": seed, "signature": vars(asked) if asked and "signature" in jobs else None}
+    report = Report(tuple(entries), tuple(signatures), tuple(fates), config, perf_counter() - begun)
+    tell(report.summary())
+    return report
+
+
+def kill_rate(fates: Sequence[Fate]) -> str:
+    """How many wrong theories were killed and how many right ones live, as text."""
+    wrong = [f for f in fates if not f.mutant.right]
+    right = [f for f in fates if f.mutant.right]
+    killed, alive = sum(f.as_wanted for f in wrong), sum(f.as_wanted for f in right)
+    return f"{killed} of {len(wrong)} mutants killed, {alive} of {len(right)} right theories confirmed"
+
+
+def write(report: Report, folder: Path) -> list[Path]:
+    """`report.md`, `report.html` and the figures of a report."""
+    written = []
+    pictures = {}
+    for k, found in enumerate(report.signatures):
+        files = plots.signature(found.to_json(), folder / f"signature-{found.equation.variant.name}{k or ''}")
+        pictures[found.equation.variant.name] = files[1].name
+        written += files
+    for name, text in (("report.md", _markdown(report, pictures)), ("report.html", _html(report, pictures))):
+        store.write_atomically(folder / name, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
+        written.append(folder / name)
+    return written
+
+
+def _entry_text(entry: Entry) -> str:
+    claim, outcome = entry.claim, entry.outcome
+    news = "" if entry.as_recorded else f"  NOT AS RECORDED ({claim.recorded})"
+    lines = [f"{claim.id}: {outcome.status}{news} - {claim.title} ({claim.source})", f"  predicts: {claim.prediction}"]
+    for m in outcome.measurements:
+        lines.append(
+            f"  {'agrees' if m.agrees else 'DIFFERS':<8} {m.name}: predicted {m.predicted:.6g}, measured {m.measured:.6g}, "
+            f"tolerance {m.tolerance:.1e}"
+        )
+    for c in outcome.controls:
+        verdict = "caught" if c.caught else "MISSED"
+        lines.append(f"  {verdict:<8} control, {c.name}: off by {abs(c.measured):.3g}, tolerance {c.tolerance:.1e}")
+    if outcome.remark:
+        lines.append(f"  {outcome.remark}")
+    return "\n".join(lines)
+
+
+def _rows(report: Report) -> list[tuple[str, str, str, str]]:
+    return [(e.claim.id, e.claim.title, e.outcome.status, e.claim.recorded) for e in report.entries]
+
+
+def _markdown(report: Report, pictures: dict[str, str]) -> str:
+    lines = ["# Verification report", "", report.summary(), "", _origin(report), ""]
+    if report.entries:
+        lines += ["| claim | what | verdict | recorded |", "| --- | --- | --- | --- |"]
+        lines += [f"| {' | '.join(row)} |" for row in _rows(report)]
+    for e in report.entries:
+        lines += ["", f"## {e.claim.id}: {e.claim.title}", "", f"$${e.claim.statement}$$", "", f"Source: {e.claim.source}.", ""]
+        lines += ["```", _entry_text(e), "```"]
+        basis = dict.fromkeys(m.basis for m in e.outcome.measurements)
+        lines += ["", "Tolerances: " + "; ".join(basis) + "."]
+    for s in report.signatures:
+        name = s.equation.variant.name
+        lines += ["", f"## Signature of {name}", "", "```", s.table(), "```", "", f"![signature of {name}]({pictures[name]})"]
+    if report.fates:
+        lines += ["", "## Mutants", "", kill_rate(report.fates), "", "```", *map(str, report.fates), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _html(report: Report, pictures: dict[str, str]) -> str:
+    def pre(text: str) -> str:
+        return f"<pre>{html.escape(text)}</pre>"
+
+    rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in _rows(report))
+    parts = [f"<h1>Verification report</h1><p>{html.escape(report.summary())}</p><p>{html.escape(_origin(report))}</p>"]
+    if rows:
+        parts.append(f"<table><tr><th>claim</th><th>what</th><th>verdict</th><th>recorded</th></tr>{rows}</table>")
+    for e in report.entries:
+        parts.append(f"<h2>{html.escape(e.claim.id)}: {html.escape(e.claim.title)}</h2>")
+        parts.append(f"<p><code>{html.escape(e.claim.statement)}</code></p><p>Source: {html.escape(e.claim.source)}.</p>" + pre(_entry_text(e)))
+    for s in report.signatures:
+        name = s.equation.variant.name
+        parts.append(f'<h2>Signature of {name}</h2>{pre(s.table())}<img src="{pictures[name]}" alt="signature of {name}" width="700">')
+    if report.fates:
+        parts.append(f"<h2>Mutants</h2><p>{kill_rate(report.fates)}</p>" + pre("\n".join(map(str, report.fates))))
+    style = "body{font-family:sans-serif;max-width:70em;margin:2em auto}td,th{text-align:left;padding:.2em 1em}pre{overflow-x:auto}"
+    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>sdesam report</title><style>{style}</style>{"".join(parts)}</html>\n'
+
+
+def _origin(report: Report) -> str:
+    origin = report.provenance
+    return (
+        f"Preset {report.config['preset']}, seed {report.config['seed']}; {origin['created']}, sdesam {origin['versions']['sdesam']}, "
+        f"jax {origin['versions']['jax']}, {origin['device']}, revision {origin['revision']}."
+    )

@@ -1,0 +1,51 @@
+"""The cheap claims: verdicts as recorded, controls caught, and the same for other seeds."""
+
+import numpy as np
+import pytest
+
+import sdesam
+from sdesam.claims import claim
+from sdesam.claims.li_tai_e import _equation
+from sdesam.claims.monzio import _enumerated_sde, _Setting
+from sdesam.exact.double import covariance, drift
+
+CASES = [(name, 0) for name in ("L-3.9", "L-RW2", "LTE", "MC-quad", "MC-sad", "SVAG")]
+CASES += [(name, seed) for name in ("L-3.9", "L-RW2", "MC-sad") for seed in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(("name", "seed"), CASES)
+def test_verdict_is_the_recorded_one(name, seed):
+    registered = claim(name)
+    outcome = registered.run("quick", seed)
+    assert outcome.controls, "a claim without a control is no check"
+    assert [control.name for control in outcome.controls if not control.caught] == []
+    assert [m for m in outcome.measurements if m.unclear or not m.agrees] == []
+    assert outcome.status == registered.recorded
+
+
+def test_measurements_and_controls_have_names_of_their_own():
+    for name in ("L-3.9", "L-RW2", "MC-sad"):
+        outcome = claim(name).run("quick", 0)
+        for many in (outcome.measurements, outcome.controls):
+            names = [one.name for one in many]
+            assert len(set(names)) == len(names)
+        assert all(m.basis for m in outcome.measurements)
+
+
+def test_the_paper_and_the_derivation_agree_on_sgd():
+    problem = sdesam.problems.torus(dim=2, samples=3)
+    points = np.random.default_rng(0).uniform(0, 6, size=(4, 2))
+    B, C = _equation(problem, points, lr=0.1, coefficient=0.25, noise=1.0)
+    derived = sdesam.derive("sgd").bind(problem, lr=0.1, batch=2)
+    assert np.allclose(drift(derived, points), B, atol=1e-15)
+    assert np.allclose(covariance(derived, points), C, atol=1e-15)
+
+
+def test_the_order_1_form_belongs_to_the_untruncated_covariance():
+    setting = _Setting(curvature=1.0, noise=1.0, rho=0.5, lr=0.25)
+    chain = sdesam.Chain("usam", setting.problem, lr=0.25, rho=0.5)
+    sde = _enumerated_sde(chain, 0.0)
+    x = np.array([[2.0]])
+    assert np.allclose(drift(sde, x), -3.0, atol=1e-12)
+    assert np.allclose(covariance(sde, x), 0.25 * 1.5**2, atol=1e-12)
+    assert setting.order_1() == pytest.approx(0.25 * 1.5**2 / (2 * 1.5))
