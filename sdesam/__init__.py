@@ -17,10 +17,13 @@ from sdesam.symbolic import ModifiedEquation, derive
 from sdesam.variants import VARIANTS, Variant
 
 if TYPE_CHECKING:
-    from sdesam import problems
+    from sdesam import claims, exact, problems
     from sdesam.comparison import Comparison, compare
+    from sdesam.coupling import Coupled, coupled
     from sdesam.discrete import Chain, train
     from sdesam.engine import Divergence, Result
+    from sdesam.exact import one_step, signature, weak_error
+    from sdesam.hypothesis import Hypothesis, check
     from sdesam.problems import FiniteSum
     from sdesam.sde import SDE, simulate
 
@@ -31,17 +34,26 @@ __all__ = [
     "VARIANTS",
     "Chain",
     "Comparison",
+    "Coupled",
     "Divergence",
     "FiniteSum",
+    "Hypothesis",
     "ModifiedEquation",
     "Result",
     "Sampling",
     "Variant",
+    "check",
+    "claims",
     "compare",
+    "coupled",
     "derive",
+    "exact",
+    "one_step",
     "problems",
+    "signature",
     "simulate",
     "train",
+    "weak_error",
 ]
 
 _WITH_JAX = {
@@ -54,12 +66,19 @@ _WITH_JAX = {
     "FiniteSum": "sdesam.problems",
     "Comparison": "sdesam.comparison",
     "compare": "sdesam.comparison",
+    "Coupled": "sdesam.coupling",
+    "coupled": "sdesam.coupling",
+    "Hypothesis": "sdesam.hypothesis",
+    "check": "sdesam.hypothesis",
+    "one_step": "sdesam.exact",
+    "signature": "sdesam.exact",
+    "weak_error": "sdesam.exact",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name == "problems":
-        return importlib.import_module("sdesam.problems")
+    if name in ("claims", "exact", "problems"):
+        return importlib.import_module(f"sdesam.{name}")
     if name in _WITH_JAX:
         return getattr(importlib.import_module(_WITH_JAX[name]), name)
     raise AttributeError(f"module 'sdesam' has no attribute {name!r}")

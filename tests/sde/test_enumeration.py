@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import sdesam
+from sdesam.mutants import scaled
 from sdesam.symbolic import batch, micro
 from tests.brute_force import Polynomials, moments
 
@@ -79,18 +80,6 @@ def test_cubic_losses(case):
 @pytest.mark.parametrize(("variant", "m"), [("m-usam", 1), ("m-usam", 2), ("usam", 4), ("n-usam", 4)])
 def test_rho_cubed_on_quartic_losses(variant, m, with_replacement):
     assert_equals_enumeration(5, 2, 4, m, with_replacement, variant, seed=7, order=(2, 4))
-
-
-def scaled(name, factor):
-    """The equation with the coefficients of one part multiplied."""
-
-    def change(equation):
-        def parts(many):
-            return tuple(replace(p, trees=p.trees * factor) if p.name == name else p for p in many)
-
-        return replace(equation, drift_parts=parts(equation.drift_parts), noise_parts=parts(equation.noise_parts))
-
-    return change
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Optimizer and SDE run on common randomness, so that their difference has far less noise than either.
 
-With replacement a micro-batch is a multinomial vector of counts; the counts and the Gaussian vector of the same covariance are built
+With replacement a mini-batch is a multinomial vector of counts; the counts and the Gaussian vector of the same covariance are built
 from the same normal numbers, one sample after another, and each keeps its own law. The optimizer steps with the counts, the SDE's
 small-noise Heun scheme with the Gaussian vector, and the mean of the difference comes with its standard error.
 """
@@ -70,15 +70,16 @@ def coupled(
 ) -> Coupled:
     """Estimate `E phi(SDE) - E phi(chain)` from pairs of runs that share their randomness.
 
-    A micro-batch `I` of size `m` has counts `N ~ Multinomial(m; 1/n, ..., 1/n)`. With `Z_1, ..., Z_n ~ N(0, 1)` independent,
+    A mini-batch has counts `N ~ Multinomial(b; 1/n, ..., 1/n)`. With `Z_1, ..., Z_n ~ N(0, 1)` independent,
 
-        N_k | N_1 .. N_(k-1) ~ Bin(m - N_1 - .. - N_(k-1), 1/(n-k+1)),        at the quantile Phi(Z_k),
-        W_k = -(W_1 + .. + W_(k-1))/(n-k+1) + sqrt(m/n (n-k)/(n-k+1)) Z_k,
+        N_k | N_1 .. N_(k-1) ~ Bin(b - N_1 - .. - N_(k-1), 1/(n-k+1)),        at the quantile Phi(Z_k),
+        W_k = -(W_1 + .. + W_(k-1))/(n-k+1) + sqrt(b/n (n-k)/(n-k+1)) Z_k,
 
-    so the counts are exactly multinomial, `W` is exactly Gaussian with their covariance `m/n (I - 1 1^T/n)`, and both grow with `Z`.
-    The chain steps with the `b/m` vectors of counts. The SDE steps with the small-noise Heun scheme at `dt = eta`, whose normal vector
-    `xi = -sqrt(n/b) sum_I W^I` has the covariance `I - 1 1^T/n` that is left of `N(0, I)` once its mean is taken off; the sign is that
-    of a descent step, `-eta/b sum_k N_k h(k)` against `sqrt(eta) A xi`. Heun's own weak error at `dt = eta` is `O(eta^2)`.
+    so the counts are exactly multinomial, `W` is exactly Gaussian with their covariance `b/n (I - 1 1^T/n)`, and both grow with `Z`.
+    The chain steps with a mini-batch of these counts, shuffled into micro-batches. The SDE steps with the small-noise Heun scheme at
+    `dt = eta`, whose normal vector `xi = -sqrt(n/b) W` has the covariance `I - 1 1^T/n` that is left of `N(0, I)` once its mean is taken
+    off; the sign is that of a descent step, `-eta/b sum_k N_k h(k)` against `sqrt(eta) A xi`. Heun's own weak error at `dt = eta` is
+    `O(eta^2)`.
 
     Args:
         sde: from :meth:`sdesam.symbolic.ModifiedEquation.bind`, of noise shape `(n,)`.
@@ -177,8 +178,11 @@ class _PairStep:
     def draw(self, key: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
         """The chain's sample indices, shape `(b/m, m)`, and the SDE's normal vector, shape `(n,)`, whose entries sum to 0."""
         n, batch, micro = self.chain.n, self.chain.batch, self.chain.micro
-        counts, weights = counts_and_weights(jax.random.normal(key, (batch // micro, n), dtype), micro)
-        return _indices(counts, micro), -sqrt(n / batch) * weights.sum(axis=0)
+        key_counts, key_order = jax.random.split(key)
+        counts, weights = counts_and_weights(jax.random.normal(key_counts, (1, n), dtype), batch)
+        # which micro-batch a drawn sample falls into is independent of the counts
+        indices = jax.random.permutation(key_order, _indices(counts, batch)[0])
+        return indices.reshape(batch // micro, micro), -sqrt(n / batch) * weights[0]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 import sdesam
-from sdesam.coupled import _indices, _PairStep, counts_and_weights, coupled
+from sdesam.coupling import _indices, _PairStep, counts_and_weights, coupled
 from sdesam.exact.double import drift
 from sdesam.exact.quadratic import Quadratic
 

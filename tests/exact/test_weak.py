@@ -1,0 +1,125 @@
+"""Weak errors and signatures: the orders and exponents that theory predicts, and what is said where they cannot be seen."""
+
+import numpy as np
+import pytest
+
+import sdesam
+from sdesam.exact import Curve, signature, weak_error
+from sdesam.exact.weak import fit_slope
+from sdesam.mutants import scaled
+
+PREDICTED = {"rho^1": 2 / 3, "rho^2": 4 / 3, "eta": 1, "eta rho^1": 5 / 3, "noise": 1, "noise rho^1": 5 / 3}
+RATES = (1 / 32, 1 / 64, 1 / 128)
+
+
+def assert_signature(found):
+    assert found.status == "confirmed", found.table()
+    assert found.full.slope == pytest.approx(2, abs=0.1)
+    for term in found.terms:
+        name = term.name.removesuffix(" variance")
+        assert term.change.slope == pytest.approx(PREDICTED[name], abs=0.1), found.table()
+        assert term.breaks
+
+
+@pytest.mark.parametrize(("variant", "micro"), [("m-usam", 1), ("n-usam", None)])
+def test_signature_on_a_torus(variant, micro):
+    assert_signature(signature(sdesam.derive(variant), sdesam.problems.torus(dim=2, samples=3), batch=2, micro=micro, rates=RATES))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_replacement", [True, False])
+@pytest.mark.parametrize(("variant", "micro"), [("m-usam", 1), ("m-usam", 2), ("n-usam", None)])
+def test_signatures_on_tori(variant, micro, with_replacement):
+    equation = sdesam.derive(variant, replace=with_replacement)
+    for problem in (sdesam.problems.torus(dim=2, samples=4), sdesam.problems.torus(dim=1, samples=4)):
+        assert_signature(signature(equation, problem, batch=2, micro=micro))
+
+
+def test_signature_on_a_quadratic():
+    """rho^2 vanishes there and is said to; the other terms have their exponents."""
+    found = signature(sdesam.derive("m-usam"), sdesam.problems.quadratic(dim=4, samples=16), batch=4, micro=2)
+    assert found.status == "confirmed", found.table()
+    by_name = {term.name: term for term in found.terms}
+    assert by_name["rho^2"].change.vanishes
+    assert "vanishes identically" in found.table()
+    for name in ("rho^1", "eta", "eta rho^1", "noise", "noise rho^1"):
+        assert by_name[name].change.slope == pytest.approx(PREDICTED[name], abs=0.1)
+
+
+def test_order_1_cannot_see_the_noise():
+    equation = sdesam.derive("m-usam", order=(1, 2))
+    problem = sdesam.problems.torus(dim=2, samples=3)
+    found = signature(equation, problem, batch=2, micro=1, rates=RATES)
+    assert found.full.slope == pytest.approx(1, abs=0.1)
+    noise = next(term for term in found.terms if term.name == "noise")
+    assert not noise.visible
+    assert "no weak error can see the noise" in found.table()
+    assert weak_error(equation.without("noise"), problem, batch=2, micro=1, rates=RATES).slope == pytest.approx(1, abs=0.1)
+
+
+def test_order_2_on_a_quadratic_of_ten_dimensions():
+    """Path rho = 0.3 eta^(2/3): slope 2 within 0.05, and at eta = 1/256 a hundred times below order (1,2)."""
+    problem = sdesam.problems.quadratic(dim=10, samples=64)
+    numbers = {"batch": 4, "micro": 2, "c": 0.3}
+    fine = weak_error(sdesam.derive("m-usam", order=(2, 3)), problem, **numbers)
+    assert fine.slope == pytest.approx(2, abs=0.05)
+
+    at_256 = [1 / 64, 1 / 128, 1 / 256]
+    second = weak_error(sdesam.derive("m-usam", order=(2, 3)), problem, rates=at_256, **numbers)
+    # the same rho for the other order, whose own path is eta^(1/2)
+    first = []
+    for rate in at_256:
+        c = 0.3 * rate ** (2 / 3) / rate ** (1 / 2)
+        triple = (4 * rate, 2 * rate, rate)
+        first.append(weak_error(sdesam.derive("m-usam", order=(1, 2)), problem, batch=4, micro=2, c=c, rates=triple).values[-1])
+    assert first[-1] / second.values[-1] > 100
+
+
+def test_wrong_coefficients_lower_the_order():
+    """The negative control of the order itself: a wrong factor in one term is seen as that term's exponent.
+
+    (A factor near 1 takes smaller rates than these to show in a slope; the one-step coefficients of `check` catch it.)
+    """
+    problem = sdesam.problems.torus(dim=1, samples=3)
+    for term, exponent in PREDICTED.items():
+        wrong = scaled(term, 3)(sdesam.derive("m-usam"))
+        curve = weak_error(wrong, problem, batch=2, micro=1)
+        assert curve.slope == pytest.approx(exponent, abs=0.15), term
+
+
+def test_fit_slope():
+    rates = np.array([1 / 8, 1 / 16, 1 / 32, 1 / 64])
+    slope, error = fit_slope(rates, 3 * rates**1.5, np.zeros(4))
+    assert slope == pytest.approx(1.5)
+    assert error < 0.02
+    # a point at its own uncertainty is left out, and too few points give no slope
+    values = 3 * rates**1.5
+    values[-1] = 1.0
+    assert fit_slope(rates, values, np.array([0, 0, 0, 1.0]))[0] == pytest.approx(1.5)
+    assert np.isnan(fit_slope(rates, values, np.ones(4))[0])
+    assert Curve(rates, np.full(4, 1e-14), np.zeros(4), 1.0).vanishes
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rates": [0.1, 0.05]}, "at least three learning rates"),
+        ({"rates": [0.1, 0.2, 0.05]}, "at least three learning rates, decreasing"),
+        ({"rates": [0.3, 0.2, 0.1]}, "horizon=1 is no multiple of the learning rate=0.3"),
+        ({"problem": sdesam.problems.digits(width=2)}, "has no exact solver"),
+        ({"problem": sdesam.FiniteSum(lambda x, s: (x - s) ** 4, np.ones(2), 1.0)}, "is not quadratic"),
+        ({"batch": 9}, "more than the 5000 that are listed"),
+        ({"c": 0}, "c=0"),
+    ],
+)
+def test_bad_input(change, message):
+    numbers = {"problem": sdesam.problems.torus(dim=1, samples=3), "batch": 2, "rates": RATES, **change}
+    with pytest.raises(ValueError, match=message):
+        weak_error(sdesam.derive("usam"), **numbers)
+
+
+def test_a_torus_that_is_too_rough_is_refused():
+    smooth = sdesam.problems.torus(dim=1, samples=3)
+    rough = sdesam.FiniteSum(smooth.sample_loss, {**smooth.data, "cos": 400 * smooth.data["cos"]}, smooth.x0, period=2 * np.pi)
+    with pytest.raises(ValueError, match="does not resolve the expectations"):
+        weak_error(sdesam.derive("sgd"), rough, batch=2, rates=RATES)

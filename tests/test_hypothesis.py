@@ -1,0 +1,138 @@
+"""Anyone's theorem, checked: right ones confirmed, wrong ones refuted at the right power, bad ones refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sdesam
+from sdesam.hypothesis import kept_powers
+from sdesam.mutants import MUTANTS, RIGHT, fate
+
+
+def variance(problem, x):
+    g = jax.vmap(jax.grad(problem.sample_loss), (None, 0))(x, problem.data)
+    away = g - g.mean(axis=0)
+    return away.T @ away / problem.n
+
+
+def stated(strength, noise=lambda b, m: 1 / b):
+    """Theorem 3.5 with a strength of the variance regulariser and a size of the noise that may be wrong."""
+    return sdesam.Hypothesis(
+        potential=lambda p, x, lr, rho, b, m: p.loss(x) + rho / 2 * p.grad_norm2(x) + rho / 2 * strength(b, m) * p.trace_cov(x),
+        covariance=lambda p, x, lr, rho, b, m: lr * noise(b, m) * variance(p, x),
+    )
+
+
+def test_a_right_theorem_is_confirmed_also_on_a_users_problem():
+    problem = sdesam.problems.linear_regression(dim=3, samples=8)
+    verdict = sdesam.check(stated(lambda b, m: 1 / m), "m-usam", problem)
+    assert verdict.status == "confirmed", str(verdict)
+    assert any("linear-regression with n=8" in setting for setting in verdict.config["settings"])
+
+
+def test_a_wrong_drift_is_refuted_at_its_power_and_a_wrong_noise_by_its_factor():
+    verdict = sdesam.check(stated(lambda b, m: 1 / b, noise=lambda b, m: 2 / b), "m-usam")
+    assert (verdict.status, verdict.drift.status, verdict.covariance.status) == ("refuted", "refuted", "refuted")
+    wrong = [finding.power for finding in verdict.drift.findings if finding.status == "refuted"]
+    assert wrong == [(0, 1)]
+    assert verdict.drift.slope < 0.8, "the rate of order 1 is lost too"
+    (noise,) = verdict.covariance.findings
+    assert noise.factor == pytest.approx(2, abs=1e-9)
+    assert "it is 2 times the right one" in str(verdict)
+
+
+def test_a_wrong_covariance_is_never_confirmed_at_order_1():
+    """The drift is right and the weak rate is that of order 1; only the one-step covariance tells."""
+    verdict = sdesam.check(stated(lambda b, m: 1 / m, noise=lambda b, m: 0.9 / b), "m-usam", order=(1, 2))
+    assert verdict.drift.status == "confirmed"
+    assert verdict.covariance.status == verdict.status == "refuted"
+
+
+def test_a_theorem_of_order_1_is_no_theorem_of_order_2():
+    verdict = sdesam.check(stated(lambda b, m: 1 / m), "m-usam", order=(2, 3))
+    missing = {finding.power for finding in verdict.drift.findings if finding.status == "refuted"}
+    assert missing == {(0, 2), (1, 0), (1, 1)}
+    assert "rho^2: off by 1" in str(verdict.drift)
+    assert "it is missing" in str(verdict.drift)
+
+
+def test_without_replacement():
+    def finite_population(n):
+        return stated(lambda b, m: (n - m) / (m * (n - 1)), noise=lambda b, m: (n - b) / (b * (n - 1)))
+
+    assert sdesam.check(finite_population(5), "m-usam", replace=False).status == "confirmed"
+    assert sdesam.check(stated(lambda b, m: 1 / m), "m-usam", replace=False).status == "refuted"
+
+
+def test_a_problem_that_cannot_be_listed_is_named():
+    verdict = sdesam.check(stated(lambda b, m: 1 / m), "m-usam", sdesam.problems.digits(train=100, width=2))
+    assert verdict.status == "inconclusive"
+    assert "a version with fewer samples would decide" in str(verdict)
+
+
+def test_kept_powers():
+    assert kept_powers((1, 2), "drift") == [(0, 0), (0, 1)]
+    assert kept_powers((2, 3), "drift") == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    assert kept_powers((1, 2), "covariance") == [(0, 0)]
+    assert kept_powers((2, 3), "covariance") == [(0, 0), (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({}, "must state a drift, a potential or a covariance"),
+        ({"drift": lambda *a: 0, "potential": lambda *a: 0}, "not both"),
+    ],
+)
+def test_bad_hypotheses(parts, message):
+    with pytest.raises(ValueError, match=message):
+        sdesam.Hypothesis(**parts)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"drift": lambda p, x, lr, rho, b, m: x[0]}, "it must have those of the parameters"),
+        ({"drift": lambda p, x, lr, rho, b, m: x * jnp.nan}, "the drift is not finite"),
+        ({"potential": lambda p, x, lr, rho, b, m: x}, "it must be a scalar, the modified loss"),
+        ({"covariance": lambda p, x, lr, rho, b, m: x}, r"it must be dense, \(2, 2\)"),
+        ({"covariance": lambda p, x, lr, rho, b, m: lr * jnp.array([[1.0, 1.0], [0.0, 1.0]])}, "is not symmetric"),
+        ({"covariance": lambda p, x, lr, rho, b, m: -lr * jnp.eye(2)}, "is not positive semi-definite: it has the eigenvalue -0.0"),
+    ],
+)
+def test_bad_parts(parts, message):
+    with pytest.raises(ValueError, match=message):
+        sdesam.check(sdesam.Hypothesis(**parts), "usam")
+
+
+def test_every_mutant_is_killed_and_every_right_theory_lives():
+    assert len(MUTANTS) >= 60
+    assert {mutant.side for mutant in MUTANTS} == {"SDE", "chain"}
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
+    wrong = [str(f) for f in map(fate, (*RIGHT, *MUTANTS)) if not f.as_wanted]
+    assert not wrong
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 20))
+def test_no_fate_changes_over_seeds(seed):
+    assert not [str(f) for f in (fate(mutant, seed) for mutant in (*RIGHT, *MUTANTS)) if not f.as_wanted]
+
+
+def test_mutants_differ_from_what_they_mutate():
+    """A mutant of an equation is another equation: none is a right theory by accident of its sizes."""
+    for mutant in MUTANTS:
+        equation = sdesam.derive(mutant.variant, (2, 3), mutant.with_replacement)
+        assert mutant.equation(equation) != equation or mutant.sde or mutant.side == "chain" or mutant.numbers(0.1, 0.2, 4, 2) != (0.1, 0.2, 4, 2)
+
+
+def test_one_step_of_a_mutant_kernel_is_another_step():
+    problem = sdesam.problems.torus(dim=2, samples=4, seed=300)
+    chain = sdesam.Chain("m-usam", problem, 0.1, 0.3, 4, 2)
+    x, indices = np.array([0.4, 1.0], np.float32), np.array([[0, 1], [2, 3]])
+    right = np.asarray(chain.direction(x, indices))
+    for mutant in MUTANTS:
+        if mutant.side == "chain" and mutant.variant == "m-usam":
+            chain.kernel = mutant.kernel(**vars(chain.kernel))
+            assert not np.allclose(chain.direction(x, indices), right), mutant.name
