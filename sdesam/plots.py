@@ -147,6 +147,7 @@ def signature(data: Mapping[str, Any], target: str | os.PathLike[str]) -> list[P
     from matplotlib.figure import Figure
 
     config, results = data["config"], data["results"]
+    alpha, beta = config["order"]
     curves = {"full error": results["full"], **{name: t["change"] for name, t in results["terms"].items() if "variance" not in name}}
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(4.6, 3.4), layout="constrained")
@@ -164,9 +165,8 @@ def signature(data: Mapping[str, Any], target: str | os.PathLike[str]) -> list[P
         axes.set_yscale("log")
         axes.set_xticks(rates, [f"1/{1 / rate:g}" for rate in rates])
         axes.minorticks_off()
-        axes.set_xlabel(r"learning rate $\eta$")
+        axes.set_xlabel(rf"learning rate $\eta$,  $\rho={config['c']:g}\,\eta^{{{alpha}/{beta}}}$")
         axes.set_ylabel("change when left out (sup norm)")
-        alpha, beta = config["order"]
         axes.legend(title="term: exponent (predicted)", title_fontsize=7, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
         sampling = "with" if config["replace"] else "without"
         axes.set_title(

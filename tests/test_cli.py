@@ -55,6 +55,27 @@ def test_compare(tmp_path):
     assert invoke(*arguments, "--micro", "8").exit_code == 1, "inconclusive is no success"
 
 
+def test_names_with_dots_do_not_collide(tmp_path):
+    arguments = ["compare", "sgd", *SMALL, "--steps", 4, "--runs", 8, "--output", tmp_path]
+    for name in ("eta0.05", "eta0.1"):
+        assert invoke(*arguments, "--name", name).exit_code in (0, 1)
+    assert len(list(tmp_path.iterdir())) == 6
+    assert invoke(*arguments, "--name", "a/b").exit_code == 2
+
+
+def test_interruption_is_not_a_verdict(tmp_path):
+    code = (
+        "import sdesam.cli as cli, sdesam.comparison as comparison\n"
+        "def stop(*a, **k): raise KeyboardInterrupt\n"
+        "comparison.compare = stop\n"
+        f"cli.main(['compare', 'sgd', '--problem', 'quadratic', '--output', {str(tmp_path)!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert "interrupted" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_total_divergence_cannot_finish():
     out = invoke("train", "usam", *SMALL[:-4], "--lr", 9, "--rho", 9, "--batch", 4, "--runs", 2, "--steps", 200)
     assert out.exit_code == 3
@@ -79,6 +100,7 @@ def test_total_divergence_cannot_finish():
         (["simulate", "usam", "--problem", "quadratic", "--problem-arg", "dims=3"], "does not take"),
         (["simulate", "usam", "--problem-arg", "dims"], "is not of the form KEY=VALUE"),
         (["compare", "m-usam", *SMALL, "--rho", "0.1", "--micro", "3"], "micro=3 does not divide batch=4"),
+        (["compare", "m-usam", *SMALL, "--rho", "0.1", "--output", "/proc/nowhere"], "cannot be written"),
         (["compare", "m-usam", *SMALL, "--rho", "0.1", "--output", "file/below"], "the output folder 'file/below' cannot be written"),
         (["simulate", "usam", *SMALL, "--rho", "0.1", "--json", "file/below.json"], "cannot be written"),
     ],
@@ -114,4 +136,6 @@ def test_a_users_own_problem(tmp_path):
     assert done.returncode == 0, done.stderr
     data = json.loads(done.stdout)
     assert list(data["results"]["mean"]) == ["loss", "x"]
-    assert data["provenance"]["devices"] == os.cpu_count()
+    assert data["provenance"]["devices"] == len(os.sched_getaffinity(0))
+    assert data["config"]["problem_spec"] == "mine:cosines"
+    assert data["config"]["problem_args"] == {"n": 4}

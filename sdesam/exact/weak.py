@@ -270,7 +270,9 @@ def solvers(problem: FiniteSum, horizon: float) -> Iterator[Solver]:
     """
     if problem.period is None:
         if problem.dim > 20:
-            raise ValueError(f"{problem!r} has no exact solver: it needs a period (d = 1 or 2) or quadratic losses (d up to 20)")
+            raise ValueError(
+                f"{problem!r} has no exact solver: it needs a period (d = 1 or 2) or quadratic losses (d up to 20); sdesam.coupled estimates by sampling"
+            )
         yield Quadratic(problem, horizon)
         return
     if problem.dim not in _SIZES:

@@ -110,6 +110,7 @@ KINKED = {
     "abs": lambda x: jnp.abs(x).sum(),
     "max": jnp.max,
     "clip": lambda x: jnp.clip(x, 0, 1).sum(),
+    "rounding": lambda x: (x * x.astype(int)).sum(),
     "where": lambda x: jnp.where(x > 0, x**2, x**3).sum(),
     "scan": lambda x: jax.lax.scan(lambda c, v: (jax.nn.relu(c + v), None), 0.0, x)[0],
     "inside jit": lambda x: jax.jit(jax.nn.relu)(x).sum(),

@@ -89,6 +89,22 @@ def test_parameters_may_be_any_pytree():
     np.testing.assert_allclose(np.concatenate(jax.tree.leaves(noise)), one.apply_noise(flat.x0, xi), rtol=2e-4, atol=1e-6)
 
 
+def test_parameters_of_two_precisions():
+    """Half and single precision side by side: each leaf keeps its own, and the values are those of single precision to half's rounding."""
+
+    def loss(p, s):
+        return jnp.sum(jnp.cos(p["a"].astype(jnp.float32) - s)) + jnp.sum(jnp.sin(p["b"] * s))
+
+    data = jnp.array([0.1, 0.7, 1.3])
+    mixed = sdesam.FiniteSum(loss, data, {"a": jnp.array([0.5, 0.25], jnp.float16), "b": jnp.array([0.3], jnp.float32)})
+    single = sdesam.FiniteSum(loss, data, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), mixed.x0))
+    one, other = (sdesam.derive("m-usam").bind(p, lr=0.1, rho=0.3, batch=2, micro=1, expectation="exact") for p in (mixed, single))
+    drift = one.drift(mixed.x0)
+    assert (drift["a"].dtype, drift["b"].dtype) == (jnp.float16, jnp.float32)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-3), drift, other.drift(single.x0))
+    assert sdesam.simulate(one, jax.random.key(0), 4, 0.5, 0.1, "heun", observe=["loss"]).diverged.count == 0
+
+
 def test_a_sweep_compiles_once(small):
     """Changing lr, rho, b and m changes runtime values only."""
     equation = sdesam.derive("m-usam")
@@ -201,6 +217,10 @@ RUN = {"paths": 4, "horizon": 1.0, "dt": 0.1}
         ({"keep": "all"}, ValueError, "choose 'statistics'"),
         ({"key": 0}, TypeError, r"key must be one jax random key, such as jax.random.key\(0\), not 0"),
         ({"key": jax.random.split(jax.random.key(0), 3)}, TypeError, r"not an array of shape \[3\]"),
+        ({"key": jax.random.key(0, impl="rbg")}, ValueError, "use a threefry key"),
+        ({"devices": []}, ValueError, "devices is empty"),
+        ({"times": [float("nan")]}, ValueError, "they must be finite"),
+        ({"horizon": 1e-9}, ValueError, "is shorter than one step"),
         ({"paths": 3, "antithetic": True}, ValueError, "antithetic runs need an even number"),
         ({"chunk": 0}, ValueError, "chunk=0: it must be at least 1"),
     ],
@@ -219,5 +239,11 @@ def test_bad_points_and_functions(small):
         sde.apply_noise(sde.x0, jnp.zeros(4))
     with pytest.raises(ValueError, match=r"drift\(x0\) must have the shapes of x0"):
         sdesam.SDE(lambda x: x[0], lambda x, xi: xi, (2,), jnp.zeros(2))
+    with pytest.raises(ValueError, match="must be a tuple of sizes"):
+        sdesam.SDE(lambda x: x, lambda x, xi: xi, 2, jnp.zeros(2))
+    with pytest.raises(TypeError, match=r"write 1\.0 for 1"):
+        sdesam.SDE(lambda x: x, lambda x, xi: xi, (), 1)
+    with pytest.raises(TypeError, match="it must be a sdesam"):
+        sdesam.derive("sgd").bind("digits", lr=0.1, batch=2)
     with pytest.raises(ValueError, match="give observe="):
         sdesam.simulate(scalar_sde(lambda x: -x, lambda x, xi: xi), jax.random.key(0), observe=["loss"], **RUN)

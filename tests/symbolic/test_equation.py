@@ -203,6 +203,22 @@ def test_bad_input(arguments, message):
         sdesam.derive(*arguments)
 
 
+def test_only_sizes_are_replaced():
+    with pytest.raises(ValueError, match="only the sizes b, m and n can"):
+        sdesam.derive("usam").subs(rho, 0)
+    with pytest.raises(TypeError, match="must be True"):
+        sdesam.derive("usam", replace="without")
+
+
+@pytest.mark.parametrize("with_replacement", [True, False])
+def test_noise_factor(with_replacement):
+    """c_b as derived from the trees against the closed form in `sampling`."""
+    equation = sdesam.derive("sgd", replace=with_replacement)
+    for b, n in [(1, 2), (2, 3), (4, 7)]:
+        closed = sdesam.Sampling(b, replace=with_replacement).covariance_factor(n)
+        assert evaluate(equation.noise_factor, b, b, n) == closed
+
+
 def test_deriving_needs_no_jax():
     code = "import sys, sdesam; sdesam.derive('m-usam', order=(2, 4)).text(); sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
