@@ -327,7 +327,12 @@ def compare(
 @click.option("--batch", type=int, default=2, show_default=True, help="signature: mini-batch size.")
 @click.option("--micro", type=int, default=None, help="signature: micro-batch size.  [default: 1 for m- variants]")
 @_seed
-@click.option("--output", type=click.Path(), default=None, help="Folder for report.md, report.html and figures; left out, none are written.")
+@click.option(
+    "--output",
+    type=click.Path(),
+    default=None,
+    help="Folder for report.md, report.html and figures; left out, only the figure of a signature is drawn, in figures/.",
+)
 @_json
 def verify(
     names: tuple[str, ...],
@@ -369,12 +374,15 @@ def verify(
         _check_files(json_file)
         folder = store.check_folder(output) if output is not None else None
         jobs = report.plan(names)
-        asked = report.SignatureRequest(variant, problem_name, dict(problem_args), (order[0], order[-1]), replace, batch, micro)
+        asked = None
         if "signature" in jobs:
+            asked = report.SignatureRequest(_problem(problem_name, problem_args), variant, order, replace, batch, micro)  # type: ignore[arg-type]
             asked.check()
+            folder = folder or store.check_folder("figures")
     found = report.run(jobs, preset, seed, asked, show=None if json_file == "-" else click.echo)
     if folder is not None:
-        for path in report.write(found, folder):
+        # a signature alone is a table and a figure; the report is written where a folder is named
+        for path in report.write(found, folder, pictures_only=output is None):
             click.echo(f"wrote {path}", err=json_file == "-")
     if json_file is not None:
         _write_or_print(json_file, found.to_json())

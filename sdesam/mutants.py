@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from sdesam import symbolic
 from sdesam.discrete import Chain
 from sdesam.discrete.kernel import Numbers, StepKernel
 from sdesam.exact.double import covariance, drift
-from sdesam.hypothesis import Finding, Setting, compare_coefficients
+from sdesam.hypothesis import Field, Finding, Setting, compare_coefficients
 from sdesam.problems import torus
 from sdesam.sampling import Sampling
 from sdesam.sde import SDE
@@ -83,28 +84,41 @@ class Fate:
 
 
 def fate(mutant: Mutant, seed: int = 0) -> Fate:
-    """Run the checks on one mutant, on a seeded torus problem of its own."""
+    """Run the checks on one mutant, on a seeded torus problem of its own with two pairs of sizes that tell 1/m, 1/b, 2/b and 1/n apart."""
     micro = mutant.variant.startswith("m-")
-    n, b, m = (4 if mutant.with_replacement else 5), (4 if micro else 3), (2 if micro else None)
-    problem = torus(dim=2, samples=n, seed=300 + seed)
-    points = np.random.default_rng(seed).uniform(0, 2 * np.pi, size=(4, 2))
-    setting = Setting(problem, Sampling(b, m, mutant.with_replacement), points)
+    problem = torus(dim=2, samples=5, seed=300 + seed)
+    points = np.random.default_rng(seed).uniform(0, 2 * np.pi, size=(3, 2))
+    sizes: list[tuple[int, int | None]] = [(4, 2), (3, 1)] if micro else [(3, None)]
+    settings = [Setting(problem, Sampling(b, m, mutant.with_replacement), points) for b, m in sizes]
     # the wrong equation keeps the name of the right one, and so takes the same numbers
     wrong = replace(mutant.equation(derive(mutant.variant, (2, 3), mutant.with_replacement)), variant=find_variant(mutant.variant))
     unperturbed = wrong.variant.perturbation == "none"
 
-    def fields(lr: float, rho: float) -> tuple[np.ndarray, np.ndarray]:
-        lr_used, rho_used, b_used, m_used = mutant.numbers(lr, rho, b, setting.sampling.m)
-        sde: SDE = wrong.bind(problem, lr_used, None if unperturbed else rho_used, b_used, m_used if micro else None, expectation="exact")
+    @cache
+    def fields(which: int, lr: float, rho: float) -> tuple[np.ndarray, np.ndarray]:
+        setting = settings[which]
+        lr, rho_used, b, m = mutant.numbers(lr, rho, setting.sampling.batch, setting.sampling.m)
+        sde: SDE = wrong.bind(problem, lr, None if unperturbed else rho_used, b, m if micro else None, expectation="exact")
         stated = drift(sde, points), covariance(sde, points)
         return stated if mutant.sde is None else mutant.sde(*stated, lr, setting)
 
-    def chain(lr: float, rho: float) -> Chain:
+    def stated_part(which: int, index: int) -> Field:
+        return lambda lr, rho: fields(which, lr, rho)[index]
+
+    def chain(which: int, lr: float, rho: float) -> Chain:
+        setting = settings[which]
+        b, m = setting.sampling.batch, setting.sampling.m
         made = Chain(mutant.variant, problem, lr, None if unperturbed else rho, b, m, mutant.with_replacement)
         made.kernel = mutant.kernel(**vars(made.kernel))
         return made
 
-    findings = compare_coefficients([setting], [lambda lr, rho: fields(lr, rho)[0]], [lambda lr, rho: fields(lr, rho)[1]], [chain], (2, 3))
+    findings = compare_coefficients(
+        settings,
+        [stated_part(k, 0) for k in range(len(settings))],
+        [stated_part(k, 1) for k in range(len(settings))],
+        [partial(chain, k) for k in range(len(settings))],
+        (2, 3),
+    )
     return Fate(mutant, tuple(finding for finding in findings if finding.status != "confirmed"))
 
 
@@ -222,6 +236,10 @@ MUTANTS: tuple[Mutant, ...] = (
     *(Mutant(f"{part} {name}", equation=scaled(part, factor)) for part in _PARTS for name, factor in _FACTORS.items()),
     *(Mutant(f"{term} missing", equation=_without(term)) for term in derive("m-usam").terms),
     Mutant("1/b for 1/m", equation=lambda eq: eq.subs(symbolic.micro, symbolic.batch)),
+    Mutant("2/b for 1/m", equation=lambda eq: eq.subs(symbolic.micro, symbolic.batch / 2)),
+    Mutant("1/(b-m) for 1/m", equation=lambda eq: eq.subs(symbolic.micro, symbolic.batch - symbolic.micro)),
+    Mutant("1/n for 1/m", equation=lambda eq: eq.subs(symbolic.micro, symbolic.samples)),
+    Mutant("n for b", numbers=lambda lr, rho, b, m: (lr, rho, 5 * m, m)),
     Mutant("1/m^2 for 1/m", equation=lambda eq: eq.subs(symbolic.micro, symbolic.micro**2)),
     Mutant("rho m for rho", equation=lambda eq: eq.subs(symbolic.micro, 1)),
     Mutant("eta/4 for eta/2 in the correction", equation=lambda eq: scaled("eta rho^1", sp.Rational(1, 2))(scaled("eta", sp.Rational(1, 2))(eq))),

@@ -11,10 +11,13 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from sdesam import plots, problems, store
+from sdesam import plots, store
 from sdesam.claims import Claim, Outcome, registry
-from sdesam.exact.weak import Signature, signature
+from sdesam.exact.enumerate import list_batches
+from sdesam.exact.weak import Signature, signature, solvers
 from sdesam.mutants import MUTANTS, RIGHT, Fate, fate
+from sdesam.problems import FiniteSum, torus
+from sdesam.sampling import Sampling
 from sdesam.symbolic import derive
 from sdesam.variants import variant as find_variant
 
@@ -26,23 +29,23 @@ _EXTRA = ("signature", "mutants")
 class SignatureRequest:
     """Which signature to measure; as the options of `sdesam verify signature`."""
 
+    problem: FiniteSum
     variant: str = "m-usam"
-    problem: str = "torus2d"
-    arguments: dict[str, Any] = field(default_factory=dict)
     order: tuple[int, int] = (2, 3)
     replace: bool = True
     batch: int = 2
     micro: int | None = None
 
     def check(self) -> None:
-        """Refuse numbers that do not fit before any work starts."""
-        problem = problems.load(self.problem, **self.arguments)
-        derive(self.variant, self.order, self.replace).bind(problem, 0.1, self._rho, self.batch, self._micro)
+        """Refuse a problem or numbers that do not fit before any work starts."""
+        sde = derive(self.variant, self.order, self.replace).bind(self.problem, 0.1, self._rho, self.batch, self._micro)
+        next(solvers(self.problem, 1.0))
+        if self.problem.period is not None:
+            list_batches(Sampling(sde.config["batch"], sde.config["micro"], self.replace), self.problem.n)
 
     def measure(self) -> Signature:
         """The signature."""
-        problem = problems.load(self.problem, **self.arguments)
-        return signature(derive(self.variant, self.order, self.replace), problem, batch=self.batch, micro=self._micro)
+        return signature(derive(self.variant, self.order, self.replace), self.problem, batch=self.batch, micro=self._micro)
 
     @property
     def _micro(self) -> int | None:
@@ -161,7 +164,7 @@ def run(
     for job in tqdm(jobs, desc="verify", delay=2, leave=False, disable=None):
         start = perf_counter()
         if job == "signature":
-            signatures.append((asked or SignatureRequest()).measure())
+            signatures.append((asked or SignatureRequest(torus(dim=2))).measure())
             tell(signatures[-1].table() + "\n")
         elif job == "mutants":
             fates = [fate(mutant, seed) for mutant in tqdm((*RIGHT, *MUTANTS), desc="mutants", delay=2, leave=False, disable=None)]
@@ -171,7 +174,7 @@ def run(
             entry = Entry(claim, claim.run(preset, seed), perf_counter() - start)  # type: ignore[arg-type]
             entries.append(entry)
             tell(_entry_text(entry) + "\n")
-    config = {"jobs": list(jobs), "preset": preset, "seed": seed, "signature": vars(asked) if asked and "signature" in jobs else None}
+    config = {"jobs": list(jobs), "preset": preset, "seed": seed}
     report = Report(tuple(entries), tuple(signatures), tuple(fates), config, perf_counter() - begun)
     tell(report.summary())
     return report
@@ -185,14 +188,16 @@ def kill_rate(fates: Sequence[Fate]) -> str:
     return f"{killed} of {len(wrong)} mutants killed, {alive} of {len(right)} right theories confirmed"
 
 
-def write(report: Report, folder: Path) -> list[Path]:
-    """`report.md`, `report.html` and the figures of a report."""
+def write(report: Report, folder: Path, pictures_only: bool = False) -> list[Path]:
+    """`report.md`, `report.html` and the figures of a report, or only the figures."""
     written = []
     pictures = {}
     for k, found in enumerate(report.signatures):
         files = plots.signature(found.to_json(), folder / f"signature-{found.equation.variant.name}{k or ''}")
         pictures[found.equation.variant.name] = files[1].name
         written += files
+    if pictures_only:
+        return written
     for name, text in (("report.md", _markdown(report, pictures)), ("report.html", _html(report, pictures))):
         store.write_atomically(folder / name, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
         written.append(folder / name)
@@ -209,7 +214,7 @@ def _entry_text(entry: Entry) -> str:
             f"tolerance {m.tolerance:.1e}"
         )
     for c in outcome.controls:
-        verdict = "caught" if c.caught else "MISSED"
+        verdict = ("accepted" if c.mended else "caught") if c.caught else ("REJECTED" if c.mended else "MISSED")
         lines.append(f"  {verdict:<8} control, {c.name}: off by {abs(c.measured):.3g}, tolerance {c.tolerance:.1e}")
     if outcome.remark:
         lines.append(f"  {outcome.remark}")

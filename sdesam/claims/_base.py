@@ -42,22 +42,24 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Control:
-    """The theory broken on purpose.
+    """The theory broken on purpose, or, where a claim is refuted, mended: the check must reject the one and accept the other.
 
     Args:
-        name: how it was broken.
-        measured: the distance of the broken prediction from the measurement.
+        name: how it was broken or mended.
+        measured: the distance of the altered prediction from the measurement.
         tolerance: the tolerance that a right theory meets.
+        mended: whether the altered theory is a right one.
     """
 
     name: str
     measured: float
     tolerance: float
+    mended: bool = False
 
     @property
     def caught(self) -> bool:
-        """Whether the check rejects the broken theory."""
-        return abs(self.measured) > self.tolerance
+        """Whether the check tells: it rejects the broken theory, or accepts the mended one."""
+        return (abs(self.measured) <= self.tolerance) == self.mended
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def _svag(grid: Torus, chain: Chain, amplification: int) -> np.ndarray:
     operator = np.zeros((grid.size**grid.dim,) * 2)
     for p, G in zip(chance, moves, strict=True):
         for q, K in zip(chance, moves, strict=True):
-            operator += p * q * grid._interpolation(grid.points - step * (first * G + second * K))
+            operator += p * q * grid.interpolation(grid.points - step * (first * G + second * K))
     values = grid.tests
     for _ in range(round(grid.horizon / step)):
         values = operator @ values

@@ -18,6 +18,7 @@ import numpy as np
 from scipy.sparse.linalg import expm_multiply
 
 from sdesam.discrete import Chain
+from sdesam.engine import steps_of
 from sdesam.exact.double import Rebuild, drift, noise_columns, start, to_double
 from sdesam.problems import FiniteSum
 from sdesam.sampling import Sampling
@@ -58,18 +59,21 @@ class Quadratic:
                 return jnp.asarray(self.problem.sample_loss(rebuild(x), sample))
 
             grads = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))
-            zero = jnp.zeros(self.problem.dim)
-            H = np.asarray(jax.jit(jax.vmap(jax.hessian(loss), (None, 0)))(zero, data))
-            K = np.concatenate([H, np.asarray(grads(zero, data))[:, :, None]], axis=2)
-            probe = np.random.default_rng(0).normal(size=self.problem.dim)
-            found = np.asarray(grads(jnp.asarray(probe), data))
-        if not np.allclose(found, K @ np.append(probe, 1), rtol=1e-9, atol=1e-9 * (1 + abs(found).max())):
+            x0 = start(self.problem)
+            H = np.asarray(jax.jit(jax.vmap(jax.hessian(loss), (None, 0)))(jnp.asarray(x0), data))
+            offset = np.asarray(grads(jnp.asarray(x0), data)) - H @ x0
+            K = np.concatenate([H, offset[:, :, None]], axis=2)
+            away = np.random.default_rng(0).normal(size=(8, self.problem.dim))
+            probes = np.concatenate([x0 + scale * (1 + abs(x0)) * away for scale in (0.1, 1.0, 10.0)] + [away])
+            found = np.array([grads(jnp.asarray(probe), data) for probe in probes])
+        affine = np.einsum("njk,pk->pnj", K, np.column_stack([probes, np.ones(len(probes))]))
+        if not np.allclose(found, affine, rtol=1e-9, atol=1e-9 * (1 + abs(affine).max())):
             raise ValueError(f"the loss of problem {self.problem.name!r} is not quadratic: its gradients are not affine in the parameters")
         return H, K
 
     def chain(self, chain: Chain) -> np.ndarray:
         """Mean and second moments of the chain at the horizon: shape `(d + d^2,)`."""
-        return np.asarray(self.chain_path(chain, round(self.horizon / chain.lr))[-1])
+        return np.asarray(self.chain_path(chain, steps_of(self.horizon, chain.lr, "horizon", "lr"))[-1])
 
     def chain_path(self, chain: Chain, steps: int) -> np.ndarray:
         """The same after each of `0 .. steps` steps: shape `(steps + 1, d + d^2)`."""

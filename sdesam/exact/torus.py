@@ -14,6 +14,7 @@ from scipy.linalg import toeplitz
 from scipy.sparse.linalg import expm_multiply
 
 from sdesam.discrete import Chain
+from sdesam.engine import steps_of
 from sdesam.exact.double import covariance, directions, drift
 from sdesam.exact.enumerate import list_batches
 from sdesam.sde import SDE
@@ -37,6 +38,12 @@ class Torus:
     size: int
     horizon: float
 
+    def __post_init__(self) -> None:
+        if self.dim not in _TEST_WAVES:
+            raise ValueError(f"dim={self.dim}: torus problems have 1 or 2 parameters")
+        if self.size < 4 or self.size % 2:
+            raise ValueError(f"size={self.size}: the grid needs an even number of points per side, at least 4")
+
     @property
     def points(self) -> np.ndarray:
         """The grid, shape `(N^d, d)`."""
@@ -51,12 +58,12 @@ class Torus:
 
     def chain(self, chain: Chain) -> np.ndarray:
         """`E phi(x_k)` from every grid point, `k = horizon / lr`: shape `(N^d, q)`."""
-        steps = round(self.horizon / chain.lr)
+        steps = steps_of(self.horizon, chain.lr, "horizon", "lr")
         batches, chance = list_batches(chain.sampling, chain.problem.n)
         moves = directions(chain, self.points, batches)
         operator = np.zeros((self.size**self.dim,) * 2)
         for probability, G in zip(chance, moves, strict=True):
-            operator += probability * self._interpolation(self.points - chain.lr * G)
+            operator += probability * self.interpolation(self.points - chain.lr * G)
         values = self.tests
         for _ in range(steps):
             values = operator @ values
@@ -82,13 +89,12 @@ class Torus:
             generator += C[:, 0, 1, None] * _kron([first, first])
         return np.asarray(expm_multiply(self.horizon * generator, self.tests))
 
-    def common(self, values: np.ndarray, per_side: int = 8) -> np.ndarray:
-        """`values` at the `per_side^d` points that all grids of a multiple of `per_side` share."""
-        stride = self.size // per_side
-        grid = values.reshape(*(self.size,) * self.dim, -1)
-        return np.asarray(grid[(slice(None, None, stride),) * self.dim].reshape(-1, values.shape[-1]))
+    def common(self, values: np.ndarray) -> np.ndarray:
+        """The interpolant of `values` at 64 points that lie on no grid, the same for every size."""
+        places = np.random.default_rng(0).uniform(0, self.period, size=(64, self.dim))
+        return np.asarray(self.interpolation(places) @ values)
 
-    def _interpolation(self, places: np.ndarray) -> np.ndarray:
+    def interpolation(self, places: np.ndarray) -> np.ndarray:
         """The matrix that evaluates the interpolant at `places`, shape `(p, N^d)`."""
         line = np.arange(self.size) * self.period / self.size
         weights = [self._dirichlet(places[:, j, None] - line) for j in range(self.dim)]

@@ -28,7 +28,8 @@ RATES = (1 / 32, 1 / 64, 1 / 128, 1 / 256)
 """Default learning rates on a torus."""
 FINE_RATES = (1 / 128, 1 / 256, 1 / 512, 1 / 1024)
 """Default learning rates for moments on quadratics, which are cheap and become asymptotic later."""
-_SIZES = {1: (16, 32, 48, 64, 96), 2: (16, 24, 32, 40, 48)}
+_SIZES = {1: (16, 26, 38, 58, 94), 2: (16, 22, 30, 38, 46)}
+"""Grid sizes without common factors but 2: no wave vanishes on two of them."""
 _ROUNDING = 1e-12
 """Differences of order-one expectations below this are rounding: hundreds of products with matrices of size 1000."""
 _RESOLVED = 0.02
@@ -82,9 +83,14 @@ class Curve:
         return bool(np.all(self.values < np.maximum(_ROUNDING, self.uncertainty)))
 
     @property
+    def settled(self) -> bool:
+        """Whether the local slopes agree well enough to speak of an exponent."""
+        return bool(self.slope_error <= TOLERANCE)
+
+    @property
     def as_predicted(self) -> bool:
         """Whether the fitted exponent is the predicted one."""
-        return self.predicted is not None and abs(self.slope - self.predicted) <= TOLERANCE
+        return self.settled and self.predicted is not None and abs(self.slope - self.predicted) <= TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,8 @@ class Term:
         """What was found, in a few words."""
         if self.change.vanishes:
             return "vanishes identically on this problem"
+        if not self.change.settled:
+            return "no asymptotic range: smaller rates or a smaller c would show one"
         if not self.visible:
             return "invisible at this order: leaving it out does not lower the order"
         if self.change.as_predicted and self.breaks:
@@ -138,7 +146,7 @@ class Signature:
     @property
     def status(self) -> Status:
         """`confirmed` if the full error has at least its order and every term its exponent; `refuted` if the error has a lower order."""
-        if not np.isfinite(self.full.slope):
+        if not self.full.settled:
             return "inconclusive"
         assert self.full.predicted is not None
         if self.full.slope < self.full.predicted - TOLERANCE:
@@ -156,7 +164,7 @@ class Signature:
             "",
             f"{'':<16} {'predicted':>9} {'measured':>16} {'size':>9}   finding",
         ]
-        ok = "order reached" if self.status != "refuted" else "ORDER NOT REACHED"
+        ok = "ORDER NOT REACHED" if self.status == "refuted" else "order reached" if self.full.settled else "no asymptotic range"
         lines.append(_line("full error", self.full, ok))
         lines += [_line(term.name, term.change, term.finding) for term in self.terms]
         if alpha == 1 and any(part.name == "noise" for part in self.equation.noise_parts):
@@ -210,8 +218,13 @@ def weak_error(
     >>> abs(curve.slope - 2) < 0.1
     True
     """
-    measured = _measure(equation, problem, (), rates, batch, micro, c, horizon)
-    return measured[None]
+    curve = _measure(equation, problem, (), rates, batch, micro, c, horizon)[None]
+    if not curve.settled and not curve.vanishes:
+        raise ValueError(
+            f"no asymptotic range: over the rates {[float(f'{r:.4g}') for r in curve.rates]} with c={c:g} the errors "
+            f"{[float(f'{v:.2g}') for v in curve.values]} have no steady slope; choose smaller rates or a smaller c"
+        )
+    return curve
 
 
 def signature(
@@ -271,7 +284,7 @@ def solvers(problem: FiniteSum, horizon: float) -> Iterator[Solver]:
     if problem.period is None:
         if problem.dim > 20:
             raise ValueError(
-                f"{problem!r} has no exact solver: it needs a period (d = 1 or 2) or quadratic losses (d up to 20); sdesam.coupled estimates by sampling"
+                f"{problem!r} has no exact solver, which needs a period (d = 1 or 2) or quadratic losses (d up to 20); sdesam.coupled samples"
             )
         yield Quadratic(problem, horizon)
         return
@@ -349,7 +362,7 @@ def _resolved(problem: FiniteSum, horizon: float, chain: Chain, bound: dict[Any,
         if before is not None:
             moved = {key: float(abs(shared[key] - before[key]).max()) for key in shared}
             found = {key: (float(abs(value).max()), moved[key]) for key, value in differences.items()}
-            if all(shift <= max(_RESOLVED * size, _ROUNDING) for size, shift in found.values()):
+            if all(shift <= max(_RESOLVED * size, 10 * _ROUNDING) for size, shift in found.values()):
                 return found, number - 1
         before = shared
     raise ValueError(

@@ -47,6 +47,8 @@ def test_status_of_an_outcome():
     assert outcome(measured=0.2) == "refuted"
     assert outcome(measured=float("nan")) == "refuted"
     assert outcome(control=0.05) == "inconclusive", "a control that slips through"
+    assert Control("mended", 0.05, 0.1, mended=True).caught
+    assert not Control("mended", 0.2, 0.1, mended=True).caught
     assert outcome(controls=0) == "inconclusive", "a check without a control"
     assert outcome(unclear=True) == "inconclusive"
 
@@ -96,6 +98,9 @@ def test_a_verdict_that_is_news_is_no_success(monkeypatch):
         (["verify", "L-99"], "unknown claim 'L-99'"),
         (["verify", "signature", "--variant", "musam"], "unknown variant 'musam'"),
         (["verify", "signature", "--problem", "tori"], "unknown problem 'tori'"),
+        (["verify", "signature", "--problem", "digits"], "has no exact solver"),
+        (["verify", "signature", "--batch", "9", "--micro", "3"], "more than the 5000 that are listed"),
+        (["verify", "signature", "--order", "2"], "a pair (alpha, beta)"),
         (["verify", "signature", "--micro", "3"], "micro=3 does not divide batch=2"),
         (["verify", "signature", "--order", "3,3"], "no SDE driven by Brownian motion"),
     ],

@@ -3,6 +3,7 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.linalg import expm
@@ -128,5 +129,12 @@ def test_moments_of_an_sde():
 def test_a_quadratic_solver_refuses_other_losses():
     with pytest.raises(ValueError, match="is not quadratic"):
         Quadratic(sdesam.problems.torus(dim=2), 1.0)
+    bent_far_away = sdesam.FiniteSum(lambda x, s: (x[0] - s) ** 2 / 2 + 5 * jnp.tanh(x[0] - 20), np.ones(3), np.array([20.0]))
+    with pytest.raises(ValueError, match="is not quadratic"):
+        Quadratic(bent_far_away, 1.0)
+    with pytest.raises(ValueError, match=r"horizon=1 is no multiple of lr=0\.3"):
+        Torus(2 * np.pi, 1, 16, 1.0).chain(sdesam.Chain("sgd", sdesam.problems.torus(dim=1, samples=3), lr=0.3, batch=1))
+    with pytest.raises(ValueError, match="an even number of points"):
+        Torus(2 * np.pi, 1, 33, 1.0)
     with pytest.raises(ValueError, match="at most 20 parameters"):
         Quadratic(sdesam.problems.quadratic(dim=21), 1.0)

@@ -1,5 +1,6 @@
 """Weak errors and signatures: the orders and exponents that theory predicts, and what is said where they cannot be seen."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -105,6 +106,7 @@ def test_fit_slope():
     [
         ({"rates": [0.1, 0.05]}, "at least three learning rates"),
         ({"rates": [0.1, 0.2, 0.05]}, "at least three learning rates, decreasing"),
+        ({"c": 4.0, "rates": (1 / 4, 1 / 8, 1 / 16), "problem": sdesam.problems.quadratic(dim=3)}, "no asymptotic range"),
         ({"rates": [0.3, 0.2, 0.1]}, "horizon=1 is no multiple of the learning rate=0.3"),
         ({"problem": sdesam.problems.digits(width=2)}, "has no exact solver"),
         ({"problem": sdesam.FiniteSum(lambda x, s: (x - s) ** 4, np.ones(2), 1.0)}, "is not quadratic"),
@@ -120,6 +122,10 @@ def test_bad_input(change, message):
 
 def test_a_torus_that_is_too_rough_is_refused():
     smooth = sdesam.problems.torus(dim=1, samples=3)
+    # a wave that vanishes on grids of 16 and 32 points is seen too
+    aliased = sdesam.FiniteSum(lambda x, s: smooth.sample_loss(x, s) + 0.1 * jnp.cos(32 * x[0]), smooth.data, smooth.x0, period=2 * np.pi)
+    with pytest.raises(ValueError, match="does not resolve the expectations"):
+        weak_error(sdesam.derive("sgd"), aliased, batch=2, rates=RATES)
     rough = sdesam.FiniteSum(smooth.sample_loss, {**smooth.data, "cos": 400 * smooth.data["cos"]}, smooth.x0, period=2 * np.pi)
     with pytest.raises(ValueError, match="does not resolve the expectations"):
         weak_error(sdesam.derive("sgd"), rough, batch=2, rates=RATES)
