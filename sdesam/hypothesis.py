@@ -217,7 +217,7 @@ def check(
     drift: refuted
       leading: right (relative deviation ...)
       rho^1: off by 1 of the right coefficient, on torus2d with n=5, ...; it is 2 times the right one
-      weak error falls like eta^0.50; order asks for 1
+      weak error falls like eta^0.4...; order asks for 1
     covariance: not stated
     """
     declared, (alpha, beta) = find_variant(variant), check_order(order)
