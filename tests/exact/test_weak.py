@@ -19,7 +19,7 @@ def assert_signature(found):
     for term in found.terms:
         name = term.name.removesuffix(" variance")
         assert term.change.slope == pytest.approx(PREDICTED[name], abs=0.1), found.table()
-        assert term.breaks
+        assert term.breaks or term.change.values[-1] < 3 * found.full.values[-1], found.table()
 
 
 @pytest.mark.parametrize(("variant", "micro"), [("m-usam", 1), ("n-usam", None)])
