@@ -13,13 +13,15 @@ PREDICTED = {"rho^1": 2 / 3, "rho^2": 4 / 3, "eta": 1, "eta rho^1": 5 / 3, "nois
 RATES = (1 / 32, 1 / 64, 1 / 128)
 
 
-def assert_signature(found):
+def assert_signature(found, every_knock_out_shows=True):
     assert found.status == "confirmed", found.table()
     assert found.full.slope == pytest.approx(2, abs=0.1)
     for term in found.terms:
         name = term.name.removesuffix(" variance")
         assert term.change.slope == pytest.approx(PREDICTED[name], abs=0.1), found.table()
-        assert term.breaks or term.change.values[-1] < 3 * found.full.values[-1], found.table()
+        # in one dimension a change may be as small as the full error still is at these rates
+        small = not every_knock_out_shows and term.change.values[-1] < 3 * found.full.values[-1]
+        assert term.breaks or small, found.table()
 
 
 @pytest.mark.parametrize(("variant", "micro"), [("m-usam", 1), ("n-usam", None)])
@@ -32,8 +34,9 @@ def test_signature_on_a_torus(variant, micro):
 @pytest.mark.parametrize(("variant", "micro"), [("m-usam", 1), ("m-usam", 2), ("n-usam", None)])
 def test_signatures_on_tori(variant, micro, with_replacement):
     equation = sdesam.derive(variant, replace=with_replacement)
-    for problem in (sdesam.problems.torus(dim=2, samples=4), sdesam.problems.torus(dim=1, samples=4)):
-        assert_signature(signature(equation, problem, batch=2, micro=micro))
+    for dim in (2, 1):
+        problem = sdesam.problems.torus(dim=dim, samples=4)
+        assert_signature(signature(equation, problem, batch=2, micro=micro), every_knock_out_shows=dim == 2)
 
 
 def test_signature_on_a_quadratic():
