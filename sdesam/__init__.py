@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdesam.sampling import Sampling
 from sdesam.symbolic import ModifiedEquation, derive
-from sdesam.variants import VARIANTS, Variant
+from sdesam.variants import VARIANTS, NormEstimate, Variant
 
 if TYPE_CHECKING:
     from sdesam import claims, exact, problems
@@ -39,6 +39,7 @@ __all__ = [
     "FiniteSum",
     "Hypothesis",
     "ModifiedEquation",
+    "NormEstimate",
     "Result",
     "Sampling",
     "Variant",

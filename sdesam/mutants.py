@@ -180,7 +180,7 @@ class _Chain(StepKernel):
 
 
 def _kernel(name: str, direction: Callable[[Any, Numbers, PyTree, jax.Array], PyTree]) -> type[StepKernel]:
-    return type(name, (_Chain,), {"direction": direction})
+    return type(name, (_Chain,), {"direction": lambda self, params, x, indices, key=None: direction(self, params, x, indices)})
 
 
 def _renumbered(change: Callable[[Numbers], Numbers]) -> type[StepKernel]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
-from sdesam.variants import VARIANTS, Variant
+from sdesam.variants import VARIANTS, NormEstimate, Variant
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,30 @@ class Sampling:
         return Fraction(n - self.batch, self.batch * (n - 1)) if n > 1 else Fraction(0)
 
 
-def check_step(variant: Variant, n: int, lr: float, rho: float | None, batch: int, micro: int | None, replace: bool) -> tuple[float, float, Sampling]:
-    """`(lr, rho, sampling)` of a variant on `n` samples, or one sentence saying which number does not fit.
+class Step(NamedTuple):
+    """The numbers of a step, checked."""
+
+    lr: float
+    rho: float
+    eps: float
+    lam: float
+    norms: NormEstimate | None
+    sampling: Sampling
+
+
+def check_step(
+    variant: Variant,
+    n: int,
+    lr: float,
+    rho: float | None,
+    batch: int,
+    micro: int | None,
+    replace: bool,
+    eps: float = 0.0,
+    lam: float | None = None,
+    norms: NormEstimate | None = None,
+) -> Step:
+    """The numbers of a variant's step on `n` samples, or one sentence saying which does not fit.
 
     >>> from sdesam.variants import variant
     >>> check_step(variant("usam"), n=8, lr=0.1, rho=0.1, batch=4, micro=2, replace=True)
@@ -71,20 +94,46 @@ def check_step(variant: Variant, n: int, lr: float, rho: float | None, batch: in
     ValueError: micro=2: usam has no micro-batches; leave micro out, or use m-usam
     """
     lr = positive("lr", lr)
-    if variant.perturbation == "none":
-        if rho:
-            raise ValueError(f"rho={rho!r}: {variant.name} has no perturbation; leave rho out")
-        rho = 0.0
-    elif rho is None:
-        raise ValueError(f"{variant.name} needs rho, the perturbation radius")
-    rho = positive("rho", rho, zero=True)
+    rho, eps, lam, norms = check_perturbation(variant, rho, eps, lam, norms)
     sampling = Sampling(batch, micro, replace)
     if not variant.micro and sampling.m != sampling.batch:
         other = f"m-{variant.name}" if f"m-{variant.name}" in VARIANTS else None
         advice = f", or use {other}" if other else ""
         raise ValueError(f"micro={micro}: {variant.name} has no micro-batches; leave micro out{advice}")
     sampling.check_population(n)
-    return lr, rho, sampling
+    return Step(lr, rho, eps, lam, norms, sampling)
+
+
+def check_perturbation(
+    variant: Variant, rho: float | None, eps: float, lam: float | None, norms: NormEstimate | None
+) -> tuple[float, float, float, NormEstimate | None]:
+    """`(rho, eps, lam, norms)` of a variant, or one sentence saying which does not fit.
+
+    >>> from sdesam.variants import variant
+    >>> check_perturbation(variant("rw-sam"), 0.1, 0.0, -1.0, None)
+    Traceback (most recent call last):
+    ...
+    ValueError: lam=-1.0: it must be a finite number of at least 0
+    """
+    if variant.perturbation == "none":
+        if rho:
+            raise ValueError(f"rho={rho!r}: {variant.name} has no perturbation; leave rho out")
+        rho = 0.0
+    elif rho is None:
+        raise ValueError(f"{variant.name} needs rho, the perturbation radius")
+    eps = positive("eps", eps, zero=True)
+    if eps and variant.normaliser == "none":
+        raise ValueError(f"eps={eps!r}: {variant.name} does not normalise its perturbation; leave eps out")
+    if variant.weights == "equal":
+        for name, value in (("lam", lam), ("norms", norms)):
+            if value is not None:
+                raise ValueError(f"{name}={value!r}: {variant.name} has no Gibbs weights; leave {name} out, or use rw-sam")
+        return positive("rho", rho, zero=True), eps, 0.0, None
+    if lam is None:
+        raise ValueError(f"{variant.name} needs lam, the inverse temperature of its weights (0 gives SAM)")
+    if norms is not None and not isinstance(norms, NormEstimate):
+        raise TypeError(f"norms={norms!r}: it must be a sdesam.NormEstimate")
+    return positive("rho", rho, zero=True), eps, positive("lam", lam, zero=True), norms or NormEstimate()
 
 
 def whole(name: str, value: object, least: int = 1) -> int:

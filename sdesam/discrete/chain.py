@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdesam.discrete.kernel import Numbers, StepKernel
+from sdesam.discrete.kernel import Numbers, StepKernel, check_delta
 from sdesam.engine import Keep, Plan, Result, check_key, run, time_grid
 from sdesam.problems import FiniteSum
 from sdesam.sampling import check_step, whole
-from sdesam.variants import Variant
+from sdesam.variants import NormEstimate, Variant
 from sdesam.variants import variant as find_variant
 
 PyTree = Any
@@ -30,9 +30,12 @@ class Chain:
         batch: `b`.
         micro: `m`, dividing `b`; left out, the mini-batch.
         replace: whether mini-batches are drawn with replacement.
+        eps: of the normaliser `sqrt(|.|^2 + eps^2)`; at `eps = 0` a vanishing gradient perturbs nothing.
+        lam: inverse temperature of the Gibbs weights, for rw-sam alone.
+        norms: how rw-sam estimates gradient norms; left out, from one Rademacher direction.
 
     Raises:
-        ValueError: sizes that do not fit, `rho < 0`, `lr <= 0`, an unknown variant.
+        ValueError: sizes that do not fit, `rho < 0`, `lr <= 0`, `lam < 0`, an unknown variant.
 
     >>> import sdesam
     >>> chain = Chain("m-usam", sdesam.problems.quadratic(), lr=0.1, rho=0.1, batch=4, micro=2)
@@ -49,22 +52,29 @@ class Chain:
         batch: int = 1,
         micro: int | None = None,
         replace: bool = True,
+        *,
+        eps: float = 0.0,
+        lam: float | None = None,
+        norms: NormEstimate | None = None,
     ):
         self.variant = find_variant(variant)
         if not isinstance(problem, FiniteSum):
             raise TypeError(f"problem={problem!r}: it must be a sdesam.FiniteSum, such as sdesam.problems.digits()")
         self.problem = problem
-        self.lr, self.rho, self.sampling = check_step(self.variant, problem.n, lr, rho, batch, micro, bool(replace))
+        step = check_step(self.variant, problem.n, lr, rho, batch, micro, bool(replace), eps, lam, norms)
+        check_delta(step.norms, problem.x0)
+        self.lr, self.rho, self.sampling = step.lr, step.rho, step.sampling
         self.kernel = StepKernel(
             sample_loss=problem.sample_loss,
             chunk=problem.chunk,
             n=problem.n,
-            perturbation=self.variant.perturbation,
+            rule=self.variant,
+            norms=step.norms,
             batch=self.sampling.batch,
             micro=self.sampling.m,
             replace=self.sampling.replace,
         )
-        self.params = Numbers(problem.data, self.lr, self.rho)
+        self.params = Numbers(problem.data, self.lr, self.rho, step.eps, step.lam)
         self.config = {
             "variant": self.variant.name,
             "problem": problem.name,
@@ -76,19 +86,25 @@ class Chain:
             "micro": self.sampling.m,
             "replace": self.sampling.replace,
         }
+        if self.variant.normaliser != "none":
+            self.config["eps"] = step.eps
+        if step.norms is not None:
+            self.config |= {"lam": step.lam, "norms": vars(step.norms)}
 
     def step(self, x: PyTree, key: jax.Array) -> PyTree:
         """One step from `x` with a mini-batch drawn from `key`."""
         return _step(self.kernel, self.params, self.problem.check_params(x), check_key(key))
 
-    def direction(self, x: PyTree, indices: jax.Array) -> PyTree:
-        """`G(x)` for given micro-batches: sample indices of shape `(b/m, m)`."""
+    def direction(self, x: PyTree, indices: jax.Array, key: jax.Array | None = None) -> PyTree:
+        """`G(x)` for given micro-batches: sample indices of shape `(b/m, m)`; `key` is for the random directions of rw-sam."""
         wanted = (self.sampling.batch // self.sampling.m, self.sampling.m)
         if jax.numpy.shape(indices) != wanted:
             raise ValueError(f"indices have shape {jax.numpy.shape(indices)}: it must be (b/m, m) = {wanted}")
         if np.min(indices) < 0 or np.max(indices) >= self.problem.n:
             raise ValueError(f"indices must be sample numbers from 0 to {self.problem.n - 1}")
-        return _direction(self.kernel, self.params, self.problem.check_params(x), jax.numpy.asarray(indices))
+        if key is None and self.kernel.norms is not None and self.kernel.norms.random:
+            raise ValueError(f"{self.variant.name} estimates norms along random directions: give a key, or norms=NormEstimate(law='exact')")
+        return _direction(self.kernel, self.params, self.problem.check_params(x), jax.numpy.asarray(indices), key)
 
     def __repr__(self) -> str:
         return f"Chain({', '.join(f'{name}={value}' for name, value in self.config.items())})"
@@ -163,9 +179,9 @@ def train(
 
 @partial(jax.jit, static_argnums=0)
 def _step(kernel: StepKernel, params: Numbers, x: PyTree, key: jax.Array) -> PyTree:
-    return kernel.step(params, x, kernel.draw(key))
+    return kernel.step(params, x, kernel.draw(key), kernel.direction_key(key))
 
 
 @partial(jax.jit, static_argnums=0)
-def _direction(kernel: StepKernel, params: Numbers, x: PyTree, indices: jax.Array) -> PyTree:
-    return kernel.direction(params, x, indices)
+def _direction(kernel: StepKernel, params: Numbers, x: PyTree, indices: jax.Array, key: jax.Array | None) -> PyTree:
+    return kernel.direction(params, x, indices, key)

@@ -1,4 +1,8 @@
-"""The ONE step of every optimizer of the family, read off the variant's declaration."""
+"""The ONE step of every optimizer of the family, read off the variant's declaration.
+
+`StepKernel` is the chain on a finite sum; `perturbed_gradient` is its heart, one micro-batch, and serves the trainers of `sdesam.optim`
+with losses that are no finite sum.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from sdesam.problems import mean_grad
-from sdesam.variants._base import Perturbation
+from sdesam.variants import NormEstimate, Variant
 
 PyTree = Any
+Losses = Callable[[PyTree], tuple[jax.Array, Any]]
+"""`y -> (loss of each sample of a micro-batch, auxiliary values)`; their mean will do, shape (), where samples have equal weights."""
 
 
 class Numbers(NamedTuple):
@@ -21,23 +27,163 @@ class Numbers(NamedTuple):
     data: PyTree
     lr: float
     rho: float
+    eps: float = 0.0
+    lam: float = 0.0
+
+
+class Perturbed(NamedTuple):
+    """What a micro-batch contributes to a step.
+
+    Args:
+        gradient: `grad f_I(x + rho u_I)`.
+        loss: `f_I(x)` where the step computes it on its way, else `f_I(x + rho u_I)`.
+        aux: the auxiliary values at the same place.
+    """
+
+    gradient: PyTree
+    loss: jax.Array
+    aux: Any
+
+
+def perturbed_gradient(
+    rule: Variant,
+    norms: NormEstimate | None,
+    losses: Losses,
+    x: PyTree,
+    whole_set: PyTree,
+    rho: Any,
+    eps: Any,
+    lam: Any,
+    key: jax.Array | None = None,
+) -> Perturbed:
+    """`grad f_I(x + rho u_I)` of one micro-batch.
+
+    Args:
+        rule: the variant.
+        norms: how gradient norms are estimated, for Gibbs weights.
+        losses: per-sample losses of the micro-batch.
+        x: the parameters.
+        whole_set: `grad f(x)` if `rule.needs_whole_set`, else None.
+        rho: perturbation radius.
+        eps: of the normaliser.
+        lam: of the Gibbs weights.
+        key: for the random directions of an estimate.
+    """
+
+    def mean(y: PyTree) -> tuple[jax.Array, Any]:
+        values, aux = losses(y)
+        return jnp.mean(values), aux
+
+    gradient = jax.value_and_grad(mean, has_aux=True)
+    if rule.perturbation == "none":
+        (loss, aux), G = gradient(x)
+        return Perturbed(G, loss, aux)
+    if rule.perturbation == "data set":
+        (loss, aux), G = gradient(moved(x, rho, normalised(rule, whole_set, whole_set, eps)))
+        return Perturbed(G, loss, aux)
+    if rule.weights == "equal":
+        (loss, aux), own = gradient(x)
+    else:
+        assert norms is not None
+        values, pull, aux = jax.vjp(losses, x, has_aux=True)
+        p = gibbs(estimated_norms(norms, lambda y: losses(y)[0], x, values, key), lam)
+        (own,) = pull(p.astype(values.dtype))
+        loss = jnp.mean(values)
+    _, G = gradient(moved(x, rho, normalised(rule, own, whole_set, eps)))
+    return Perturbed(G, loss, aux)
+
+
+def normalised(rule: Variant, own: PyTree, whole_set: PyTree, eps: Any) -> PyTree:
+    """`u_I` from the gradient that it follows; 0 where the normaliser vanishes."""
+    if rule.normaliser == "none":
+        return own
+    factor = inverse_norm(own if rule.normaliser == "own" else whole_set, eps)
+    return jax.tree.map(lambda leaf: (leaf * factor).astype(leaf.dtype), own)
+
+
+def inverse_norm(v: PyTree, eps: Any) -> jax.Array:
+    """`1 / sqrt(|v|^2 + eps^2)`; 0 where that is infinite, so that a vanishing gradient with `eps = 0` perturbs nothing.
+
+    Squares are summed in float32 at least, after division by the largest entry: neither they nor a small `eps` underflow.
+    """
+    leaves = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in jax.tree.leaves(v)]
+    eps = jnp.asarray(eps, jnp.result_type(*leaves))
+    # the scale only moves digits about: it is no part of the derivative
+    largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(jnp.stack([jnp.max(abs(leaf)) for leaf in leaves])), eps))
+    scale = jnp.where(largest > 0, largest, 1)
+    square = sum((jnp.sum((leaf / scale) ** 2) for leaf in leaves), start=(eps / scale) ** 2)
+    positive = square > 0
+    inverse: jax.Array = jnp.where(positive, 1 / (scale * jnp.sqrt(jnp.where(positive, square, 1))), 0)
+    return inverse
+
+
+def gibbs(nu: jax.Array, lam: Any) -> jax.Array:
+    """The weights `p_i` proportional to `exp(lam nu_i)`: they solve `max_p sum_i p_i nu_i + entropy(p)/lam`."""
+    return jax.nn.softmax(lam * nu)
+
+
+def estimated_norms(norms: NormEstimate, losses: Callable[[PyTree], jax.Array], x: PyTree, values: jax.Array, key: jax.Array | None) -> jax.Array:
+    """`nu_i`, an estimate of the norm of each sample's gradient (or of its square), shape as `values`.
+
+    Args:
+        norms: how.
+        losses: per-sample losses.
+        x: the parameters.
+        values: `losses(x)`.
+        key: for the random directions.
+    """
+    wide = jnp.promote_types(values.dtype, jnp.float32)
+    if norms.law == "exact":
+        each = jax.vmap(lambda e: jax.vjp(losses, x)[1](e)[0])(jnp.eye(values.shape[0], dtype=values.dtype))
+        square = sum(jnp.sum(leaf.astype(wide) ** 2, axis=range(1, leaf.ndim)) for leaf in jax.tree.leaves(each))
+    else:
+        assert key is not None, "random directions need a key"
+
+        def along(key: jax.Array) -> jax.Array:
+            ahead = losses(moved(x, norms.delta, direction(norms, x, key)))
+            return ((ahead.astype(wide) - values.astype(wide)) / norms.delta) ** 2
+
+        square = jnp.mean(jax.lax.map(along, jax.random.split(key, norms.directions)), axis=0)
+    return jnp.asarray(square if norms.square else jnp.sqrt(square))
+
+
+def check_delta(norms: NormEstimate | None, x: PyTree) -> None:
+    """Refuse a difference quotient whose step is below the rounding of the parameters."""
+    dtype = jnp.result_type(*jax.tree.leaves(x))
+    rounding = float(jnp.finfo(dtype).eps)  # type: ignore[no-untyped-call]
+    if norms is not None and norms.random and norms.delta < rounding:
+        raise ValueError(f"delta={norms.delta:g} is below the rounding level {rounding:.1g} of {dtype}: choose a larger delta, such as 1e-3")
+
+
+def direction(norms: NormEstimate, x: PyTree, key: jax.Array) -> PyTree:
+    """One random direction `z` with the structure of `x`, independent entries of mean 0 and variance 1."""
+    draw = jax.random.rademacher if norms.law == "rademacher" else jax.random.normal
+    leaves, structure = jax.tree.flatten(x)
+    keys = jax.random.split(key, len(leaves))
+    return jax.tree.unflatten(structure, [draw(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)])
+
+
+def moved(x: PyTree, radius: Any, u: PyTree) -> PyTree:
+    """`x + radius u`, in the precision of `x`."""
+    return jax.tree.map(lambda leaf, v: (leaf + radius * v).astype(leaf.dtype), x, u)
 
 
 @dataclass(frozen=True)
 class StepKernel:
-    """`x+ = x - lr * mean_I grad f_I(x + rho u_I)`."""
+    """`x+ = x - lr * mean_I grad f_I(x + rho u_I)` on a finite sum."""
 
     sample_loss: Callable[[Any, Any], jax.Array]
     chunk: int
     n: int
-    perturbation: Perturbation
+    rule: Variant
+    norms: NormEstimate | None
     batch: int
     micro: int
     replace: bool
 
     def __call__(self, params: Numbers, x: PyTree, key: jax.Array, mirror: jax.Array) -> PyTree:
         """One step with a batch drawn from `key`. A batch has no mirror image: `mirror` is not used."""
-        return self.step(params, x, self.draw(key))
+        return self.step(params, x, self.draw(key), self.direction_key(key))
 
     def draw(self, key: jax.Array) -> jax.Array:
         """The indices of a mini-batch in its micro-batches, shape `(b/m, m)`."""
@@ -47,26 +193,25 @@ class StepKernel:
             indices = jax.random.choice(key, self.n, (self.batch,), replace=False)
         return indices.reshape(self.batch // self.micro, self.micro)
 
-    def step(self, params: Numbers, x: PyTree, indices: jax.Array) -> PyTree:
+    def direction_key(self, key: jax.Array) -> jax.Array | None:
+        """The key of a step's random directions, apart from that of its batch; None where the step has none."""
+        return jax.random.fold_in(key, 1) if self.norms is not None and self.norms.random else None
+
+    def step(self, params: Numbers, x: PyTree, indices: jax.Array, key: jax.Array | None = None) -> PyTree:
         """One step with given micro-batches."""
-        direction = self.direction(params, x, indices)
+        direction = self.direction(params, x, indices, key)
         return jax.tree.map(lambda leaf, g: leaf - params.lr * g, x, direction)
 
-    def direction(self, params: Numbers, x: PyTree, indices: jax.Array) -> PyTree:
-        """`G(x)`, the mean over the micro-batches of `grad f_I(x + rho u_I)`."""
-        whole_set = None
-        if self.perturbation == "data set":
-            whole_set = mean_grad(self.sample_loss, self.chunk, params.data, x)
+    def direction(self, params: Numbers, x: PyTree, indices: jax.Array, key: jax.Array | None = None) -> PyTree:
+        """`G(x)`, the mean over the micro-batches of `grad f_I(x + rho u_I)`; `key` is for random directions."""
+        whole_set = mean_grad(self.sample_loss, self.chunk, params.data, x) if self.rule.needs_whole_set else None
 
         def micro_batch(indices: jax.Array) -> PyTree:
             samples = jax.tree.map(lambda leaf: leaf[indices], params.data)
 
-            def loss(y: PyTree) -> jax.Array:
-                return jnp.mean(jax.vmap(self.sample_loss, (None, 0))(y, samples))
+            def losses(y: PyTree) -> tuple[jax.Array, None]:
+                return jax.vmap(self.sample_loss, (None, 0))(y, samples), None
 
-            if self.perturbation == "none":
-                return jax.grad(loss)(x)
-            u = jax.grad(loss)(x) if whole_set is None else whole_set
-            return jax.grad(loss)(jax.tree.map(lambda leaf, g: leaf + params.rho * g, x, u))
+            return perturbed_gradient(self.rule, self.norms, losses, x, whole_set, params.rho, params.eps, params.lam, key).gradient
 
         return jax.tree.map(lambda leaf: leaf.mean(axis=0), jax.vmap(micro_batch)(indices))

@@ -214,7 +214,7 @@ def bind(
         raise TypeError(f"problem={problem!r}: it must be a sdesam.FiniteSum, such as sdesam.problems.digits()")
     if expectation not in ("exact", "sampled"):
         raise ValueError(f"expectation={expectation!r}: choose 'exact' or 'sampled'")
-    lr, rho, sampling = check_step(equation.variant, problem.n, lr, rho, batch, micro, equation.replace)
+    lr, rho, _, _, _, sampling = check_step(equation.variant, problem.n, lr, rho, batch, micro, equation.replace)
     full = derive(equation.variant, equation.order, equation.replace)
     drift_trees, drift = _coefficients(equation.drift_parts, full.drift_parts, lr, rho, sampling, problem.n)
     noise_trees, noise = _coefficients(equation.noise_parts, full.noise_parts, lr, rho, sampling, problem.n)

@@ -9,9 +9,9 @@ import importlib
 import pkgutil
 
 from sdesam._names import unknown
-from sdesam.variants._base import Variant
+from sdesam.variants._base import NormEstimate, Variant
 
-__all__ = ["VARIANTS", "Variant", "variant"]
+__all__ = ["VARIANTS", "NormEstimate", "Variant", "variant"]
 
 VARIANTS: dict[str, Variant] = {
     declared.name: declared

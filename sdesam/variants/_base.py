@@ -8,23 +8,29 @@ same declaration, so an SDE and its chain cannot drift apart.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Perturbation = Literal["none", "micro-batch", "data set"]
+Normaliser = Literal["none", "own", "data set"]
+Weights = Literal["equal", "gibbs"]
+Law = Literal["rademacher", "gaussian", "exact"]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One member of the SAM family.
+    """One member of the SAM family: ``u_I = v_I / sqrt(|w|^2 + eps^2)``.
 
     Args:
         name: the public name, as in papers, lower case.
         title: how the name is printed.
-        perturbation: whose mean gradient ``u_I`` is: ``"none"`` (``u_I = 0``), ``"micro-batch"`` (``u_I = grad f_I``) or
-            ``"data set"`` (``u_I = grad f``).
+        perturbation: whose mean gradient ``v_I`` is: ``"none"`` (``u_I = 0``), ``"micro-batch"`` (``v_I = grad f_I``) or
+            ``"data set"`` (``v_I = grad f``).
         micro: whether the user chooses a micro-batch smaller than the mini-batch.
         summary: one line for lists and help.
         source: the paper that defines it.
+        normaliser: ``w``: ``"none"`` (``u_I = v_I``), ``"own"`` (``w = v_I``) or ``"data set"`` (``w = grad f``).
+        weights: of the samples in ``v_I``: ``"equal"``, or ``"gibbs"``, proportional to ``exp(lam nu_i)`` with an estimate ``nu_i`` of
+            ``|g_i|`` (:class:`NormEstimate`).
     """
 
     name: str
@@ -33,3 +39,56 @@ class Variant:
     micro: bool
     summary: str
     source: str
+    normaliser: Normaliser = "none"
+    weights: Weights = "equal"
+
+    @property
+    def needs_whole_set(self) -> bool:
+        """Whether a step needs the gradient of the whole data set."""
+        return "data set" in (self.perturbation, self.normaliser)
+
+
+@dataclass(frozen=True)
+class NormEstimate:
+    """How RW-SAM estimates the gradient norms of samples without their gradients.
+
+    With ``a_k = (f_i(x + delta z_k) - f_i(x)) / delta``, which is ``g_i . z_k`` up to ``O(delta)``, and random directions ``z_k`` of mean 0 and
+    covariance ``I``, the estimate is ``nu_i = sqrt(mean_k a_k^2)``: ``|a_1|`` for one direction, which costs one forward pass. Its
+    square is unbiased for ``|g_i|^2``; ``nu_i`` itself is biased low, by a factor between ``1/sqrt 2`` and 1 for Rademacher entries and of
+    ``sqrt(2/pi)`` for Gaussian ones, and no longer as the directions grow in number.
+
+    Args:
+        law: of the entries of ``z_k``: ``"rademacher"`` (least variance among independent entries), ``"gaussian"``, or ``"exact"`` for
+            ``nu_i = |g_i|`` from per-sample gradients.
+        directions: how many ``z_k``; each costs one forward pass.
+        square: weights from the unbiased ``nu_i^2`` in place of ``nu_i``.
+        delta: the step of the difference quotient.
+
+    Raises:
+        ValueError: an unknown law, no directions, ``delta <= 0``.
+
+    Source: Luo et al., arXiv 2509.18001, section 4 (one Rademacher direction).
+
+    >>> NormEstimate(law="uniform")
+    Traceback (most recent call last):
+    ...
+    ValueError: law='uniform': choose one of rademacher, gaussian, exact
+    """
+
+    law: Law = "rademacher"
+    directions: int = 1
+    square: bool = False
+    delta: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.law not in get_args(Law):
+            raise ValueError(f"law={self.law!r}: choose one of {', '.join(get_args(Law))}")
+        if isinstance(self.directions, bool) or not isinstance(self.directions, int) or self.directions < 1:
+            raise ValueError(f"directions={self.directions!r}: it must be a whole number of at least 1")
+        if not isinstance(self.delta, (int, float)) or not 0 < self.delta < float("inf"):
+            raise ValueError(f"delta={self.delta!r}: it must be a finite number above 0")
+
+    @property
+    def random(self) -> bool:
+        """Whether it draws directions."""
+        return self.law != "exact"
