@@ -21,10 +21,24 @@ import sympy as sp
 
 from sdesam._names import unknown
 from sdesam.symbolic import printing
-from sdesam.symbolic.expectation import mean, projection
+from sdesam.symbolic.expectation import conditional_scale, mean, projection
 from sdesam.symbolic.potential import Obstruction
 from sdesam.symbolic.potential import potential as find_potential
-from sdesam.symbolic.trees import Skeleton, Tree, TreeSum, batch, directional_derivative, eta, micro, rho, samples
+from sdesam.symbolic.trees import (
+    MARK,
+    WHOLE,
+    Factor,
+    Skeleton,
+    Tree,
+    TreeSum,
+    batch,
+    canonical,
+    directional_derivative,
+    eta,
+    micro,
+    rho,
+    samples,
+)
 from sdesam.variants import Variant
 from sdesam.variants import variant as find_variant
 
@@ -119,6 +133,11 @@ class ModifiedEquation:
         return replace(self, drift_parts=tuple(drift), noise_parts=noise, removed=(*self.removed, term))
 
     @property
+    def whole_micro_batches(self) -> bool:
+        """Whether colours with a norm stand for micro-batches `I`, over which expectations are enumerated or sampled."""
+        return _whole_micro_batches(self.variant)
+
+    @property
     def noise_factor(self) -> sp.Expr:
         """`c_b` of `Cov(G) = c_b Cov_i h(i)`: how a mini-batch mean's covariance follows from that of one sample."""
         product = mean(Skeleton(True, (Skeleton(True),)), batch, self.replace)
@@ -128,6 +147,8 @@ class ModifiedEquation:
         """The equation with one of the sizes `b, m, n` (:data:`sdesam.symbolic.micro`, ...) replaced, say `m` by `b` or by 1."""
         if old not in (batch, micro, samples):
             raise ValueError(f"{old} cannot be replaced: only the sizes b, m and n can")
+        if self.whole_micro_batches and old == _size(self.variant):
+            raise ValueError(f"{old} cannot be replaced: in {self.variant.name} it is also the size of the micro-batches I; bind with another size")
 
         def swap(parts: tuple[Part, ...]) -> tuple[Part, ...]:
             swapped = (replace(part, trees=part.trees.subs({old: new})) for part in parts)
@@ -207,8 +228,24 @@ class ModifiedEquation:
             "",
             "g, H, T: first, second, third derivative of a per-sample loss; bar: mean over the data set; tilde: deviation from it;",
             "mean_i: over the data set. mean_i(|g~_i|^2) is tr V, the trace of the covariance of stochastic gradient noise.",
+            *self._norms(),
         ]
         return "\n".join(lines)
+
+    def _norms(self) -> list[str]:
+        """What the symbols of a normalised variant mean."""
+        if self.variant.normaliser == "none":
+            return []
+        if not self.whole_micro_batches:
+            return ["r = sqrt(|gbar|^2 + eps^2); where it vanishes (eps = 0) the perturbation is 0."]
+        hat = "^" if self.variant.weights != "equal" else ""
+        lines = [
+            f"I: a micro-batch of {_size(self.variant)} samples, mean_I: over all of them; g_I, H_I, T_I: derivatives of f_I;",
+            f"r{hat}_I = sqrt(|g{hat}_I|^2 + eps^2); where it vanishes (eps = 0) the perturbation is 0.",
+        ]
+        if hat:
+            lines.append("g^_I = sum_i p_i g_i with Gibbs weights p_i proportional to exp(lam nu_i), nu_i an estimate of |g_i|; D: its derivative.")
+        return lines
 
     def latex(self) -> str:
         """The equation as a LaTeX `align*` environment."""
@@ -222,14 +259,18 @@ class ModifiedEquation:
         return "\\begin{align*}\n" + " \\\\\n".join(lines) + "\n\\end{align*}"
 
     def to_json(self) -> dict[str, Any]:
-        """The equation as plain data: trees as nested lists `[colour, child, ...]` (marked colour 0), coefficients as text."""
+        """The equation as plain data: trees as nested lists `[colour, child, ...]`, coefficients as text.
+
+        The marked colour is 0, that of the whole data set -1; a weighted node has the colour `"1w"`. A tree's `factors` are norms
+        `sqrt(|g|^2 + eps^2)` or inner products, with their powers.
+        """
 
         def parts(many: tuple[Part, ...]) -> list[dict[str, Any]]:
             return [
                 {
                     "term": part.name,
                     "text": printing.text(part.total),
-                    "trees": [{"tree": _nested(tree), "coefficient": str(c)} for tree, c in part.total.items()],
+                    "trees": [{"tree": _nested(tree), "coefficient": str(c), **_factors(tree)} for tree, c in part.total.items()],
                 }
                 for part in many
             ]
@@ -310,16 +351,11 @@ def check_order(order: tuple[int, int]) -> tuple[int, int]:
 
 @cache
 def _derive(variant: Variant, alpha: int, beta: int, with_replacement: bool) -> ModifiedEquation:
-    size = micro if variant.micro else batch
-
     def kept(i: int, j: int) -> bool:
         return Fraction(i, alpha) + Fraction(j, beta) < 1
 
     orders = [j for j in range(beta) if variant.perturbation != "none" or j == 0]
-    steps = {j: Fraction(1, factorial(j)) for j in orders}
-    mean_step = {
-        j: mean(_skeleton(variant, j), size, with_replacement) * sp.Rational(weight.numerator, weight.denominator) for j, weight in steps.items()
-    }
+    mean_step = {j: _mean(variant, j, with_replacement) * sp.Rational(1, factorial(j)) for j in orders}
     drift = [Part(f"rho^{j}", 0, j, -mean_step[j]) for j in orders if kept(0, j)]
     for j in orders:
         if kept(1, j):
@@ -327,11 +363,7 @@ def _derive(variant: Variant, alpha: int, beta: int, with_replacement: bool) -> 
             name = "eta" if j == 0 else f"eta rho^{j}"
             drift.append(Part(name, 1, j, sum(grafted, start=TreeSum()) * sp.Rational(-1, 2)))
     # at alpha = 1 no noise is above the weak error; its leading part is kept by custom
-    noise = [
-        Part("noise" if j == 0 else f"noise rho^{j}", 0, j, projection(_skeleton(variant, j), size, with_replacement))
-        for j in orders
-        if kept(1, j) or j == 0
-    ]
+    noise = [Part("noise" if j == 0 else f"noise rho^{j}", 0, j, _influence(variant, j, with_replacement)) for j in orders if kept(1, j) or j == 0]
     return ModifiedEquation(
         variant=variant,
         order=(alpha, beta),
@@ -341,10 +373,48 @@ def _derive(variant: Variant, alpha: int, beta: int, with_replacement: bool) -> 
     )
 
 
+def _mean(variant: Variant, j: int, with_replacement: bool) -> TreeSum:
+    """`j! E G_j`, `G_j = D^(j+1) f_I [u_I, ..., u_I] / j!`."""
+    if _whole_micro_batches(variant) and j:
+        return TreeSum({_of_micro_batch(variant, j, colour=1): sp.Integer(1)})
+    return _divided(mean(_skeleton(variant, j), _size(variant), with_replacement), variant, j)
+
+
+def _influence(variant: Variant, j: int, with_replacement: bool) -> TreeSum:
+    """The influence of one sample on `j! G_j`: its first Hoeffding projection."""
+    if _whole_micro_batches(variant) and j:
+        size = _size(variant)
+        return TreeSum({_of_micro_batch(variant, j, colour=MARK): conditional_scale(size, with_replacement)})
+    return _divided(projection(_skeleton(variant, j), _size(variant), with_replacement), variant, j)
+
+
+def _size(variant: Variant) -> sp.Symbol:
+    return micro if variant.micro else batch
+
+
 def _skeleton(variant: Variant, j: int) -> Skeleton:
-    """`j! G_j = D^(j+1) f_I [u_I, ..., u_I]` of one micro-batch."""
+    """`D^(j+1) f_I [v_I, ..., v_I]` of one micro-batch, where that is a polynomial of batch means."""
     perturbation = Skeleton(sampled=variant.perturbation == "micro-batch")
     return Skeleton(sampled=True, children=(perturbation,) * j)
+
+
+def _whole_micro_batches(variant: Variant) -> bool:
+    """Whether `u_I` is no polynomial of batch means, so that micro-batches stay whole in the trees."""
+    return variant.perturbation == "micro-batch" and (variant.normaliser == "own" or variant.weights != "equal")
+
+
+def _of_micro_batch(variant: Variant, j: int, colour: int) -> Tree:
+    """`D^(j+1) f_I [u_I, ..., u_I]` with the micro-batch as one colour."""
+    leaf = Tree(colour, weighted=variant.weights != "equal")
+    power = -j if variant.normaliser == "own" else 0
+    return Tree(colour, (leaf,) * j, (Factor(True, leaf, power),))
+
+
+def _divided(trees: TreeSum, variant: Variant, j: int) -> TreeSum:
+    """`trees` over the `j`-th power of the norm of the whole data set's gradient, where that is the normaliser."""
+    if variant.normaliser == "none" or j == 0:
+        return trees
+    return TreeSum({canonical(tree._replace(factors=(Factor(True, Tree(WHOLE), -j),))): c for tree, c in trees.items()})
 
 
 def _variance(trees: TreeSum) -> TreeSum:
@@ -364,8 +434,13 @@ def evaluate(coefficient: sp.Expr, b: int, m: int, n: int) -> Fraction:
     return Fraction(int(value.p), int(value.q))
 
 
-def _nested(tree: Any) -> list[Any]:
-    return [tree.colour, *(_nested(child) for child in tree.children)]
+def _nested(tree: Tree) -> list[Any]:
+    return [f"{tree.colour}w" if tree.weighted else tree.colour, *(_nested(child) for child in tree.children)]
+
+
+def _factors(tree: Tree) -> dict[str, Any]:
+    listed = [{"kind": "norm" if f.norm else "inner product", "tree": _nested(f.tree), "power": f.power} for f in tree.factors]
+    return {"factors": listed} if listed else {}
 
 
 def _math(name: str) -> str:

@@ -59,7 +59,7 @@ def projection(skeleton: Skeleton, size: sp.Expr, replace: bool) -> TreeSum:
     Source: W. Hoeffding 1948 (iid); for finite populations M. Bloznelis & F. Goetze 2001, Ann. Statist. 29, 899-917.
     """
     nodes = _sampled(skeleton)
-    scale = size if replace else size * (samples - 1) / (samples - size)
+    scale = conditional_scale(size, replace)
     terms = []
     for chosen in range(2 ** len(nodes)):
         here = [node for k, node in enumerate(nodes) if chosen >> k & 1]
@@ -70,6 +70,11 @@ def projection(skeleton: Skeleton, size: sp.Expr, replace: bool) -> TreeSum:
                 if marked:
                     terms.append((_coloured(skeleton, marked, blocks), scale * chance * weight))
     return TreeSum(terms)
+
+
+def conditional_scale(size: sp.Expr, replace: bool) -> sp.Expr:
+    """`h(i)` in units of `E[. | i in I] - E[.]`, for a micro-batch `I` of `size` samples."""
+    return size if replace else size * (samples - 1) / (samples - size)
 
 
 def _plain_means(positions: list[list[int]], anchor: list[int] | None, replace: bool) -> Iterator[tuple[list[int], list[list[int]], Any]]:

@@ -12,16 +12,17 @@ from itertools import chain, combinations
 
 import sympy as sp
 
-from sdesam.symbolic.potential import free
-from sdesam.symbolic.trees import MARK, Tree, TreeSum, batch, block_sizes, canonical, micro, reroot, samples
+from sdesam.symbolic.potential import closed
+from sdesam.symbolic.trees import MARK, ONE, WHOLE, Factor, Tree, TreeSum, batch, block_sizes, canonical, micro, reroot, samples
 
 _LETTERS = "ijkl"
+_MICRO_BATCHES = "IJKL"
 _TYPICAL = {batch: 16, micro: 4, samples: 1000}
 
 
 def centred(total: TreeSum, *, scalar: bool = False) -> TreeSum:
     """`total` in centred moments: in the result a colour with several nodes stands for deviations from the mean."""
-    representative = free if scalar else canonical
+    representative = closed if scalar else canonical
     return TreeSum([(representative(split), c) for tree, c in total.items() for split in _split(tree)])
 
 
@@ -30,7 +31,8 @@ def _split(tree: Tree) -> Iterator[Tree]:
     numbered: list[int] = []
     for node in tree.nodes():
         numbered.append(node.colour)
-    repeated = [colour for colour, size in block_sizes(tree).items() if size > 1 and colour != MARK]
+    whole = tree.micro_batches  # a norm is no polynomial: such a colour has no moments
+    repeated = [colour for colour, size in block_sizes(tree).items() if size > 1 and colour != MARK and colour not in whole]
 
     def choices(remaining: list[int]) -> Iterator[dict[int, int]]:
         if not remaining:
@@ -49,7 +51,7 @@ def _split(tree: Tree) -> Iterator[Tree]:
             here = next(counter)
             lone = node.colour not in repeated
             colour = node.colour if lone or here in kept else 1000 + here
-            return Tree(colour, tuple(visit(child, kept, counter) for child in node.children))
+            return node._replace(colour=colour, children=tuple(visit(child, kept, counter) for child in node.children))
 
         yield visit(tree)
 
@@ -107,10 +109,12 @@ def _sum(total: TreeSum, style: _Style) -> str:
     return line[2:] if line.startswith("+ ") else line.replace("- ", "-", 1)
 
 
-def _reading_order(tree: Tree) -> tuple[int, int, Tree]:
-    """Small trees first, and among these products of means before moments."""
-    sizes = block_sizes(tree)
-    return sum(sizes.values()), -len(sizes), tree
+def _reading_order(tree: Tree) -> tuple[int, int, int, Tree]:
+    """Small trees first, and among these products of means before moments; norms count as edges of their own."""
+    bare = tree._replace(factors=())
+    sizes = block_sizes(bare)
+    nodes = sum(sizes.values()) + (2 if tree.colour == ONE else sum(not f.norm for f in tree.factors))
+    return nodes, -len(sizes), len(tree.factors), tree
 
 
 def _oriented(coefficient: sp.Expr) -> tuple[bool, sp.Expr]:
@@ -137,17 +141,40 @@ def _tree(tree: Tree, style: _Style) -> str:
     if style.scalar:
         tree = _from_centre(tree)
     sizes = block_sizes(tree)
-    repeated = [colour for colour in dict.fromkeys(n.colour for n in tree.nodes()) if sizes[colour] > 1 and colour != MARK]
+    whole = [colour for colour in sorted(tree.micro_batches) if colour != MARK]
+    colours = dict.fromkeys(n.colour for n in tree.nodes())
+    repeated = [colour for colour in colours if sizes[colour] > 1 and colour not in (MARK, *whole)]
     marked = MARK in sizes
-    letters = dict(zip(repeated, _LETTERS[1:] if marked else _LETTERS, strict=False))
+    letters = dict(zip(repeated, _LETTERS[1:] if marked else _LETTERS, strict=False)) | dict(zip(whole, _MICRO_BATCHES, strict=False))
     if marked:
-        letters[MARK] = "i"
+        letters[MARK] = _MICRO_BATCHES[0] if MARK in tree.micro_batches else "i"
     deviating = set(repeated) if style.deviations else set()
-    body = (_scalar if style.scalar else _vector)(tree, _namer(letters, deviating, style.latex), style.latex)
-    if repeated:
-        averaged = "".join(letters[c] for c in repeated)
+    name = _namer(letters, deviating, style.latex)
+    bare = tree._replace(factors=())
+    body = "" if tree.colour == ONE else (_scalar if style.scalar else _vector)(bare, name, style.latex)
+    body = _with_factors(body, tree.factors, name, letters, style.latex)
+    if MARK in tree.micro_batches:
+        return rf"\mathbb{{E}}[{body} \mid i \in {letters[MARK]}]" if style.latex else f"E[{body} | i in {letters[MARK]}]"
+    if repeated or whole:
+        averaged = "".join(letters[c] for c in (*repeated, *whole))
         return rf"\langle {body} \rangle_{{{averaged}}}" if style.latex else f"mean_{averaged}({body})"
     return body
+
+
+def _with_factors(body: str, factors: tuple[Factor, ...], name: Namer, letters: dict[int, str], latex: bool) -> str:
+    """`body` times inner products and norms, over norms."""
+    over, under = [], []
+    for factor in factors:
+        if factor.norm:
+            hat = factor.tree.weighted
+            symbol = (r"\hat r" if latex else "r^") if hat else "r"
+            text = symbol if factor.tree.colour == WHOLE else f"{symbol}_{letters[factor.tree.colour]}"
+        else:
+            text = f"({_scalar(factor.tree, name, latex)})"
+        size = abs(factor.power)
+        powered = text if size == 1 else f"{text}^{size}"
+        (over if factor.power > 0 else under).append(powered)
+    return " ".join([part for part in (body, *over) if part] or ["1"]) + "".join(f" / {text}" for text in under)
 
 
 Namer = Callable[[Tree, int], str]
@@ -157,6 +184,10 @@ def _namer(letters: dict[int, str], deviating: set[int], latex: bool) -> Namer:
     """The symbol of a node: its derivative's letter with a bar (mean), a tilde (deviation) or an index (a sample)."""
 
     def name(node: Tree, order: int) -> str:
+        if node.weighted:
+            index = letters[node.colour]
+            derivative = "" if order == 1 else "D" if order == 2 else f"D^{order - 1}"
+            return rf"{derivative}\hat g_{index}" if latex else f"{derivative}g^_{index}"
         plain = {0: "f", 1: "g", 2: "H", 3: "T"}.get(order)
         letter = plain or (rf"D^{{{order}}}f" if latex else f"D{order}")
         if node.colour not in letters:
@@ -186,8 +217,8 @@ def _scalar(tree: Tree, name: Namer, latex: bool) -> str:
     dot = r" \cdot " if latex else " . "
     if len(inner) == 0:
         return name(tree, 0)
-    if len(inner) == 1:
-        own = name(tree, 1)
+    if len(inner) == 1 or tree.weighted:
+        own = name(tree._replace(children=()), 1)
         if own == inner[0]:
             return rf"|{own}|^2"
         return f"{own}{dot}{inner[0]}"
@@ -203,4 +234,6 @@ def _from_centre(tree: Tree) -> Tree:
     def depth(node: Tree) -> int:
         return 1 + max((depth(child) for child in node.children), default=0)
 
+    if tree.colour == ONE:
+        return tree
     return min(reroot(tree), key=lambda rooted: (depth(rooted), -len(rooted.children), rooted))

@@ -4,6 +4,10 @@ A node with `k` children is the `(k+1)`-th derivative of a per-sample loss, cont
 leaf is a gradient `g`, a node with one child `H` applied to it, a node with two children `T[., .]`. Its *colour* says which sample:
 nodes of one colour share a sample, and the tree's value averages each colour over the data set on its own. So `[1 [1]]` is
 `mean_i H_i g_i` and `[1 [2]]` is `Hbar gbar`. The colour `MARK` is left open: it is the argument `i` of a function `h(i)`.
+
+Normalised gradients bring *factors*, scalars that multiply a tree: powers of a gradient's norm `r = sqrt(|g|^2 + eps^2)` and, once these are
+differentiated, inner products such as `g . H v`. A norm is no polynomial of a batch mean, so a colour whose norm occurs stands for a
+whole micro-batch `I`: its nodes are derivatives of `f_I`, and it is averaged over micro-batches (MARK: over those that contain `i`).
 """
 
 from __future__ import annotations
@@ -19,21 +23,58 @@ import sympy as sp
 MARK = 0
 """The colour of the marked sample."""
 
+WHOLE = -1
+"""In a norm, the colour of the whole data set."""
+
+ONE = -2
+"""The colour of a tree without nodes, the number 1: what factors multiply in a scalar that is all factors."""
+
 eta, rho, batch, micro, samples = sp.symbols("eta rho b m n", positive=True)
 """Learning rate, perturbation radius, mini-batch, micro-batch and data-set size."""
 
 
 class Tree(NamedTuple):
-    """A node of a coloured rooted tree and what hangs below it."""
+    """A node of a coloured rooted tree and what hangs below it.
+
+    Args:
+        colour: of the node.
+        children: the subtrees that it is contracted with.
+        factors: scalars that multiply the tree; at its root.
+        weighted: whether the node is the Gibbs-weighted gradient `sum_i p_i g_i` of a micro-batch, whose weights move with the parameters, or
+            with `k` children the `k`-th derivative of that field.
+    """
 
     colour: int
     children: tuple[Tree, ...] = ()
+    factors: tuple[Factor, ...] = ()
+    weighted: bool = False
 
     def nodes(self) -> Iterator[Tree]:
-        """Every node, this one first."""
+        """Every node, this one first, those of factors last."""
         yield self
         for child in self.children:
             yield from child.nodes()
+        for factor in self.factors:
+            yield from factor.tree.nodes()
+
+    @property
+    def micro_batches(self) -> frozenset[int]:
+        """The colours that stand for micro-batches: those whose norm is a factor."""
+        return frozenset(f.tree.colour for f in self.factors if f.norm and f.tree.colour != WHOLE)
+
+
+class Factor(NamedTuple):
+    """A power of a scalar.
+
+    Args:
+        norm: whether the scalar is the smoothed norm `sqrt(|g|^2 + eps^2)` of the leaf `tree`; else it is `tree` contracted along its edges.
+        tree: a leaf (its colour may be WHOLE, for the gradient of the mean loss), or a tree hung from any of its nodes.
+        power: of the scalar.
+    """
+
+    norm: bool
+    tree: Tree
+    power: int
 
 
 class Skeleton(NamedTuple):
@@ -44,15 +85,25 @@ class Skeleton(NamedTuple):
 
 
 def relabel(tree: Tree, colours: Callable[[int], int]) -> Tree:
-    """`tree` with every colour replaced, children in canonical order."""
+    """`tree` with every colour but WHOLE and ONE replaced, children and factors in canonical order."""
     children = tuple(sorted(relabel(child, colours) for child in tree.children))
-    return Tree(colours(tree.colour), children)
+    powers: Counter[tuple[bool, Tree]] = Counter()
+    for factor in tree.factors:
+        scalar = relabel(factor.tree, colours)
+        powers[factor.norm, scalar if factor.norm else min(_ordered(rooted) for rooted in _rootings(scalar))] += factor.power
+    factors = tuple(sorted(Factor(norm, scalar, power) for (norm, scalar), power in powers.items() if power))
+    return Tree(tree.colour if tree.colour in (WHOLE, ONE) else colours(tree.colour), children, factors, tree.weighted)
+
+
+def _ordered(tree: Tree) -> Tree:
+    """A tree without factors, children in canonical order."""
+    return tree._replace(children=tuple(sorted(_ordered(child) for child in tree.children)))
 
 
 @cache
 def canonical(tree: Tree) -> Tree:
     """The representative of `tree` up to the order of children and the names of unmarked colours."""
-    old = sorted({node.colour for node in tree.nodes()} - {MARK})
+    old = sorted({node.colour for node in tree.nodes()} - {MARK, WHOLE, ONE})
     candidates = []
     for new in permutations(range(1, len(old) + 1)):
         names = {MARK: MARK, **dict(zip(old, new, strict=True))}
@@ -61,46 +112,93 @@ def canonical(tree: Tree) -> Tree:
 
 
 def graft(tree: Tree, branch: Tree) -> Iterator[Tree]:
-    """The derivative of `tree` in the direction of `branch`: the branch attached to each node in turn.
+    """The branch attached to each node of `tree` in turn, factors apart.
 
     The two are separate expectations, so their colours are kept apart.
     """
+    apart = _apart(tree, branch)
+    for grown in _attached(tree, apart._replace(factors=())):
+        yield canonical(grown._replace(factors=tree.factors + apart.factors))
+
+
+def derivative(tree: Tree, branch: Tree) -> Iterator[tuple[int, Tree]]:
+    """The derivative of `tree` in the direction of `branch`, as pairs of a number and a tree: the branch on each node, and on each factor."""
+    yield from ((1, grown) for grown in graft(tree, branch))
+    apart = _apart(tree, branch)
+    bare = apart._replace(factors=())
+    for k, factor in enumerate(tree.factors):
+        others = (*tree.factors[:k], *tree.factors[k + 1 :], *apart.factors)
+        if factor.norm:  # D r^p [v] = p r^(p-2) g . (D g)[v]
+            lower = factor._replace(power=factor.power - 2)
+            inner = _gradient_dot(factor.tree, bare)
+            yield factor.power, canonical(tree._replace(factors=(*others, lower, Factor(False, inner, 1))))
+        else:
+            lower = factor._replace(power=factor.power - 1)
+            for grown in _attached(factor.tree, bare):
+                yield factor.power, canonical(tree._replace(factors=(*others, lower, Factor(False, grown, 1))))
+
+
+def _apart(tree: Tree, branch: Tree) -> Tree:
+    """`branch` with colours that `tree` does not have."""
     shift = max(node.colour for node in tree.nodes()) + 1
-    apart = relabel(branch, lambda colour: colour + shift)
+    return relabel(branch, lambda colour: colour + shift)
 
-    def attach(node: Tree) -> Iterator[Tree]:
-        yield Tree(node.colour, (*node.children, apart))
-        for k, child in enumerate(node.children):
-            for grown in attach(child):
-                yield Tree(node.colour, (*node.children[:k], grown, *node.children[k + 1 :]))
 
-    for grown in attach(tree):
-        yield canonical(grown)
+def _attached(tree: Tree, branch: Tree) -> Iterator[Tree]:
+    """`branch` among the children of each node of `tree`, factors left as they are."""
+    yield tree._replace(children=(*tree.children, branch))
+    for k, child in enumerate(tree.children):
+        for grown in _attached(child, branch):
+            yield tree._replace(children=(*tree.children[:k], grown, *tree.children[k + 1 :]))
+
+
+def _gradient_dot(leaf: Tree, branch: Tree) -> Tree:
+    """`g . (D g)[v]` as a scalar, `g` the leaf and `v` the branch."""
+    if leaf.colour != WHOLE:
+        return leaf._replace(children=(leaf._replace(children=(branch,)),))
+    fresh = 1 + max(0, *(node.colour for node in branch.nodes()))
+    return Tree(fresh, (Tree(fresh + 1, (branch,)),))
 
 
 def reroot(tree: Tree) -> Iterator[Tree]:
-    """`tree` hung from each of its nodes in turn: the gradient of the scalar that contracts it along its edges."""
-    yield canonical(tree)
+    """`tree` hung from each of its nodes in turn: the gradient of the scalar that contracts it along its edges, factors left alone."""
+    for rooted in _rootings(tree):
+        yield canonical(rooted)
+
+
+def _rootings(tree: Tree) -> Iterator[Tree]:
+    """`reroot` without new names for the colours. A weighted node is no derivative of a scalar, so nothing is hung from it."""
+    yield tree
     for k, child in enumerate(tree.children):
-        rest = Tree(tree.colour, (*tree.children[:k], *tree.children[k + 1 :]))
-        lifted = Tree(child.colour, (*child.children, rest))
-        yield from _reroot_below(lifted, skip=rest)
+        if child.weighted:
+            continue
+        rest = tree._replace(children=(*tree.children[:k], *tree.children[k + 1 :]), factors=())
+        lifted = child._replace(children=(*child.children, rest), factors=tree.factors)
+        yield from _rootings_below(lifted)
 
 
-def _reroot_below(tree: Tree, skip: Tree) -> Iterator[Tree]:
-    """Like `reroot`, but not back into the branch `skip`, which is the last child."""
-    yield canonical(tree)
+def _rootings_below(tree: Tree) -> Iterator[Tree]:
+    """Like `_rootings`, but not back into the last child."""
+    yield tree
     for k, child in enumerate(tree.children[:-1]):
-        rest = Tree(tree.colour, (*tree.children[:k], *tree.children[k + 1 :]))
-        yield from _reroot_below(Tree(child.colour, (*child.children, rest)), skip=rest)
+        if child.weighted:
+            continue
+        rest = tree._replace(children=(*tree.children[:k], *tree.children[k + 1 :]), factors=())
+        yield from _rootings_below(child._replace(children=(*child.children, rest), factors=tree.factors))
 
 
 def independent(tree: Tree) -> Tree:
-    """`tree` with a colour of its own for each node: its value were all samples independent."""
+    """`tree` with a colour of its own for each node, norms of the mean gradient: its value were all samples independent.
+
+    For a micro-batch's colour it is the limit of large micro-batches. A weighted mean has another limit, so its tree is left as it is.
+    """
+    if any(node.weighted for node in tree.nodes()):
+        return tree
     fresh = iter(range(1, 1 + sum(1 for _ in tree.nodes())))
 
     def visit(node: Tree) -> Tree:
-        return Tree(next(fresh), tuple(visit(child) for child in node.children))
+        factors = (f._replace(tree=Tree(WHOLE) if f.norm else visit(f.tree)) for f in node.factors)
+        return Tree(next(fresh), tuple(visit(child) for child in node.children), tuple(factors))
 
     return canonical(visit(tree))
 
@@ -163,9 +261,9 @@ class TreeSum(Mapping[Tree, sp.Expr]):
 
 def directional_derivative(field: TreeSum, direction: TreeSum) -> TreeSum:
     """`(D field) direction`, by grafting."""
-    return TreeSum([(grown, a * c) for tree, a in field.items() for branch, c in direction.items() for grown in graft(tree, branch)])
+    return TreeSum([(t, k * a * c) for tree, a in field.items() for branch, c in direction.items() for k, t in derivative(tree, branch)])
 
 
 def block_sizes(tree: Tree) -> Counter[int]:
-    """How many nodes each colour has."""
-    return Counter(node.colour for node in tree.nodes())
+    """How many nodes each colour has, those of factors included."""
+    return Counter(node.colour for node in tree.nodes() if node.colour not in (WHOLE, ONE))
