@@ -26,6 +26,7 @@ from sdesam.sampling import whole
 from sdesam.sde import simulate
 from sdesam.sde.stepping import check_stepping
 from sdesam.symbolic import ModifiedEquation, derive
+from sdesam.variants import NormEstimate
 from sdesam.variants import variant as find_variant
 
 SCHEMA = "sdesam.comparison/1"
@@ -163,6 +164,10 @@ def compare(
     dt: float | None = None,
     seed: int = 0,
     progress: bool | None = None,
+    eps: float = 0.0,
+    lam: float | None = None,
+    norms: NormEstimate | None = None,
+    micro_batches: int | None = None,
 ) -> Comparison:
     """Run, for each micro-batch size, the optimizer, its SDE, and the SDE without one term, and judge.
 
@@ -186,6 +191,10 @@ def compare(
         dt: its step; left out, `lr`, where Heun has weak error `O(lr^2)`. Euler at `dt >= lr` proves nothing and is refused.
         seed: of everything.
         progress: show bars; by default on a terminal.
+        eps: of the normaliser.
+        lam: inverse temperature of rw-sam's weights.
+        norms: how rw-sam estimates gradient norms.
+        micro_batches: how many fresh micro-batches a step of the SDE draws; see :func:`sdesam.sde.bind`.
 
     Returns:
         A :class:`Comparison`. A row is `confirmed` if the share's lower 95 % bound is at least 0.9 and the knock-out misses the chain by
@@ -211,8 +220,11 @@ def compare(
     if count % 2:
         raise ValueError(f"runs={runs}: an even number is needed, for antithetic pairs")
     sizes: list[int | None] = [whole("micro", m) for m in micro] or [None]
-    chains = [Chain(declared, problem, lr, rho, batch, m, replace) for m in sizes]
-    pairs = [tuple(eq.bind(problem, lr, rho, batch, m) for eq in (equation, knocked_out)) for m in sizes]
+    chains = [Chain(declared, problem, lr, rho, batch, m, replace, eps=eps, lam=lam, norms=norms) for m in sizes]
+    pairs = [
+        tuple(eq.bind(problem, lr, rho, batch, m, eps=eps, lam=lam, norms=norms, micro_batches=micro_batches) for eq in (equation, knocked_out))
+        for m in sizes
+    ]
     horizon = steps * lr
     step, sde_steps = check_stepping(horizon, lr if dt is None else dt, method)
     times = time_grid(None, steps, lr, "lr") * lr
@@ -250,6 +262,8 @@ def compare(
         "dt": step,
         "seed": seed,
     }
+    if "micro_batches" in pairs[0][0].config:
+        config["micro_batches"] = [full.config["micro_batches"] for full, _ in pairs]
     return Comparison(equation, term, judged, tuple(rows), config)
 
 

@@ -28,7 +28,7 @@ from sdesam.sde.equation import SDE, Kernel
 
 PyTree = Any
 
-_COMMON = ("variant", "lr", "rho", "batch", "micro", "replace")
+_COMMON = ("variant", "lr", "rho", "batch", "micro", "replace", "eps", "lam", "norms")
 """What the SDE and the chain must agree in."""
 
 
@@ -167,13 +167,13 @@ class _PairStep:
         key_noise, key_drift, key_ahead = jax.random.split(key, 3)
         dtype = jnp.result_type(*jax.tree.leaves(x))
         indices, xi = self.draw(key_noise, jnp.promote_types(dtype, jnp.float32))
-        noise = self.sde.apply_noise(params.sde, x[1], (xi * jnp.sqrt(params.lr)).astype(dtype))
+        noise = self.sde.step_noise(params.sde, x[1], (xi * jnp.sqrt(params.lr)).astype(dtype), jax.random.fold_in(key_noise, 1))
         drift = self.sde.step_drift(params.sde, x[1], key_drift)
         ahead = jax.tree.map(lambda x, b, s: x + params.lr * b + s, x[1], drift, noise)
         # a probe of its own, as in Heun: with the same one, the predictor and the drift there would be correlated
         drift_ahead = self.sde.step_drift(params.sde, ahead, key_ahead)
         moved = jax.tree.map(lambda x, b, c, s: x + 0.5 * params.lr * (b + c) + s, x[1], drift, drift_ahead, noise)
-        return self.chain.step(params.chain, x[0], indices), moved
+        return self.chain.step(params.chain, x[0], indices, self.chain.direction_key(key_noise)), moved
 
     def draw(self, key: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
         """The chain's sample indices, shape `(b/m, m)`, and the SDE's normal vector, shape `(n,)`, whose entries sum to 0."""
@@ -272,9 +272,9 @@ def _check_pair(sde: SDE, chain: Chain) -> None:
     if sde.problem is not chain.problem:
         ours = repr(sde.problem) if sde.problem is not None else "none"
         raise ValueError(f"the SDE's problem is {ours}, not the chain's {chain.problem!r}: bind the SDE to chain.problem itself")
-    differing = [name for name in _COMMON if sde.config[name] != chain.config[name]]
+    differing = [name for name in _COMMON if sde.config.get(name) != chain.config.get(name)]
     if differing:
-        told = ", ".join(f"{name} ({sde.config[name]} and {chain.config[name]})" for name in differing)
+        told = ", ".join(f"{name} ({sde.config.get(name)} and {chain.config.get(name)})" for name in differing)
         raise ValueError(f"the SDE and the chain differ in {told}: they must be of the same variant, sizes and numbers")
     if not chain.sampling.replace:
         raise ValueError("runs can be coupled only with replacement, where a micro-batch has multinomial counts: use replace=True")

@@ -6,9 +6,15 @@ A mini-batch of size `b` is drawn afresh each step, with replacement (iid indice
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from itertools import combinations, combinations_with_replacement
+from math import comb, factorial, prod
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from sdesam.variants import VARIANTS, NormEstimate, Variant
 
@@ -62,6 +68,27 @@ class Sampling:
         return Fraction(n - self.batch, self.batch * (n - 1)) if n > 1 else Fraction(0)
 
 
+def count_micro_batches(m: int, n: int, replace: bool) -> int:
+    """How many micro-batches of `m` of `n` samples there are, up to the order of samples."""
+    return comb(n + m - 1, m) if replace else comb(n, m)
+
+
+def list_micro_batches(m: int, n: int, replace: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Every micro-batch up to the order of its samples, with its probability: indices of shape `(q, m)`, probabilities of shape `(q,)`.
+
+    >>> list_micro_batches(2, 2, replace=True)
+    (array([[0, 0],
+           [0, 1],
+           [1, 1]]), array([0.25, 0.5 , 0.25]))
+    """
+    picked: Iterator[tuple[int, ...]] = combinations_with_replacement(range(n), m) if replace else combinations(range(n), m)
+    listed = list(picked)
+    if not replace:
+        return np.array(listed), np.full(len(listed), 1 / len(listed))
+    orders = [factorial(m) // prod(factorial(k) for k in Counter(one).values()) for one in listed]
+    return np.array(listed), np.array(orders) / float(n**m)
+
+
 class Step(NamedTuple):
     """The numbers of a step, checked."""
 
@@ -71,6 +98,11 @@ class Step(NamedTuple):
     lam: float
     norms: NormEstimate | None
     sampling: Sampling
+
+    def options(self, variant: Variant) -> dict[str, Any]:
+        """What to record of the numbers that only some variants have."""
+        found: dict[str, Any] = {} if variant.normaliser == "none" else {"eps": self.eps}
+        return found if self.norms is None else {**found, "lam": self.lam, "norms": vars(self.norms)}
 
 
 def check_step(

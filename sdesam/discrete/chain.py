@@ -85,11 +85,8 @@ class Chain:
             "batch": self.sampling.batch,
             "micro": self.sampling.m,
             "replace": self.sampling.replace,
+            **step.options(self.variant),
         }
-        if self.variant.normaliser != "none":
-            self.config["eps"] = step.eps
-        if step.norms is not None:
-            self.config |= {"lam": step.lam, "norms": vars(step.norms)}
 
     def step(self, x: PyTree, key: jax.Array) -> PyTree:
         """One step from `x` with a mini-batch drawn from `key`."""

@@ -85,12 +85,17 @@ def perturbed_gradient(
         (loss, aux), own = gradient(x)
     else:
         assert norms is not None
-        values, pull, aux = jax.vjp(losses, x, has_aux=True)
-        p = gibbs(estimated_norms(norms, lambda y: losses(y)[0], x, values, key), lam)
-        (own,) = pull(p.astype(values.dtype))
+        own, values, aux = weighted_gradient(norms, losses, x, lam, key)
         loss = jnp.mean(values)
     _, G = gradient(moved(x, rho, normalised(rule, own, whole_set, eps)))
     return Perturbed(G, loss, aux)
+
+
+def weighted_gradient(norms: NormEstimate, losses: Losses, x: PyTree, lam: Any, key: jax.Array | None) -> tuple[PyTree, jax.Array, Any]:
+    """`sum_i p_i g_i` with Gibbs weights, the per-sample losses on the way, and the auxiliary values."""
+    values, pull, aux = jax.vjp(losses, x, has_aux=True)
+    p = gibbs(estimated_norms(norms, lambda y: losses(y)[0], x, values, key), lam)
+    return pull(p.astype(values.dtype))[0], values, aux
 
 
 def normalised(rule: Variant, own: PyTree, whole_set: PyTree, eps: Any) -> PyTree:

@@ -43,6 +43,7 @@ def directions(chain: Chain, points: np.ndarray, batches: np.ndarray) -> np.ndar
     Returns:
         Shape `(q, p, d)`.
     """
+    _check_listed(chain)
     with jax.enable_x64(True):
         params, rebuild = to_double(chain.params), Rebuild(chain.problem.x0)
         return np.asarray(_directions(chain.kernel, rebuild, params, jnp.asarray(points), jnp.asarray(batches)))
@@ -50,6 +51,7 @@ def directions(chain: Chain, points: np.ndarray, batches: np.ndarray) -> np.ndar
 
 def mean_step(chain: Chain, points: np.ndarray, batches: np.ndarray, chance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`Gbar(x)` and `(D Gbar) Gbar (x)` at every point, over listed mini-batches with their probabilities: two arrays `(p, d)`, float64."""
+    _check_listed(chain)
     with jax.enable_x64(True):
         params, rebuild = to_double(chain.params), Rebuild(chain.problem.x0)
         listed = jnp.asarray(batches), jnp.asarray(chance)
@@ -73,6 +75,11 @@ def noise_columns(sde: SDE, points: np.ndarray) -> np.ndarray:
     """`A(x) e` for every unit vector `e`: shape `(p, noise, d)`, float64."""
     with jax.enable_x64(True):
         return np.asarray(_columns(sde.kernel, Rebuild(sde.x0), sde.noise_shape, to_double(sde.params), jnp.asarray(points)))
+
+
+def _check_listed(chain: Chain) -> None:
+    if chain.kernel.norms is not None and chain.kernel.norms.random:
+        raise ValueError(f"{chain.variant.name} draws random directions, which are not listed: use norms=NormEstimate(law='exact')")
 
 
 class Rebuild:

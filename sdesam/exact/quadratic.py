@@ -77,6 +77,8 @@ class Quadratic:
 
     def chain_path(self, chain: Chain, steps: int) -> np.ndarray:
         """The same after each of `0 .. steps` steps: shape `(steps + 1, d + d^2)`."""
+        if chain.variant.normaliser != "none":
+            raise ValueError(f"a step of {chain.variant.name} is not affine, because it normalises: its moments do not close; use a torus problem")
         mean, square = self._step_moments(chain)
         d = self.problem.dim
         keep = np.eye(d, d + 1)

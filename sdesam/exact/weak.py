@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from sdesam.problems import FiniteSum
 from sdesam.sampling import positive
 from sdesam.sde import SDE
 from sdesam.symbolic import ModifiedEquation
+from sdesam.variants import NormEstimate
 
 RATES = (1 / 32, 1 / 64, 1 / 128, 1 / 256)
 """Default learning rates on a torus."""
@@ -201,6 +202,9 @@ def weak_error(
     rates: Sequence[float] | None = None,
     c: float = 0.5,
     horizon: float = 1.0,
+    eps: float = 0.0,
+    lam: float | None = None,
+    norms: NormEstimate | None = None,
 ) -> Curve:
     """`sup |E phi(SDE) - E phi(chain)|` along `rho = c eta^(alpha/beta)`, without sampling.
 
@@ -215,6 +219,9 @@ def weak_error(
         rates: the learning rates, decreasing; each divides the horizon. By default four that double.
         c: of the path.
         horizon: SDE time.
+        eps: of the normaliser; on a torus some gradient vanishes, so a normalised variant needs `eps > 0` to be smooth.
+        lam: inverse temperature of rw-sam's weights.
+        norms: how rw-sam estimates gradient norms; only exact ones can be listed.
 
     Raises:
         ValueError: a problem that no exact solver takes, a grid of rates that cannot show a slope, a torus grid that cannot resolve the loss.
@@ -224,7 +231,7 @@ def weak_error(
     >>> abs(curve.slope - 2) < 0.1
     True
     """
-    curve = _measure(equation, problem, (), rates, batch, micro, c, horizon)[None]
+    curve = _measure(equation, problem, (), rates, batch, micro, c, horizon, _Options(eps, lam, norms))[None]
     if not curve.settled and not curve.vanishes:
         raise ValueError(
             f"no asymptotic range: over the rates {[float(f'{r:.4g}') for r in curve.rates]} with c={c:g} the errors "
@@ -242,10 +249,13 @@ def signature(
     rates: Sequence[float] | None = None,
     c: float = 0.5,
     horizon: float = 1.0,
+    eps: float = 0.0,
+    lam: float | None = None,
+    norms: NormEstimate | None = None,
 ) -> Signature:
     """The predicted and the measured exponent of the full error and of every term; arguments as for :func:`weak_error`."""
     alpha = equation.order[0]
-    measured = _measure(equation, problem, equation.terms, rates, batch, micro, c, horizon)
+    measured = _measure(equation, problem, equation.terms, rates, batch, micro, c, horizon, _Options(eps, lam, norms))
     terms = tuple(
         Term(name, measured[name, "change"], measured[name, "knock-out"], bool(_exponent(equation, name) < alpha)) for name in equation.terms
     )
@@ -261,7 +271,19 @@ def signature(
         "horizon": horizon,
         "rates": measured[None].rates,
     }
+    if equation.variant.normaliser != "none":
+        config["eps"] = eps
+    if equation.variant.weights != "equal":
+        config |= {"lam": lam, "norms": None if norms is None else vars(norms)}
     return Signature(equation, measured[None], terms, config)
+
+
+class _Options(NamedTuple):
+    """The numbers that only some variants have."""
+
+    eps: float
+    lam: float | None
+    norms: NormEstimate | None
 
 
 def fit_slope(rates: np.ndarray, values: np.ndarray, uncertainty: np.ndarray) -> tuple[float, float]:
@@ -319,6 +341,7 @@ def _measure(
     micro: int | None,
     c: float,
     horizon: float,
+    options: _Options,
 ) -> dict[Any, Curve]:
     """The curves of the full error (key None), and of `(term, "change")` and `(term, "knock-out")`."""
     grid = check_rates(rates if rates is not None else FINE_RATES if problem.period is None else RATES, horizon)
@@ -328,9 +351,12 @@ def _measure(
     coarsest = 0
     for rate in grid:
         rho = None if unperturbed else positive("c", c) * float(rate) ** (alpha / beta)
-        numbers = {"lr": float(rate), "rho": rho, "batch": batch, "micro": micro}
-        chain = Chain(equation.variant, problem, replace=equation.replace, **numbers)  # type: ignore[arg-type]
-        bound = {term: (equation.without(term) if term else equation).bind(problem, **numbers) for term in (None, *terms)}  # type: ignore[arg-type]
+        numbers = {"lr": float(rate), "rho": rho, "batch": batch, "micro": micro, **options._asdict()}
+        chain = Chain(equation.variant, problem, replace=equation.replace, **numbers)
+        bound = {
+            term: (equation.without(term) if term else equation).bind(problem, expectation="exact", **numbers)
+            for term in (None, *terms)
+        }
         found, coarsest = _resolved(problem, horizon, chain, bound, coarsest)
         for key, pair in found.items():
             sizes.setdefault(key, []).append(pair)

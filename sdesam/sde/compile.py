@@ -7,7 +7,8 @@ is ONE gradient of a weighted sum over samples, and trees that differ in their l
 * a colour with one node is a plain mean, the marked colour a weighted mean: part of one pass over the data;
 * a colour whose nodes hang together is per-sample work inside the same pass, O(n);
 * a colour whose nodes are apart, as in `mean_j Tbar[g_j, g_j]`, costs O(n^2) exactly. `sampled` replaces it by one probe, a random
-  weight on every sample, which is unbiased (`docs/theory.md`, section 3).
+  weight on every sample, which is unbiased (`docs/theory.md`, section 3);
+* a colour with a norm is per-micro-batch work in a pass over micro-batches, listed or drawn: an average over these is as good as linear.
 """
 
 from __future__ import annotations
@@ -16,23 +17,60 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdesam.discrete.kernel import inverse_norm, weighted_gradient
 from sdesam.problems import fold_samples
 from sdesam.symbolic import MARK, Tree
-from sdesam.symbolic.trees import relabel
+from sdesam.symbolic.trees import Factor, relabel, rootings
+from sdesam.variants import NormEstimate
 
 PyTree = Any
 Loss = Callable[[PyTree], jax.Array]
 Combination = list[tuple[Any, Tree]]
 """Pairs of a (possibly traced) number and a tree."""
+Field = Callable[[PyTree], PyTree]
 
 _MEAN = 10**6
 """The weights `1/n` of every colour that has none of its own; like colours and probes an integer, because jax sorts keys."""
+
+_MICRO, _MARKED = -(10**6), -(10**6) - 1
+"""The colour of a micro-batch, and of one that contains the marked sample."""
+
+
+class MicroBatches(NamedTuple):
+    """Micro-batches to average over.
+
+    Args:
+        indices: of their samples, shape `(q, m)`.
+        chance: their weights, shape `(q,)`, of sum 1.
+        keys: for the random directions of norm estimates, shape `(q,)`; None where there are none.
+    """
+
+    indices: jax.Array | np.ndarray
+    chance: jax.Array | np.ndarray
+    keys: jax.Array | None = None
+
+
+class Normaliser(NamedTuple):
+    """The numbers of a normalised perturbation."""
+
+    eps: Any = 0.0
+    lam: Any = 0.0
+
+
+_UNNORMALISED = Normaliser()
+
+
+class _Item(NamedTuple):
+    """What a colour stands for: the loss of a sample or of a micro-batch, and the weighted gradient of the latter."""
+
+    loss: Loss
+    weighted: Field | None = None
 
 
 def combine(
@@ -44,6 +82,9 @@ def combine(
     x: PyTree,
     mark: jax.Array | None = None,
     key: jax.Array | None = None,
+    micro: MicroBatches | None = None,
+    normaliser: Normaliser = _UNNORMALISED,
+    norms: NormEstimate | None = None,
 ) -> PyTree:
     """`sum_t coefficients[t] * trees[t]` at `x`.
 
@@ -54,8 +95,11 @@ def combine(
         chunk: samples per chunk of per-sample work.
         data: pytree, leading axis `n`.
         x: the parameters.
-        mark: weights `w_i`, shape `(n,)`: the marked colour `i` is summed with them.
+        mark: weights `w_i`, shape `(n,)`, of sum 0: the marked colour `i` is summed with them.
         key: for probes; None for the exact expectation.
+        micro: what a colour with a norm is averaged over; needed where one occurs.
+        normaliser: `eps` of the norms, `lam` of the weights.
+        norms: how weighted nodes estimate norms.
 
     Returns:
         A vector with the structure of `x`.
@@ -65,9 +109,38 @@ def combine(
     weights: dict[Any, jax.Array] = {_MEAN: jnp.full(n, 1 / n, dtype)}
     if mark is not None:
         weights[MARK] = mark.astype(dtype)
-    evaluator = _Evaluator(sample_loss, chunk, data, x, weights)
-    pairs: Combination = [(jnp.asarray(coefficients[k], dtype), tree) for k, tree in enumerate(trees)]
+    if micro is not None:
+        weights[_MICRO] = jnp.asarray(micro.chance, dtype)
+        if mark is not None:
+            # sum_i w_i E[. | i in I] = E[(n/m) (sum_(k in I) w_k) .]
+            weights[_MARKED] = weights[_MICRO] * weights[MARK][micro.indices].mean(axis=1) * n
+    evaluator = _Evaluator(sample_loss, chunk, data, x, weights, micro, normaliser, norms)
+    pairs: Combination = [(jnp.asarray(coefficients[k], dtype), _placed(tree)) for k, tree in enumerate(trees)]
     return evaluator.vector(_sample_probes(evaluator, pairs, key) if key is not None else pairs)
+
+
+def _placed(tree: Tree) -> Tree:
+    """`tree` with names for its micro-batch's colour, and each factor on the topmost node of that colour, if it has one."""
+    whole = tree.micro_batches
+    if not whole:
+        return tree
+    (colour,) = whole  # no tree of an order that is available has two
+    new = _MARKED if colour == MARK else _MICRO
+    tree = relabel(tree, lambda c: new if c == colour else c)
+    own = tuple(factor for factor in tree.factors if any(node.colour == new for node in factor.tree.nodes()))
+    rest = tuple(factor for factor in tree.factors if factor not in own)
+
+    def put(node: Tree) -> tuple[Tree, bool]:
+        if node.colour == new:
+            return node._replace(factors=own), True
+        for k, child in enumerate(node.children):
+            placed, done = put(child)
+            if done:
+                return node._replace(children=(*node.children[:k], placed, *node.children[k + 1 :])), True
+        return node, False
+
+    placed, _ = put(tree._replace(factors=()))
+    return placed._replace(factors=placed.factors + rest)
 
 
 def _sample_probes(evaluator: _Evaluator, pairs: Combination, key: jax.Array) -> Combination:
@@ -109,15 +182,47 @@ class _Evaluator:
     data: PyTree
     x: PyTree
     weights: dict[Any, jax.Array]
+    micro: MicroBatches | None = None
+    normaliser: Normaliser = _UNNORMALISED
+    norms: NormEstimate | None = None
     gradients: dict[Any, PyTree] = field(default_factory=dict)
+    numbers: dict[Factor, jax.Array] = field(default_factory=dict)
 
     def vector(self, pairs: Combination) -> PyTree:
         """The value of a combination whose colours are shared with nothing outside it."""
+        pairs = [self._without_numbers(c, tree) for c, tree in pairs]
         apart = [(c, tree) for c, tree in pairs if _apart(tree)]
         together = [(c, tree) for c, tree in pairs if not _apart(tree)]
         total = [self._together(together)] if together else []
         total += [self._enumerate(apart)] if apart else []
         return reduce(_add, total)
+
+    def _without_numbers(self, c: Any, tree: Tree) -> tuple[Any, Tree]:
+        """Factors that depend on no micro-batch, made part of the coefficient."""
+        kept = []
+        for factor in tree.factors:
+            if any(node.colour in (_MICRO, _MARKED) for node in factor.tree.nodes()):
+                kept.append(factor)
+            else:
+                if factor not in self.numbers:
+                    self.numbers[factor] = self._number(factor)
+                c = c * self.numbers[factor]
+        return c, tree._replace(factors=tuple(kept))
+
+    def _number(self, factor: Factor) -> jax.Array:
+        if factor.norm:
+            return self._power_of_norm(self._gradient(_MEAN), factor)
+        # hung from a leaf it is the product of a mean gradient and a vector
+        leaf = next(rooted for rooted in rootings(factor.tree) if len(rooted.children) == 1)
+        if any(node.colour == leaf.colour for node in leaf.children[0].nodes()):
+            raise NotImplementedError(f"no way is known to evaluate the scalar {factor.tree}")
+        value = _dot(self._gradient(_MEAN), self.vector([(1, leaf.children[0])]))
+        return _power(value, factor.power)
+
+    def _power_of_norm(self, v: PyTree, factor: Factor) -> jax.Array:
+        assert factor.power < 0, "norms only divide"
+        inverse: jax.Array = inverse_norm(v, self.normaliser.eps) ** -factor.power
+        return inverse
 
     def _together(self, pairs: Combination) -> PyTree:
         """Trees of which each colour hangs together: plain gradients are computed once and kept, the rest is one pass."""
@@ -127,12 +232,14 @@ class _Evaluator:
                 plain[self._weighting(tree)].append(c)
         total = [_scale(self._gradient(which), sum(many)) for which, many in plain.items()]
         grown = [(c, tree) for c, tree in pairs if tree.children]
-        total += [self._pass(grown)] if grown else []
+        for of_samples in (True, False):
+            some = [(c, tree) for c, tree in grown if (tree.colour not in (_MICRO, _MARKED)) == of_samples]
+            total += [self._pass(some, of_samples)] if some else []
         return reduce(_add, total)
 
     def _gradient(self, which: Any) -> PyTree:
         if which not in self.gradients:
-            self.gradients[which] = self._pass([(1, Tree(1 if which == _MEAN else which))])
+            self.gradients[which] = self._pass([(1, Tree(1 if which == _MEAN else which))], of_samples=True)
         return self.gradients[which]
 
     def _weighting(self, tree: Tree) -> Any:
@@ -153,7 +260,7 @@ class _Evaluator:
 
             def one(index: jax.Array, weight: dict[Any, jax.Array]) -> PyTree:
                 only = jnp.zeros(n, self.weights[_MEAN].dtype).at[index].set(1)
-                inner = replace(self, weights={**self.weights, bound: only}, gradients=dict(self.gradients))
+                inner = replace(self, weights={**self.weights, bound: only}, gradients=dict(self.gradients), numbers=dict(self.numbers))
                 weighted = [(c * weight[which], tree) for which, group in by_weight.items() for c, tree in group]
                 return inner.vector(weighted)
 
@@ -161,63 +268,117 @@ class _Evaluator:
 
         return fold_samples(some, (jnp.arange(n), {which: self.weights[which] for which in by_weight}), min(n, 16))
 
-    def _pass(self, pairs: Combination) -> PyTree:
-        """One reverse pass over the data for trees whose colours hang together."""
+    def _pass(self, pairs: Combination, of_samples: bool) -> PyTree:
+        """One reverse pass over samples, or over micro-batches, for trees whose colours hang together."""
         by_weight: dict[Any, Combination] = defaultdict(list)
         for c, tree in pairs:
             by_weight[self._weighting(tree)].append((c, tree))
         # vectors from other passes are computed here, before the loop over samples starts
         scalars = {which: self._scalar(group) for which, group in by_weight.items()}
+        if of_samples:
+            everything, chunk = self.data, self.chunk
+        else:
+            assert self.micro is not None, "trees with norms need micro-batches"
+            everything = (self.micro.indices, self.micro.keys)
+            chunk = max(1, self.chunk // self.micro.indices.shape[1])
 
         def chunk_gradient(part: Any) -> PyTree:
-            samples, weights = part
+            described, weights = part
 
             def weighted(y: PyTree) -> jax.Array:
-                def one(sample: PyTree, weight: dict[Any, jax.Array]) -> jax.Array:
-                    loss = partial(_loss_of, self.sample_loss, sample)
-                    terms = [weight[which] * scalar(loss, y) for which, scalar in scalars.items()]
+                def one(description: PyTree, weight: dict[Any, jax.Array]) -> jax.Array:
+                    item = self._sample(description) if of_samples else self._micro_batch(*description)
+                    terms = [weight[which] * scalar(item, y) for which, scalar in scalars.items()]
                     total: jax.Array = reduce(jnp.add, terms)
                     return total
 
-                return jnp.sum(jax.vmap(one)(samples, weights))
+                return jnp.sum(jax.vmap(one)(described, weights))
 
             return jax.grad(weighted)(self.x)
 
-        return fold_samples(chunk_gradient, (self.data, {which: self.weights[which] for which in scalars}), self.chunk)
+        return fold_samples(chunk_gradient, (everything, {which: self.weights[which] for which in scalars}), chunk)
 
-    def _scalar(self, pairs: Combination) -> Callable[[Loss, PyTree], Any]:
-        """`(f_i, y) -> sum_t c_t d/dv_1 ... d/dv_k f_i(y)`, whose gradient in `y` is the combination with sample `i` at the root."""
+    def _sample(self, sample: PyTree) -> _Item:
+        return _Item(lambda y: self.sample_loss(y, sample))
+
+    def _micro_batch(self, indices: jax.Array, key: jax.Array | None) -> _Item:
+        samples = jax.tree.map(lambda leaf: leaf[indices], self.data)
+
+        def losses(y: PyTree) -> tuple[jax.Array, None]:
+            return jax.vmap(self.sample_loss, (None, 0))(y, samples), None
+
+        def weighted(y: PyTree) -> PyTree:
+            assert self.norms is not None, "weighted nodes need an estimate of norms"
+            return weighted_gradient(self.norms, losses, y, self.normaliser.lam, key)[0]
+
+        return _Item(lambda y: jnp.mean(losses(y)[0]), weighted)
+
+    def _scalar(self, pairs: Combination) -> Callable[[_Item, PyTree], Any]:
+        """`(item, y) -> sum_t c_t d/dv_1 ... d/dv_k f(y)`, whose gradient in `y` is the combination with the item at the root."""
         plain = [c for c, tree in pairs if not tree.children]
         families: dict[Any, list[tuple[Any, Tree, bool]]] = defaultdict(list)
         for c, tree in pairs:
             if tree.children:
-                # children of the root's colour are vectors of sample i too; they come first, so that families are large
+                # children of the root's colour are vectors of the item too; they come first, so that families are large
                 children = sorted((child.colour != tree.colour, child) for child in tree.children)
                 shared, (other, last) = tuple(children[:-1]), children[-1]
-                families[shared].append((c, last, not other))
+                families[shared, tree.factors].append((c, last, not other))
         derivatives = [
-            [*(self._children([(1, child, not other)]) for other, child in shared), self._children(lasts)] for shared, lasts in families.items()
+            (
+                [*(self._children([(1, child, not other)]) for other, child in shared), self._children(lasts)],
+                [self._own_factor(factor) for factor in factors],
+            )
+            for (shared, factors), lasts in families.items()
         ]
 
-        def scalar(loss: Loss, y: PyTree) -> Any:
-            total = sum(plain) * loss(y) if plain else 0
-            for vectors in derivatives:
-                total += _directional(loss, [vector(loss) for vector in vectors])(y)
+        def scalar(item: _Item, y: PyTree) -> Any:
+            total = sum(plain) * item.loss(y) if plain else 0
+            for vectors, factors in derivatives:
+                value = _directional(item.loss, [vector(item) for vector in vectors])(y)
+                total += reduce(jnp.multiply, (factor(item) for factor in factors), value)
             return total
 
         return scalar
 
-    def _children(self, branches: list[tuple[Any, Tree, bool]]) -> Callable[[Loss], PyTree]:
-        """`f_i -> sum of branches` `(coefficient, tree, whether its root is sample i)`."""
+    def _children(self, branches: list[tuple[Any, Tree, bool]]) -> Callable[[_Item], PyTree]:
+        """`item -> sum of branches` `(coefficient, tree, whether its root is the item)`."""
         known = [(c, tree) for c, tree, own in branches if not own]
         fixed = [self.vector(known)] if known else []
-        own = self._scalar([(c, tree) for c, tree, own in branches if own])
-        moving = any(own for _, _, own in branches)
+        plain = [(c, tree) for c, tree, own in branches if own and not tree.weighted]
+        own = self._scalar(plain)
+        weighted = [
+            (c, [self._children([(1, child, child.colour == tree.colour)]) for child in tree.children]) for c, tree, _ in branches if tree.weighted
+        ]
 
-        def vector(loss: Loss) -> PyTree:
-            return reduce(_add, fixed + ([jax.grad(partial(own, loss))(self.x)] if moving else []))
+        def vector(item: _Item) -> PyTree:
+            total = fixed + ([jax.grad(partial(own, item))(self.x)] if plain else [])
+            for c, along in weighted:
+                assert item.weighted is not None
+                total.append(_scale(_directional(item.weighted, [v(item) for v in along])(self.x), c))
+            return reduce(_add, total)
 
         return vector
+
+    def _own_factor(self, factor: Factor) -> Callable[[_Item], jax.Array]:
+        """A factor that depends on the item, at `x`: it multiplies a derivative and is not differentiated."""
+        if factor.norm:
+            leaf = self._children([(1, factor.tree, True)])
+            return lambda item: self._power_of_norm(leaf(item), factor)
+        tree = max(
+            (rooted for rooted in rootings(factor.tree) if rooted.colour in (_MICRO, _MARKED)),
+            key=lambda rooted: (rooted.weighted, len(rooted.children)),
+        )
+        vectors = [self._children([(1, child, child.colour == tree.colour)]) for child in tree.children]
+
+        def value(item: _Item) -> jax.Array:
+            along = [vector(item) for vector in vectors]
+            if tree.weighted:
+                assert item.weighted is not None
+                return _power(_dot(item.weighted(self.x), along[0]), factor.power)
+            contracted: jax.Array = _directional(item.loss, along)(self.x)
+            return _power(contracted, factor.power)
+
+        return value
 
 
 def _apart(tree: Tree) -> list[int]:
@@ -238,24 +399,29 @@ def _recolour(tree: Tree, old: int, new: int) -> Tree:
     return relabel(tree, lambda colour: new if colour == old else colour)
 
 
-def _loss_of(sample_loss: Callable[[Any, Any], jax.Array], sample: PyTree, y: PyTree) -> jax.Array:
-    return sample_loss(y, sample)
-
-
-def _directional(fn: Loss, vectors: list[PyTree]) -> Loss:
+def _directional(fn: Any, vectors: list[PyTree]) -> Any:
     """The derivative of `fn` along each of `vectors`."""
     for v in vectors:
         fn = partial(_along, fn, v)
     return fn
 
 
-def _along(fn: Loss, v: PyTree, y: PyTree) -> jax.Array:
-    derivative: jax.Array = jax.jvp(fn, (y,), (v,))[1]
-    return derivative
+def _along(fn: Field, v: PyTree, y: PyTree) -> PyTree:
+    return jax.jvp(fn, (y,), (v,))[1]
 
 
 def _add(a: PyTree, b: PyTree) -> PyTree:
     return jax.tree.map(jnp.add, a, b)
+
+
+def _dot(a: PyTree, b: PyTree) -> jax.Array:
+    total: jax.Array = reduce(jnp.add, jax.tree.leaves(jax.tree.map(lambda u, v: jnp.sum(u * v), a, b)))
+    return total
+
+
+def _power(value: jax.Array, power: int) -> jax.Array:
+    result: jax.Array = value**power
+    return result
 
 
 def _scale(tree: PyTree, factor: Any) -> PyTree:

@@ -16,14 +16,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from sdesam.discrete.kernel import check_delta
 from sdesam.engine import check_key
 from sdesam.problems import FiniteSum
 from sdesam.problems.finite_sum import check_structure, parameters
-from sdesam.sampling import Sampling, check_step
-from sdesam.sde.compile import combine
+from sdesam.sampling import Sampling, Step, check_step, count_micro_batches, list_micro_batches, whole
+from sdesam.sde.compile import MicroBatches, Normaliser, combine
 from sdesam.symbolic import MARK, ModifiedEquation, Part, Tree, derive, evaluate
+from sdesam.variants import NormEstimate
 
 PyTree = Any
+
+MOST_MICRO_BATCHES = 5000
+"""More micro-batches than this are not listed."""
+
+_FEW = 64
+"""So few micro-batches are listed even where they are more than the samples."""
 
 
 class Kernel(Hashable, Protocol):
@@ -41,6 +49,10 @@ class Kernel(Hashable, Protocol):
         """`A(x) xi`."""
         ...
 
+    def step_noise(self, params: Any, x: PyTree, xi: jax.Array, key: jax.Array) -> PyTree:
+        """An unbiased draw of `A(x) xi` given `xi`."""
+        ...
+
 
 class _Numbers(NamedTuple):
     """What distinguishes two SDEs with one kernel: all runtime values, so that a sweep compiles once."""
@@ -49,6 +61,32 @@ class _Numbers(NamedTuple):
     drift: np.ndarray
     noise: np.ndarray
     noise_scale: float
+    normaliser: Normaliser
+    micro: MicroBatches | None
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """How fresh micro-batches are drawn."""
+
+    count: int
+    m: int
+    n: int
+    replace: bool
+    directions: bool
+
+    def __call__(self, key: jax.Array) -> MicroBatches:
+        key_batches, key_directions = jax.random.split(key)
+        if self.replace:
+            indices = jax.random.randint(key_batches, (self.count, self.m), 0, self.n)
+        else:
+            # cut from permutations: each is a uniform subset, and together they cover the data set evenly
+            together = self.n // self.m
+            keys = jax.random.split(key_batches, -(-self.count // together))
+            shuffled = jax.vmap(lambda k: jax.random.permutation(k, self.n)[: together * self.m])(keys)
+            indices = shuffled.reshape(-1, self.m)[: self.count]
+        directions = jax.random.split(key_directions, self.count) if self.directions else None
+        return MicroBatches(indices, jnp.full(self.count, 1 / self.count), directions)
 
 
 @dataclass(frozen=True)
@@ -60,19 +98,48 @@ class _TreeKernel:
     drift_trees: tuple[Tree, ...]
     noise_trees: tuple[Tree, ...]
     sampled: bool
+    draw: _Draw | None
+    norms: NormEstimate | None
 
     def drift(self, params: _Numbers, x: PyTree) -> PyTree:
-        return combine(self.drift_trees, params.drift, self.sample_loss, self.chunk, params.data, x)
+        return self._combine(self.drift_trees, params.drift, params, x, self._listed(params))
 
     def step_drift(self, params: _Numbers, x: PyTree, key: jax.Array) -> PyTree:
-        key_or_exact = key if self.sampled else None
-        return combine(self.drift_trees, params.drift, self.sample_loss, self.chunk, params.data, x, key=key_or_exact)
+        micro = params.micro if self.draw is None else self.draw(jax.random.fold_in(key, 1))
+        return self._combine(self.drift_trees, params.drift, params, x, micro, key=key if self.sampled else None)
 
     def apply_noise(self, params: _Numbers, x: PyTree, xi: jax.Array) -> PyTree:
+        return self._noise(params, x, xi, self._listed(params))
+
+    def step_noise(self, params: _Numbers, x: PyTree, xi: jax.Array, key: jax.Array) -> PyTree:
+        return self._noise(params, x, xi, params.micro if self.draw is None else self.draw(key))
+
+    def _listed(self, params: _Numbers) -> MicroBatches | None:
+        if self.draw is not None:
+            raise ValueError(
+                f"this SDE draws {self.draw.count} fresh micro-batches a step, so its exact expectation is not known: "
+                "use step_drift or step_noise with a key, or bind with expectation='exact' where the micro-batches can be listed"
+            )
+        return params.micro
+
+    def _noise(self, params: _Numbers, x: PyTree, xi: jax.Array, micro: MicroBatches | None) -> PyTree:
         if not self.noise_trees:
             return jax.tree.map(jnp.zeros_like, x)
         weights = (xi - jnp.mean(xi)) * params.noise_scale
-        return combine(self.noise_trees, params.noise, self.sample_loss, self.chunk, params.data, x, mark=weights)
+        return self._combine(self.noise_trees, params.noise, params, x, micro, mark=weights)
+
+    def _combine(
+        self,
+        trees: tuple[Tree, ...],
+        coefficients: np.ndarray,
+        params: _Numbers,
+        x: PyTree,
+        micro: MicroBatches | None,
+        *,
+        mark: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> PyTree:
+        return combine(trees, coefficients, self.sample_loss, self.chunk, params.data, x, mark, key, micro, params.normaliser, self.norms)
 
 
 @dataclass(frozen=True)
@@ -89,6 +156,9 @@ class _WrittenKernel:
         return self.drift_fn(x)
 
     def apply_noise(self, params: Any, x: PyTree, xi: jax.Array) -> PyTree:
+        return self.noise_fn(x, xi)
+
+    def step_noise(self, params: Any, x: PyTree, xi: jax.Array, key: jax.Array) -> PyTree:
         return self.noise_fn(x, xi)
 
 
@@ -161,9 +231,16 @@ class SDE:
             raise ValueError(f"xi has shape {jnp.shape(xi)}: it must have noise_shape={self.noise_shape}")
         return _apply_noise(self.kernel, self.params, self._check(x), jnp.asarray(xi))
 
+    def step_noise(self, x: PyTree, xi: jax.Array, key: jax.Array) -> PyTree:
+        """A draw of `A(x) xi`, unbiased given `xi`, which is what a step uses; `A(x) xi` itself unless micro-batches are drawn afresh."""
+        if jnp.shape(xi) != self.noise_shape:
+            raise ValueError(f"xi has shape {jnp.shape(xi)}: it must have noise_shape={self.noise_shape}")
+        return _step_noise(self.kernel, self.params, self._check(x), jnp.asarray(xi), check_key(key))
+
     def noise(self, x: PyTree, key: jax.Array) -> PyTree:
         """`A(x) xi` with `xi ~ N(0, I)` drawn from `key`; its covariance is :meth:`covariance`."""
-        return self.apply_noise(x, jax.random.normal(check_key(key), self.noise_shape, _dtype(x)))
+        key_xi, key_step = jax.random.split(check_key(key))
+        return self.step_noise(x, jax.random.normal(key_xi, self.noise_shape, _dtype(x)), key_step)
 
     def covariance(self, x: PyTree) -> jax.Array:
         """The diffusion matrix `A A^T` per unit of SDE time, learning rate included; dense, shape `(d, d)`, for small problems.
@@ -188,6 +265,11 @@ def bind(
     batch: int = 1,
     micro: int | None = None,
     expectation: str = "sampled",
+    *,
+    eps: float = 0.0,
+    lam: float | None = None,
+    norms: NormEstimate | None = None,
+    micro_batches: int | None = None,
 ) -> SDE:
     """The SDE of a derived equation on a problem, as jax functions.
 
@@ -198,12 +280,20 @@ def bind(
         rho: perturbation radius; left out for a variant without perturbation.
         batch: `b`.
         micro: `m`; left out, the mini-batch.
-        expectation: `"sampled"` steps with unbiased probes where the exact drift costs O(n^2); `"exact"` does not.
+        expectation: `"sampled"` steps with unbiased probes where the exact drift costs O(n^2), and with fresh micro-batches where a normalised
+            variant has too many to list; `"exact"` does not.
+        eps: of the normaliser `sqrt(|.|^2 + eps^2)`. At `eps = 0` a vanishing gradient perturbs nothing, and the theory, which asks for smooth
+            coefficients, holds only where no gradient vanishes.
+        lam: inverse temperature of the Gibbs weights, for rw-sam alone.
+        norms: how rw-sam estimates gradient norms.
+        micro_batches: how many fresh micro-batches a step draws, for SAM, m-SAM and RW-SAM. Left out, all are listed where they are no more than
+            the samples (or 64), else as many are drawn as cost one pass over the data. What is drawn is unbiased in drift and noise; it
+            adds to the noise's covariance a part of relative size `rho^2 n m / micro_batches`, below the kept order.
 
     Raises:
-        ValueError: sizes that do not fit, `rho < 0`, `lr <= 0`, a loss that is not smooth enough for the order.
+        ValueError: sizes that do not fit, `rho < 0`, `lr <= 0`, a loss that is not smooth enough for the order, too many micro-batches to list.
 
-    Changing `lr`, `rho`, `batch` or `micro` does not compile anew.
+    Changing `lr`, `rho`, `eps` or `lam` does not compile anew; nor does changing `batch` or `micro` but for SAM, m-SAM and RW-SAM.
 
     >>> import sdesam
     >>> sde = sdesam.derive("m-usam").bind(sdesam.problems.quadratic(), lr=0.1, rho=0.1, batch=4, micro=2)
@@ -214,14 +304,18 @@ def bind(
         raise TypeError(f"problem={problem!r}: it must be a sdesam.FiniteSum, such as sdesam.problems.digits()")
     if expectation not in ("exact", "sampled"):
         raise ValueError(f"expectation={expectation!r}: choose 'exact' or 'sampled'")
-    lr, rho, _, _, _, sampling = check_step(equation.variant, problem.n, lr, rho, batch, micro, equation.replace)
+    step = check_step(equation.variant, problem.n, lr, rho, batch, micro, equation.replace, eps, lam, norms)
+    check_delta(step.norms, problem.x0)
+    lr, rho, sampling = step.lr, step.rho, step.sampling
     full = derive(equation.variant, equation.order, equation.replace)
+    listed, draw = _micro_batches(full, problem.n, step, expectation, micro_batches)
     drift_trees, drift = _coefficients(equation.drift_parts, full.drift_parts, lr, rho, sampling, problem.n)
     noise_trees, noise = _coefficients(equation.noise_parts, full.noise_parts, lr, rho, sampling, problem.n)
     _check_smooth(equation, problem, (*drift_trees, *noise_trees))
     factor = evaluate(equation.noise_factor, sampling.batch, sampling.m, problem.n)
-    kernel = _TreeKernel(problem.sample_loss, problem.chunk, drift_trees, noise_trees, expectation == "sampled")
-    numbers = _Numbers(problem.data, drift, noise, sqrt(lr * factor / problem.n))
+    kernel = _TreeKernel(problem.sample_loss, problem.chunk, drift_trees, noise_trees, expectation == "sampled", draw, step.norms)
+    normaliser = Normaliser(step.eps, step.lam)
+    numbers = _Numbers(problem.data, drift, noise, sqrt(lr * factor / problem.n), normaliser, listed)
     config = {
         "variant": equation.variant.name,
         "order": list(equation.order),
@@ -235,10 +329,42 @@ def bind(
         "micro": sampling.m,
         "replace": equation.replace,
         "expectation": expectation,
+        **step.options(equation.variant),
     }
+    if equation.whole_micro_batches:
+        config["micro_batches"] = "all" if draw is None else draw.count
     sde = SDE.__new__(SDE)
     sde._set(kernel, numbers, (problem.n,), problem.x0, problem, config)
     return sde
+
+
+def _micro_batches(equation: ModifiedEquation, n: int, step: Step, expectation: str, count: int | None) -> tuple[MicroBatches | None, _Draw | None]:
+    """The micro-batches that an expectation runs over, all listed or a way to draw some, or neither where there is none."""
+    if not equation.whole_micro_batches or not any(tree.factors for part in equation.parts for tree in part.trees):
+        if count is not None and not equation.whole_micro_batches:
+            raise ValueError(f"micro_batches={count}: the expectations of {equation.variant.name} are exact; leave micro_batches out")
+        return None, None
+    m = step.sampling.m
+    total = count_micro_batches(m, n, equation.replace)
+    random = step.norms is not None and step.norms.random
+    if expectation == "exact":
+        if count is not None:
+            raise ValueError(f"micro_batches={count}: an exact expectation lists all micro-batches; leave micro_batches out")
+        if random:
+            raise ValueError(
+                "the exact expectation over random directions is not known: use norms=NormEstimate(law='exact') or expectation='sampled'"
+            )
+        if total > MOST_MICRO_BATCHES:
+            raise ValueError(
+                f"n={n}, m={m} has {total} micro-batches, more than the {MOST_MICRO_BATCHES} that are listed: "
+                "use expectation='sampled', or fewer samples"
+            )
+    if expectation == "exact" or (count is None and not random and total <= max(n, _FEW)):
+        indices, chance = list_micro_batches(m, n, equation.replace)
+        return MicroBatches(indices, chance), None
+    if count is None:
+        count = max(1, n // m)
+    return None, _Draw(whole("micro_batches", count), m, n, equation.replace, random)
 
 
 def _coefficients(
@@ -285,6 +411,11 @@ def _step_drift(kernel: Kernel, params: Any, x: PyTree, key: jax.Array) -> PyTre
 @partial(jax.jit, static_argnums=0)
 def _apply_noise(kernel: Kernel, params: Any, x: PyTree, xi: jax.Array) -> PyTree:
     return kernel.apply_noise(params, x, xi)
+
+
+@partial(jax.jit, static_argnums=0)
+def _step_noise(kernel: Kernel, params: Any, x: PyTree, xi: jax.Array, key: jax.Array) -> PyTree:
+    return kernel.step_noise(params, x, xi, key)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -166,7 +166,8 @@ def _noise(scheme: Euler | Heun, params: _StepNumbers, x: PyTree, key: jax.Array
     """`sqrt(dt) A(x) xi`."""
     dtype = jnp.result_type(*jax.tree.leaves(x))
     xi = jax.random.normal(key, scheme.noise_shape, dtype)
-    return scheme.kernel.apply_noise(params.kernel, x, xi * (mirror * jnp.sqrt(params.dt)).astype(dtype))
+    scaled = xi * (mirror * jnp.sqrt(params.dt)).astype(dtype)
+    return scheme.kernel.step_noise(params.kernel, x, scaled, jax.random.fold_in(key, 1))
 
 
 def _observer(sde: SDE, observe: Any) -> tuple[Observer, Any]:

@@ -39,7 +39,7 @@ from sdesam.symbolic.trees import (
     rho,
     samples,
 )
-from sdesam.variants import Variant
+from sdesam.variants import NormEstimate, Variant
 from sdesam.variants import variant as find_variant
 
 if TYPE_CHECKING:
@@ -296,11 +296,16 @@ class ModifiedEquation:
         batch: int = 1,
         micro: int | None = None,
         expectation: str = "sampled",
+        *,
+        eps: float = 0.0,
+        lam: float | None = None,
+        norms: NormEstimate | None = None,
+        micro_batches: int | None = None,
     ) -> SDE:
         """The equation as jax functions on a problem, with numbers: see :func:`sdesam.sde.bind`."""
         from sdesam.sde import bind
 
-        return bind(self, problem, lr=lr, rho=rho, batch=batch, micro=micro, expectation=expectation)
+        return bind(self, problem, lr, rho, batch, micro, expectation, eps=eps, lam=lam, norms=norms, micro_batches=micro_batches)
 
 
 def derive(variant: str | Variant, order: tuple[int, int] = (2, 3), replace: bool = True) -> ModifiedEquation:

@@ -163,7 +163,8 @@ def _tree(tree: Tree, style: _Style) -> str:
 
 def _with_factors(body: str, factors: tuple[Factor, ...], name: Namer, letters: dict[int, str], latex: bool) -> str:
     """`body` times inner products and norms, over norms."""
-    over, under = [], []
+    over: list[str] = []
+    under: list[str] = []
     for factor in factors:
         if factor.norm:
             hat = factor.tree.weighted

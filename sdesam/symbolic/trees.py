@@ -90,7 +90,7 @@ def relabel(tree: Tree, colours: Callable[[int], int]) -> Tree:
     powers: Counter[tuple[bool, Tree]] = Counter()
     for factor in tree.factors:
         scalar = relabel(factor.tree, colours)
-        powers[factor.norm, scalar if factor.norm else min(_ordered(rooted) for rooted in _rootings(scalar))] += factor.power
+        powers[factor.norm, scalar if factor.norm else min(_ordered(rooted) for rooted in rootings(scalar))] += factor.power
     factors = tuple(sorted(Factor(norm, scalar, power) for (norm, scalar), power in powers.items() if power))
     return Tree(tree.colour if tree.colour in (WHOLE, ONE) else colours(tree.colour), children, factors, tree.weighted)
 
@@ -162,11 +162,11 @@ def _gradient_dot(leaf: Tree, branch: Tree) -> Tree:
 
 def reroot(tree: Tree) -> Iterator[Tree]:
     """`tree` hung from each of its nodes in turn: the gradient of the scalar that contracts it along its edges, factors left alone."""
-    for rooted in _rootings(tree):
+    for rooted in rootings(tree):
         yield canonical(rooted)
 
 
-def _rootings(tree: Tree) -> Iterator[Tree]:
+def rootings(tree: Tree) -> Iterator[Tree]:
     """`reroot` without new names for the colours. A weighted node is no derivative of a scalar, so nothing is hung from it."""
     yield tree
     for k, child in enumerate(tree.children):
@@ -178,7 +178,7 @@ def _rootings(tree: Tree) -> Iterator[Tree]:
 
 
 def _rootings_below(tree: Tree) -> Iterator[Tree]:
-    """Like `_rootings`, but not back into the last child."""
+    """Like `rootings`, but not back into the last child."""
     yield tree
     for k, child in enumerate(tree.children[:-1]):
         if child.weighted:
