@@ -353,10 +353,7 @@ def _measure(
         rho = None if unperturbed else positive("c", c) * float(rate) ** (alpha / beta)
         numbers = {"lr": float(rate), "rho": rho, "batch": batch, "micro": micro, **options._asdict()}
         chain = Chain(equation.variant, problem, replace=equation.replace, **numbers)
-        bound = {
-            term: (equation.without(term) if term else equation).bind(problem, expectation="exact", **numbers)
-            for term in (None, *terms)
-        }
+        bound = {term: (equation.without(term) if term else equation).bind(problem, expectation="exact", **numbers) for term in (None, *terms)}
         found, coarsest = _resolved(problem, horizon, chain, bound, coarsest)
         for key, pair in found.items():
             sizes.setdefault(key, []).append(pair)

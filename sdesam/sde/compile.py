@@ -85,6 +85,7 @@ def combine(
     micro: MicroBatches | None = None,
     normaliser: Normaliser = _UNNORMALISED,
     norms: NormEstimate | None = None,
+    drawn: bool = False,
 ) -> PyTree:
     """`sum_t coefficients[t] * trees[t]` at `x`.
 
@@ -100,6 +101,7 @@ def combine(
         micro: what a colour with a norm is averaged over; needed where one occurs.
         normaliser: `eps` of the norms, `lam` of the weights.
         norms: how weighted nodes estimate norms.
+        drawn: whether `micro` is a sample, of independent micro-batches, and not all of them.
 
     Returns:
         A vector with the structure of `x`.
@@ -112,8 +114,11 @@ def combine(
     if micro is not None:
         weights[_MICRO] = jnp.asarray(micro.chance, dtype)
         if mark is not None:
-            # sum_i w_i E[. | i in I] = E[(n/m) (sum_(k in I) w_k) .]
-            weights[_MARKED] = weights[_MICRO] * weights[MARK][micro.indices].mean(axis=1) * n
+            # sum_i w_i E[. | i in I] = E[W_I .], W_I = (n/m) sum_(k in I) w_k, of mean 0: a covariance, estimated as one, because a sample's own
+            # mean of W would let the large common part of all micro-batches in
+            W = weights[MARK][micro.indices].mean(axis=1) * n
+            q = micro.indices.shape[0]
+            weights[_MARKED] = weights[_MICRO] * ((W - jnp.mean(W)) * (q / (q - 1)) if drawn else W)
     evaluator = _Evaluator(sample_loss, chunk, data, x, weights, micro, normaliser, norms)
     pairs: Combination = [(jnp.asarray(coefficients[k], dtype), _placed(tree)) for k, tree in enumerate(trees)]
     return evaluator.vector(_sample_probes(evaluator, pairs, key) if key is not None else pairs)

@@ -77,16 +77,22 @@ class _Draw:
 
     def __call__(self, key: jax.Array) -> MicroBatches:
         key_batches, key_directions = jax.random.split(key)
-        if self.replace:
-            indices = jax.random.randint(key_batches, (self.count, self.m), 0, self.n)
-        else:
-            # cut from permutations: each is a uniform subset, and together they cover the data set evenly
-            together = self.n // self.m
-            keys = jax.random.split(key_batches, -(-self.count // together))
-            shuffled = jax.vmap(lambda k: jax.random.permutation(k, self.n)[: together * self.m])(keys)
-            indices = shuffled.reshape(-1, self.m)[: self.count]
+        indices = jax.random.randint(key_batches, (self.count, self.m), 0, self.n) if self.replace else self._subsets(key_batches)
         directions = jax.random.split(key_directions, self.count) if self.directions else None
         return MicroBatches(indices, jnp.full(self.count, 1 / self.count), directions)
+
+    def _subsets(self, key: jax.Array) -> jax.Array:
+        """Uniform subsets of `m` of `n` (Floyd's algorithm: Bentley & Floyd 1987, Commun. ACM 30)."""
+        last = self.n - self.m + jnp.arange(self.m)
+        offered = jax.random.randint(key, (self.count, self.m), 0, last + 1)
+
+        def add(k: jax.Array, chosen: jax.Array) -> jax.Array:
+            new = offered[:, k]
+            taken = jnp.any(chosen == new[:, None], axis=1)
+            return chosen.at[:, k].set(jnp.where(taken, last[k], new))
+
+        subsets: jax.Array = jax.lax.fori_loop(0, self.m, add, jnp.full((self.count, self.m), -1))
+        return subsets
 
 
 @dataclass(frozen=True)
@@ -139,7 +145,8 @@ class _TreeKernel:
         mark: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> PyTree:
-        return combine(trees, coefficients, self.sample_loss, self.chunk, params.data, x, mark, key, micro, params.normaliser, self.norms)
+        drawn = self.draw is not None
+        return combine(trees, coefficients, self.sample_loss, self.chunk, params.data, x, mark, key, micro, params.normaliser, self.norms, drawn)
 
 
 @dataclass(frozen=True)
@@ -362,9 +369,7 @@ def _micro_batches(equation: ModifiedEquation, n: int, step: Step, expectation: 
     if expectation == "exact" or (count is None and not random and total <= max(n, _FEW)):
         indices, chance = list_micro_batches(m, n, equation.replace)
         return MicroBatches(indices, chance), None
-    if count is None:
-        count = max(1, n // m)
-    return None, _Draw(whole("micro_batches", count), m, n, equation.replace, random)
+    return None, _Draw(whole("micro_batches", max(2, n // m) if count is None else count, least=2), m, n, equation.replace, random)
 
 
 def _coefficients(
