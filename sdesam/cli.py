@@ -12,14 +12,15 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
 from sdesam import __version__
 from sdesam.symbolic import derive as derive_equation
 from sdesam.symbolic.equation import ModifiedEquation
-from sdesam.variants import VARIANTS
+from sdesam.variants import VARIANTS, NormEstimate
+from sdesam.variants._base import Law
 
 if TYPE_CHECKING:
     from sdesam.engine import Result
@@ -99,6 +100,18 @@ _setting = _options(
     click.option("--rho", type=float, default=None, help="Perturbation radius; needed unless the variant has none."),
     click.option("--batch", type=int, default=16, show_default=True, help="Mini-batch size b."),
 )
+_perturbation = _options(
+    click.option("--eps", type=float, default=0.0, show_default=True, help="Normalised variants: of the norm sqrt(|g|^2 + eps^2)."),
+    click.option("--lam", type=float, default=None, help="rw-sam: inverse temperature of the weights."),
+    click.option(
+        "--norms", "law", type=click.Choice(get_args(Law)), default=None, help="rw-sam: how gradient norms are estimated.  [default: rademacher]"
+    ),
+    click.option("--directions", type=int, default=None, help="rw-sam: random directions of an estimate.  [default: 1]"),
+    click.option("--square", is_flag=True, default=None, help="rw-sam: weights from the unbiased squares of norms."),
+)
+_micro_batches = click.option(
+    "--micro-batches", type=int, default=None, help="sam, m-sam, rw-sam: fresh micro-batches of a step.  [default: all, or n/2]"
+)
 _micro = click.option("--micro", type=int, default=None, help="Micro-batch size m; left out, the mini-batch.")
 _observe = click.option("--observe", type=_Words(), default=OBSERVABLES, show_default=True, help="Observables.")
 _seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random.")
@@ -135,7 +148,7 @@ def derive(variant: str, order: tuple[int, ...], replace: bool, removed: tuple[s
 
 
 @cli.command(epilog=_NAMES)
-@_options(_variant, _setting, _micro, _order, _replace, _term)
+@_options(_variant, _setting, _micro, _perturbation, _micro_batches, _order, _replace, _term)
 @click.option("--paths", type=int, default=64, show_default=True, help="How many paths.")
 @click.option("--horizon", type=float, default=6.0, show_default=True, help="SDE time to reach; k steps of the optimizer are k lr.")
 @_options(_dt, _method)
@@ -151,6 +164,12 @@ def simulate(
     rho: float | None,
     batch: int,
     micro: int | None,
+    eps: float,
+    lam: float | None,
+    law: Law | None,
+    directions: int | None,
+    square: bool | None,
+    micro_batches: int | None,
     order: tuple[int, ...],
     replace: bool,
     removed: tuple[str, ...],
@@ -177,13 +196,14 @@ def simulate(
 
         from sdesam.sde import simulate as run
 
-        sde = equation.bind(problem, lr, rho, batch, micro, expectation)
+        norms = _norms(law, directions, square)
+        sde = equation.bind(problem, lr, rho, batch, micro, expectation, eps=eps, lam=lam, norms=norms, micro_batches=micro_batches)
         out = run(sde, jax.random.key(seed), paths, horizon, lr if dt is None else dt, method, observe=observe)
     _report(out, json_file, save, {"problem_spec": problem_name, "problem_args": dict(problem_args), "seed": seed})
 
 
 @cli.command(epilog=_NAMES)
-@_options(_variant, _setting, _micro, _replace)
+@_options(_variant, _setting, _micro, _perturbation, _replace)
 @click.option("--runs", type=int, default=64, show_default=True, help="How many runs.")
 @_options(_steps, _observe, _seed, _json, _save)
 def train(
@@ -194,6 +214,11 @@ def train(
     rho: float | None,
     batch: int,
     micro: int | None,
+    eps: float,
+    lam: float | None,
+    law: Law | None,
+    directions: int | None,
+    square: bool | None,
     replace: bool,
     runs: int,
     steps: int,
@@ -216,7 +241,7 @@ def train(
         from sdesam.discrete import Chain
         from sdesam.discrete import train as run
 
-        chain = Chain(variant, problem, lr, rho, batch, micro, replace)
+        chain = Chain(variant, problem, lr, rho, batch, micro, replace, eps=eps, lam=lam, norms=_norms(law, directions, square))
         out = run(chain, jax.random.key(seed), runs, steps, observe=observe)
     _report(out, json_file, save, {"problem_spec": problem_name, "problem_args": dict(problem_args), "seed": seed})
 
@@ -224,7 +249,7 @@ def train(
 @cli.command(epilog=_NAMES)
 @_options(_variant, _setting)
 @click.option("--micro", type=_Numbers(), default=None, help="Micro-batch sizes to compare; left out, the mini-batch.")
-@_options(_order, _replace)
+@_options(_perturbation, _micro_batches, _order, _replace)
 @click.option(
     "--without",
     "term",
@@ -247,6 +272,12 @@ def compare(
     rho: float | None,
     batch: int,
     micro: tuple[int, ...] | None,
+    eps: float,
+    lam: float | None,
+    law: Law | None,
+    directions: int | None,
+    square: bool | None,
+    micro_batches: int | None,
     order: tuple[int, ...],
     replace: bool,
     term: str | None,
@@ -298,6 +329,10 @@ def compare(
             method=method,
             dt=dt,
             seed=seed,
+            eps=eps,
+            lam=lam,
+            norms=_norms(law, directions, square),
+            micro_batches=micro_batches,
         )
     from sdesam import plots
 
@@ -326,6 +361,7 @@ def compare(
 @_options(_order, _replace)
 @click.option("--batch", type=int, default=2, show_default=True, help="signature: mini-batch size.")
 @click.option("--micro", type=int, default=None, help="signature: micro-batch size.  [default: 1 for m- variants]")
+@click.option("--eps", type=float, default=None, help="signature: of the norms.  [default: 0.2 for normalised variants]")
 @_seed
 @click.option(
     "--output",
@@ -345,6 +381,7 @@ def verify(
     replace: bool,
     batch: int,
     micro: int | None,
+    eps: float | None,
     seed: int,
     output: str | None,
     json_file: str | None,
@@ -376,7 +413,7 @@ def verify(
         jobs = report.plan(names)
         asked = None
         if "signature" in jobs:
-            asked = report.SignatureRequest(_problem(problem_name, problem_args), variant, order, replace, batch, micro)  # type: ignore[arg-type]
+            asked = report.SignatureRequest(_problem(problem_name, problem_args), variant, order, replace, batch, micro, eps)  # type: ignore[arg-type]
             asked.check()
             folder = folder or store.check_folder("figures")
     found = report.run(jobs, preset, seed, asked, show=None if json_file == "-" else click.echo)
@@ -425,6 +462,12 @@ def _usage_errors() -> Iterator[None]:
         yield
     except (ValueError, TypeError, OSError) as error:
         raise click.UsageError(str(error)) from error
+
+
+def _norms(law: Law | None, directions: int | None, square: bool | None) -> NormEstimate | None:
+    given = {"law": law, "directions": directions, "square": square}
+    asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return NormEstimate(**asked) if asked else None
 
 
 def _equation(variant: str, order: tuple[int, ...], replace: bool, removed: Sequence[str]) -> ModifiedEquation:

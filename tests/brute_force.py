@@ -51,14 +51,29 @@ def batches(n, b, replace):
     return list(product(range(n), repeat=b)) if replace else list(permutations(range(n), b))
 
 
-def expansion(losses, x, perturbation, batch, m):
+SOURCE = {"sgd": "none", "usam": "batch", "m-usam": "batch", "n-usam": "all", "sam": "batch", "m-sam": "batch", "n-sam": "all", "dnsam": "batch"}
+NORM_OF = {"sam": "own", "m-sam": "own", "n-sam": "own", "dnsam": "all"}
+
+
+def perturbation(variant, g, H, members, eps):
+    """`u_I` and its Jacobian in x, from the gradients and Hessians of all samples."""
+    gI, HI, gbar, Hbar = g[members].mean(0), H[members].mean(0), g.mean(0), H.mean(0)
+    v, Dv = {"none": (0 * gI, 0 * HI), "batch": (gI, HI), "all": (gbar, Hbar)}[SOURCE[variant]]
+    if variant not in NORM_OF:
+        return v, Dv
+    w, Dw = {"own": (v, Dv), "all": (gbar, Hbar)}[NORM_OF[variant]]
+    r = np.sqrt(w @ w + eps**2)
+    return v / r, Dv / r - np.outer(v, Dw.T @ w) / r**3
+
+
+def expansion(losses, x, variant, batch, m, eps=0.0):
     """Of one mini-batch: the step's direction `G_0 .. G_3` by power of rho, exact for quartics, and the derivatives of `G_0, G_1` in x."""
     g, H, T = losses.g(x), losses.H(x), losses.T(x)
     parts = []
     for start in range(0, len(batch), m):
         members = list(batch[start : start + m])
         gI, HI, TI, QI = (derivative[members].mean(0) for derivative in (g, H, T, losses.Q))
-        u, Du = {"none": (0 * gI, 0 * HI), "data set": (g.mean(0), H.mean(0)), "micro-batch": (gI, HI)}[perturbation]
+        u, Du = perturbation(variant, g, H, members, eps)
         Tu = TI @ u
         # D(H_I u) = T_I[u, .] + H_I Du
         parts.append((gI, HI @ u, Tu @ u / 2, QI @ u @ u @ u / 6, HI, Tu + HI @ Du))
@@ -74,8 +89,8 @@ class Moments:
     covariance: list
 
 
-def moments(losses, x, perturbation, b, m, replace):
-    listed = [expansion(losses, x, perturbation, batch, m) for batch in batches(losses.n, b, replace)]
+def moments(losses, x, variant, b, m, replace, eps=0.0):
+    listed = [expansion(losses, x, variant, batch, m, eps) for batch in batches(losses.n, b, replace)]
     columns = [np.array([one[k] for one in listed]) for k in range(6)]
     mean, (D0, D1) = [part.mean(0) for part in columns[:4]], [part.mean(0) for part in columns[4:]]
     Z0, Z1 = columns[0] - mean[0], columns[1] - mean[1]

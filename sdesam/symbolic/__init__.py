@@ -7,10 +7,11 @@ question whether a drift is a gradient, `printing` text and LaTeX, `coordinates`
 from sdesam.symbolic.coordinates import coordinates
 from sdesam.symbolic.equation import ModifiedEquation, Part, check_order, derive, evaluate
 from sdesam.symbolic.potential import gradient, potential
-from sdesam.symbolic.trees import MARK, Tree, TreeSum, batch, eta, micro, rho, samples
+from sdesam.symbolic.trees import MARK, Factor, Tree, TreeSum, batch, eps, eta, micro, rho, samples
 
 __all__ = [
     "MARK",
+    "Factor",
     "ModifiedEquation",
     "Part",
     "Tree",
@@ -19,6 +20,7 @@ __all__ = [
     "check_order",
     "coordinates",
     "derive",
+    "eps",
     "eta",
     "evaluate",
     "gradient",

@@ -32,6 +32,9 @@ ONE = -2
 eta, rho, batch, micro, samples = sp.symbols("eta rho b m n", positive=True)
 """Learning rate, perturbation radius, mini-batch, micro-batch and data-set size."""
 
+eps = sp.Symbol("epsilon", positive=True)
+"""Of a smoothed norm `sqrt(|g|^2 + eps^2)`."""
+
 
 class Tree(NamedTuple):
     """A node of a coloured rooted tree and what hangs below it.

@@ -9,18 +9,21 @@ import sdesam
 from tests.brute_force import Polynomials, expansion
 from tests.sde.test_enumeration import polynomial_loss
 
+STEPS = [("sgd", 4), ("usam", 4), ("m-usam", 4), ("m-usam", 2), ("m-usam", 1), ("n-usam", 4)]
+NORMALISED = [("sam", 4), ("m-sam", 2), ("m-sam", 1), ("n-sam", 4), ("dnsam", 4)]
 
-@pytest.mark.parametrize(("variant", "m"), [("sgd", 4), ("usam", 4), ("m-usam", 4), ("m-usam", 2), ("m-usam", 1), ("n-usam", 4)])
-def test_step_of_given_batches(variant, m):
+
+@pytest.mark.parametrize(("variant", "m", "eps"), [*((*step, 0.0) for step in STEPS + NORMALISED), *((*step, 0.3) for step in NORMALISED)])
+def test_step_of_given_batches(variant, m, eps):
     """A quartic loss makes the step an exact cubic in rho: it equals G_0 + rho G_1 + rho^2 G_2 + rho^3 G_3."""
     with jax.enable_x64(True):
         x, rho = np.array([0.3, -0.2]), 0.7
         losses = Polynomials.random(5, 2, seed=4, quartic=True)
         problem = sdesam.FiniteSum(polynomial_loss, vars(losses), x)
-        micro = m if variant == "m-usam" else None
-        chain = sdesam.Chain(variant, problem, lr=0.1, rho=None if variant == "sgd" else rho, batch=4, micro=micro)
+        micro = m if variant.startswith("m-") else None
+        chain = sdesam.Chain(variant, problem, lr=0.1, rho=None if variant == "sgd" else rho, batch=4, micro=micro, eps=eps)
         for batch in [(0, 1, 2, 3), (4, 4, 0, 1), (3, 0, 3, 0)]:
-            parts = expansion(losses, x, sdesam.VARIANTS[variant].perturbation, batch, m)
+            parts = expansion(losses, x, variant, batch, m, eps)
             expected = sum(rho**j * parts[j] for j in range(4))
             np.testing.assert_allclose(chain.direction(x, np.array(batch).reshape(-1, m)), expected, rtol=1e-12)
         key = jax.random.key(1)

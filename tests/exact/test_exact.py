@@ -25,7 +25,7 @@ def test_one_step(variant, b, m, with_replacement):
     x = np.array([0.2, -0.4])
     with jax.enable_x64(True):
         problem = sdesam.FiniteSum(polynomial_loss, vars(losses), x)
-    true = moments(losses, x, sdesam.VARIANTS[variant].perturbation, b, m or b, with_replacement)
+    true = moments(losses, x, variant, b, m or b, with_replacement)
     for rho in (0.0, 1e-3) if variant != "sgd" else (0.0,):
         chain = sdesam.Chain(variant, problem, 0.1, None if variant == "sgd" else rho, b, m, with_replacement)
         found = one_step(chain, x)

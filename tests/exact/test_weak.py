@@ -1,5 +1,7 @@
 """Weak errors and signatures: the orders and exponents that theory predicts, and what is said where they cannot be seen."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -37,6 +39,25 @@ def test_signatures_on_tori(variant, micro, with_replacement):
     for dim in (2, 1):
         problem = sdesam.problems.torus(dim=dim, samples=4)
         assert_signature(signature(equation, problem, batch=2, micro=micro), every_knock_out_shows=dim == 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_replacement", [True, False])
+@pytest.mark.parametrize(("variant", "micro"), [("m-sam", 1), ("m-sam", 2), ("n-sam", None), ("dnsam", None)])
+def test_signatures_of_smoothed_sam(variant, micro, with_replacement):
+    """eps is about the size of the gradients, so that the norm is one; grids are refined until every difference stands still."""
+    equation = sdesam.derive(variant, replace=with_replacement)
+    assert_signature(signature(equation, sdesam.problems.torus(dim=2, samples=4), batch=2, micro=micro, eps=0.2))
+
+
+def test_order_of_smoothed_sam():
+    """In one dimension, quickly: order 2 with SAM's own drift, and not with that of n-SAM or with another eps."""
+    problem = sdesam.problems.torus(dim=1, samples=3)
+    equation = sdesam.derive("m-sam")
+    numbers = {"batch": 2, "micro": 1, "rates": RATES, "eps": 0.2}
+    assert weak_error(equation, problem, **numbers).slope == pytest.approx(2, abs=0.1)
+    wrong = replace(sdesam.derive("n-sam"), variant=equation.variant)
+    assert weak_error(wrong, problem, **numbers).slope == pytest.approx(2 / 3, abs=0.1)
 
 
 def test_signature_on_a_quadratic():

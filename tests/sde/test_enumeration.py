@@ -29,8 +29,8 @@ def powers_of_rho(values, radii):
     return np.linalg.solve(np.vander(radii, increasing=True), np.array([np.ravel(v) for v in values]))
 
 
-def assert_equals_enumeration(n, d, b, m, with_replacement, variant, seed, order=(2, 3), change=lambda equation: equation):
-    if variant != "m-usam":
+def assert_equals_enumeration(n, d, b, m, with_replacement, variant, seed, order=(2, 3), change=lambda eq: eq, eps=0.0, bound=None):
+    if not variant.startswith("m-"):
         m = b
     with jax.enable_x64(True):
         x = 0.5 * np.random.default_rng(seed).normal(size=d)
@@ -41,13 +41,14 @@ def assert_equals_enumeration(n, d, b, m, with_replacement, variant, seed, order
         radii = np.linspace(0, 1, max(order[1], 3))
         drift = []
         for lr in (LR, 2 * LR):  # a drift is affine in eta: two rates tell the correction from the rest
-            numbers = {"lr": lr, "batch": b, "micro": m if variant == "m-usam" else None, "expectation": "exact"}
-            bound = [equation.bind(problem, rho=None if variant == "sgd" else rho, **numbers) for rho in radii]
-            drift.append(powers_of_rho([sde.drift(x) for sde in bound], radii))
+            numbers = {"lr": lr, "batch": b, "micro": m if variant.startswith("m-") else None, "expectation": "exact"}
+            numbers |= {"eps": eps, **(bound or {})}
+            sdes = [equation.bind(problem, rho=None if variant == "sgd" else rho, **numbers) for rho in radii]
+            drift.append(powers_of_rho([sde.drift(x) for sde in sdes], radii))
         correction = drift[1] - drift[0]
-        covariance = powers_of_rho([sde.covariance(x) for sde in bound], radii)
+        covariance = powers_of_rho([sde.covariance(x) for sde in sdes], radii)
 
-    true = moments(losses, x, sdesam.VARIANTS[variant].perturbation, b, m, with_replacement)
+    true = moments(losses, x, variant, b, m, with_replacement, eps)
     for j in range(order[1]):
         np.testing.assert_allclose(correction[j] - drift[0][j], true.mean[j], err_msg=f"mean step, rho^{j}", **CLOSE)
     for j in range(2):
@@ -101,6 +102,47 @@ def test_negative_controls(change):
         assert_equals_enumeration(5, 2, 4, 2, False, "m-usam", seed=11, change=lambda eq: relabelled(change(eq)))
 
 
-def relabelled(equation):
+def relabelled(equation, name="m-usam"):
     """A wrong equation under the name of the right one, so that it binds with the same numbers."""
-    return replace(equation, variant=sdesam.VARIANTS["m-usam"])
+    return replace(equation, variant=sdesam.VARIANTS[name])
+
+
+@pytest.mark.parametrize("with_replacement", [True, False])
+@pytest.mark.parametrize(("variant", "b", "m"), [("sam", 3, None), ("m-sam", 4, 2), ("m-sam", 3, 1), ("n-sam", 3, None), ("dnsam", 3, None)])
+def test_normalised_variants(variant, b, m, with_replacement):
+    """eps > 0, and eps = 0 where no micro-batch's gradient vanishes, as with random losses."""
+    for eps, seed in [(0.4, 5), (0.0, 6)]:
+        assert_equals_enumeration(4, 2, b, m, with_replacement, variant, seed=seed, eps=eps)
+
+
+@pytest.mark.parametrize(("variant", "m"), [("sam", None), ("dnsam", None), ("n-sam", None)])
+def test_rho_cubed_of_normalised_variants(variant, m):
+    assert_equals_enumeration(4, 2, 3, m, True, variant, seed=8, order=(2, 4), eps=0.2)
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(
+    st.tuples(st.integers(2, 4), st.sampled_from([2, 3]), st.booleans(), st.sampled_from(["sam", "m-sam", "n-sam", "dnsam"]), st.integers(0, 10**6))
+)
+@example((1, 2, False, "m-sam", 3))
+@example((2, 2, False, "sam", 4))
+def test_normalised_variants_on_random_losses(case):
+    n, d, with_replacement, variant, seed = case
+    assert_equals_enumeration(n, d, min(2, n), 1, with_replacement, variant, seed, eps=0.3)
+
+
+NORMALISED_MUTANTS = {
+    **{f"{part} 10 % off": {"change": scaled(part, sp.Rational(11, 10))} for part in ("rho^1", "rho^2", "eta rho^1", "noise rho^1")},
+    **{f"{term} missing": {"change": lambda eq, t=term: eq.without(t)} for term in ("rho^1 variance", "rho^2 variance", "noise rho^1")},
+    "the noise of the other sampling": {"change": lambda eq: replace(eq, noise_parts=sdesam.derive("m-sam", replace=not eq.replace).noise_parts)},
+    "n-SAM": {"change": lambda eq: relabelled(sdesam.derive("n-sam", replace=eq.replace), "m-sam")},
+    "the norm of the whole set": {"change": lambda eq: relabelled(sdesam.derive("dnsam", replace=eq.replace), "m-sam")},
+    "another eps": {"bound": {"eps": 0.5}},
+    "SAM": {"bound": {"micro": 4}},
+}
+
+
+@pytest.mark.parametrize("name", NORMALISED_MUTANTS)
+def test_negative_controls_of_normalised_variants(name):
+    with pytest.raises(AssertionError, match="Not equal"):
+        assert_equals_enumeration(5, 2, 4, 2, False, "m-sam", seed=9, eps=0.4, **NORMALISED_MUTANTS[name])

@@ -1,0 +1,142 @@
+"""Fresh micro-batches: what a step draws is unbiased; random directions by listing all signs; sizes that cannot be."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+import sdesam
+from sdesam.sde.equation import _Draw
+from tests.brute_force import Polynomials
+from tests.sde.test_enumeration import polynomial_loss
+
+LOSSES = Polynomials.random(5, 2, seed=21)
+PROBLEM = sdesam.FiniteSum(polynomial_loss, vars(LOSSES), np.array([0.3, -0.2]))
+DRAWS = 4000
+
+
+def bound(variant="m-sam", with_replacement=True, **change):
+    numbers = {"lr": 0.1, "rho": 0.3, "batch": 4, "micro": 2 if variant == "m-sam" else None, "eps": 0.2, **change}
+    return sdesam.derive(variant, replace=with_replacement).bind(PROBLEM, **numbers)
+
+
+def z_scores(values, wanted):
+    return (values.mean(axis=0) - wanted) / (values.std(axis=0) / np.sqrt(len(values)))
+
+
+@pytest.mark.parametrize("with_replacement", [True, False])
+def test_draws_are_unbiased(with_replacement):
+    """Drift and noise of a step against the listed expectation: |z| < 5, false alarms 6e-7 per component."""
+    sampled, exact = (bound(with_replacement=with_replacement, **kind) for kind in ({"micro_batches": 6}, {"expectation": "exact"}))
+    keys = jax.random.split(jax.random.key(0), DRAWS)
+    drifts = np.asarray(jax.vmap(lambda key: sampled.step_drift(PROBLEM.x0, key))(keys))
+    xi = jax.random.normal(jax.random.key(1), (5,))
+    noises = np.asarray(jax.vmap(lambda key: sampled.step_noise(PROBLEM.x0, xi, key))(keys))
+    assert abs(z_scores(drifts, exact.drift(PROBLEM.x0))).max() < 5
+    assert abs(z_scores(noises, exact.apply_noise(PROBLEM.x0, xi))).max() < 5
+    # controls: the other size of micro-batches, and the other sampling
+    assert abs(z_scores(drifts, bound(micro=1, with_replacement=with_replacement, expectation="exact").drift(PROBLEM.x0))).max() > 10
+    other = bound(with_replacement=not with_replacement, expectation="exact")
+    assert abs(z_scores(noises, other.apply_noise(PROBLEM.x0, xi))).max() > 10
+
+
+def test_excess_covariance_falls_with_the_number():
+    """The covariance that fresh micro-batches add to the noise falls like 1/(number - 1), which is why it is named."""
+
+    def excess(count):
+        sde = bound(micro_batches=count)
+        keys = jax.random.split(jax.random.key(3), DRAWS)
+        xi = jax.random.normal(jax.random.key(4), (5,))
+        noises = jax.vmap(lambda key: sde.step_noise(PROBLEM.x0, xi, key))(keys)
+        return float(jnp.sum(jnp.var(noises, axis=0)))
+
+    # a relative standard error of about 3 % each: the ratio 7 is known to 5 %, and 20 % are four of these
+    assert excess(4) / excess(22) == pytest.approx(7, rel=0.2)
+
+
+def test_subsets_are_uniform():
+    drawn = np.asarray(_Draw(6000, 3, 5, False, False)(jax.random.key(0)).indices)
+    assert all(len(set(row)) == 3 for row in drawn)
+    counts = [np.sum([set(row) == set(subset) for row in drawn]) for subset in itertools.combinations(range(5), 3)]
+    assert stats.chisquare(counts).pvalue > 1e-6  # the false-alarm rate
+
+
+def test_random_directions():
+    """RW-SAM's drift over all signs of a Rademacher direction in two dimensions, each mini-batch of one weighted by hand."""
+    b, lam, rho, delta = 2, 1.5, 0.3, 1e-2
+    x = np.asarray(PROBLEM.x0, float)
+    g, H = LOSSES.g(x), LOSSES.H(x)
+
+    def f(i, y):
+        cubic = np.einsum("jkl,j,k,l", LOSSES.C[i], y, y, y) / 6
+        return LOSSES.a[i] @ y + y @ LOSSES.A[i] @ y / 2 + cubic
+
+    first = []
+    for batch in itertools.product(range(5), repeat=b):
+        for signs in itertools.product([-1.0, 1.0], repeat=2):
+            nu = np.array([abs(f(i, x + delta * np.array(signs)) - f(i, x)) / delta for i in batch])
+            p = np.exp(lam * nu) / np.exp(lam * nu).sum()
+            v = p @ g[list(batch)]
+            first.append(H[list(batch)].mean(0) @ v / np.sqrt(v @ v + 0.04))
+    wanted = -g.mean(0) - rho * np.mean(first, axis=0)
+    norms = sdesam.NormEstimate(delta=delta)
+    sde = sdesam.derive("rw-sam", (1, 2)).bind(PROBLEM, 0.1, rho, b, eps=0.2, lam=lam, norms=norms, micro_batches=8)
+    drifts = np.asarray(jax.vmap(lambda key: sde.step_drift(PROBLEM.x0, key))(jax.random.split(jax.random.key(5), DRAWS)))
+    assert abs(z_scores(drifts, wanted)).max() < 5  # 6e-7 per component
+    # the control: equal weights
+    assert abs(z_scores(drifts, sdesam.derive("sam", (1, 2)).bind(PROBLEM, 0.1, rho, b, eps=0.2).drift(PROBLEM.x0))).max() > 10
+
+
+def test_rw_sam_without_weights_is_sam():
+    norms = sdesam.NormEstimate("exact")
+    sde, sam = bound("rw-sam", lam=0.0, norms=norms, expectation="exact"), bound("sam", expectation="exact")
+    np.testing.assert_allclose(sde.drift(PROBLEM.x0), sam.drift(PROBLEM.x0), rtol=1e-4)
+    np.testing.assert_allclose(sde.covariance(PROBLEM.x0), sam.covariance(PROBLEM.x0), rtol=1e-4)
+
+
+def test_a_vanishing_gradient_perturbs_nothing():
+    """eps = 0 at a point where every gradient vanishes: the step is SGD's, and nothing is NaN."""
+    problem = sdesam.FiniteSum(lambda x, a: 0.5 * a * jnp.sum(x**2), np.array([1.0, 2.0, 3.0]), np.zeros(2))
+    for variant in ("sam", "n-sam", "dnsam"):
+        sde = sdesam.derive(variant).bind(problem, 0.1, 0.1, 2)
+        np.testing.assert_array_equal(sde.drift(problem.x0), np.zeros(2))
+        np.testing.assert_array_equal(sde.covariance(problem.x0), np.zeros((2, 2)))
+        chain = sdesam.Chain(variant, problem, 0.1, 0.1, 2)
+        np.testing.assert_array_equal(chain.step(problem.x0, jax.random.key(0)), np.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"micro_batches": 1}, "micro_batches=1: it must be at least 2"),
+        ({"micro_batches": 4, "expectation": "exact"}, "an exact expectation lists all micro-batches"),
+        ({"variant": "n-sam", "micro_batches": 4}, "the expectations of n-sam are exact; leave micro_batches out"),
+        ({"variant": "m-usam", "micro": 2}, "m-usam does not normalise its perturbation; leave eps out"),
+        ({"eps": -0.1}, "eps=-0.1: it must be a finite number of at least 0"),
+        ({"lam": 1.0}, "m-sam has no Gibbs weights; leave lam out, or use rw-sam"),
+        ({"variant": "rw-sam"}, "rw-sam needs lam"),
+        ({"variant": "rw-sam", "lam": -1.0}, "lam=-1.0: it must be a finite number of at least 0"),
+        ({"variant": "rw-sam", "lam": 1.0, "expectation": "exact"}, "the exact expectation over random directions is not known"),
+        ({"variant": "rw-sam", "lam": 1.0, "norms": sdesam.NormEstimate(delta=1e-9)}, "delta=1e-09 is below the rounding level 1e-07 of float32"),
+        ({"variant": "sam", "batch": 40, "expectation": "exact"}, "135751 micro-batches, more than the 5000 that are listed"),
+    ],
+)
+def test_bad_input(change, message):
+    with pytest.raises(ValueError, match=message):
+        bound(**change)
+
+
+def test_an_expectation_that_is_not_listed_is_refused():
+    sde = bound(micro_batches=8)
+    with pytest.raises(ValueError, match="draws 8 fresh micro-batches a step, so its exact expectation is not known"):
+        sde.drift(PROBLEM.x0)
+    with pytest.raises(ValueError, match="use step_drift or step_noise with a key"):
+        sde.covariance(PROBLEM.x0)
+    with pytest.raises(ValueError, match="draws random directions, which are not listed"):
+        sdesam.one_step(sdesam.Chain("rw-sam", PROBLEM, 0.1, 0.1, 2, lam=1.0), np.zeros(2))
+    quadratic = sdesam.problems.quadratic()
+    with pytest.raises(ValueError, match="a step of sam is not affine"):
+        sdesam.exact.Quadratic(quadratic, 1.0).chain(sdesam.Chain("sam", quadratic, 0.1, 0.1, 2))
