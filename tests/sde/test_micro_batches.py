@@ -83,7 +83,7 @@ def test_random_directions():
             first.append(H[list(batch)].mean(0) @ v / np.sqrt(v @ v + 0.04))
     wanted = -g.mean(0) - rho * np.mean(first, axis=0)
     norms = sdesam.NormEstimate(delta=delta)
-    sde = sdesam.derive("rw-sam", (1, 2)).bind(PROBLEM, 0.1, rho, b, eps=0.2, lam=lam, norms=norms, micro_batches=8)
+    sde = sdesam.derive("rw-sam", (1, 2)).bind(PROBLEM, 0.1, rho, b, eps=0.2, lam=lam, norms=norms, micro_batches=64)
     drifts = np.asarray(jax.vmap(lambda key: sde.step_drift(PROBLEM.x0, key))(jax.random.split(jax.random.key(5), DRAWS)))
     assert abs(z_scores(drifts, wanted)).max() < 5  # 6e-7 per component
     # the control: equal weights
