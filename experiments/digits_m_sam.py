@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sdesam import cli
 
-RUNS = {16: 1024, 4: 256, 1: 128}
+RUNS = {16: 512, 4: 256, 1: 128}
 FIGURES = Path(__file__).resolve().parent.parent / "figures"
 
 
