@@ -1,7 +1,7 @@
 """The effective micro-batch of RW-SAM: the m for which m-SAM regularises as much, to first order in rho, at the same point.
 
-The `rho^1` part of a step's mean is `A = E[H_gamma u_gamma]`. For m-SAM it is a gradient, `A_m = grad E|g_I|`, and depends on `m` through the noise in
-`g_I`; for RW-SAM it is none, so that the two are compared along one direction. The module measures both on common batches.
+The `rho^1` part of a step's mean is `A = E[H_gamma u_gamma]`. For m-SAM it is a gradient, `A_m = grad E|g_I|`, and depends on `m` through
+the noise in `g_I`; for RW-SAM it is none, so that the two are compared along one direction. The module measures both on common batches.
 """
 
 from __future__ import annotations
@@ -93,19 +93,21 @@ def effective_micro_batch(
 ) -> EffectiveMicroBatch:
     """The m for which m-SAM has the first-order regularisation that RW-SAM has, at one point.
 
-    m-SAM adds `rho E|g_I|` to the loss. What of it depends on `m` is the sharpness due to noise, `S = E|g_i| - |grad f|`, the difference of
-    `m = 1` and n-SAM. So the regularisation of an optimizer is measured as the rate `A . grad S` at which its `rho^1` drift `-rho A` lowers `S`, and
-    `m_eff` is where `A_m . grad S = A_rw . grad S`. Because `grad S = A_1 - A_inf`, this is also the least-squares projection of `A_rw` on the
-    line through the two ends of the family. (The rate at which tr V falls, `along=jax.grad(problem.trace_cov)(x)`, agrees early in training; late, it is
-    not monotone in `m` even for m-SAM itself, and then defines nothing.) The family is interpolated in `sqrt(c_m)`, `c_m = 1/m` with
-    replacement, in which it is nearly linear where noise is large; `E|g_I|` makes sense also for `m > b`, up to n-SAM.
+    m-SAM adds `rho E|g_I|` to the loss. What of it depends on `m` is the sharpness due to noise, `S = E|g_i| - |grad f|`, the difference
+    of `m = 1` and n-SAM. So the regularisation of an optimizer is measured as the rate `A . grad S` at which its `rho^1` drift `-rho A`
+    lowers `S`, and `m_eff` is where `A_m . grad S = A_rw . grad S`. Because `grad S = A_1 - A_inf`, this is also the least-squares
+    projection of `A_rw` on the line through the two ends of the family. (The rate at which tr V falls,
+    `along=jax.grad(problem.trace_cov)(x)`, agrees early in training; late, it is not monotone in `m` even for m-SAM itself, and then
+    defines nothing.) The family is interpolated in `sqrt(c_m)`, `c_m = 1/m` with replacement, in which it is nearly linear where noise is
+    large; `E|g_I|` makes sense also for `m > b`, up to n-SAM.
 
-    What to expect. The gradient of the mini-batch itself is the steepest perturbation of the mini-batch's loss: `u . g_gamma <= |g_gamma|`. So weights
-    in the perturbation alone can only perturb that loss less than SAM does. In `E[H_gamma u_gamma]` a sample's Hessian meets its own gradient with weight
-    `p_i/b`, in all `1/b` as in SAM, but the vector that is normalised is longer, because it averages only `N = 1/sum_i p_i^2` samples: where noise dominates
-    and the weights do not depend on the gradients, `m_eff = b^2/N`, MORE than `b`. Were the descent gradient weighted too, the weight would be `p_i^2`
-    and `m_eff = N`. The effect is large where `lam` times the spread of the estimates in a batch is above 1, so that `N` is well below `b`; a single random
-    direction spreads estimates even where all norms are equal.
+    What to expect. The gradient of the mini-batch itself is the steepest perturbation of the mini-batch's loss: `u . g_gamma <=
+    |g_gamma|`. So weights in the perturbation alone can only perturb that loss less than SAM does. In `E[H_gamma u_gamma]` a sample's
+    Hessian meets its own gradient with weight `p_i/b`, in all `1/b` as in SAM, but the vector that is normalised is longer, because it
+    averages only `N = 1/sum_i p_i^2` samples: where noise dominates and the weights do not depend on the gradients, `m_eff = b^2/N`, MORE
+    than `b`. Were the descent gradient weighted too, the weight would be `p_i^2` and `m_eff = N`. The effect is large where `lam` times
+    the spread of the estimates in a batch is above 1, so that `N` is well below `b`; a single random direction spreads estimates even
+    where all norms are equal.
 
     Args:
         problem: the finite sum.
@@ -144,7 +146,8 @@ def effective_micro_batch(
     length = b * _BATCHES_PER_BLOCK if replace else b * min(_BATCHES_PER_BLOCK, n // b)
     blocks = -(-whole("batches", batches) * b // length)
     if blocks < 16:
-        raise ValueError(f"batches={batches}: choose at least {16 * length // b}, so that there are 16 blocks of {length // b} to estimate errors from")
+        least = 16 * length // b
+        raise ValueError(f"batches={batches}: choose at least {least}, so that there are 16 blocks of {length // b} to estimate errors from")
     layout = _Layout(problem.sample_loss, problem.chunk, n, b, length, replace, number.norms, _sizes(b, length, n, replace))
     direction = None if along is None else problem.check_params(along)
     if direction is not None and not float(_dot(direction, direction)) > 0:
@@ -216,7 +219,8 @@ def _measure(
             def losses(y: PyTree) -> jax.Array:
                 return jax.vmap(loss, (None, 0))(y, samples)
 
-            return gibbs(estimated_norms(layout.norms, losses, x, losses(x), key), lam)
+            p: jax.Array = gibbs(estimated_norms(layout.norms, losses, x, losses(x), key), lam)
+            return p
 
         grouped = jax.tree.map(lambda leaf: leaf.reshape(count, b, *leaf.shape[1:]), samples)
         weights = jax.vmap(batch_weights)(grouped, jax.random.split(chance, count))
@@ -232,7 +236,8 @@ def _measure(
 def _groups(length: int, m: int, dtype: Any) -> jax.Array:
     """Equal weights of the groups of `m` that a block is cut into, one row each; a remainder is left out."""
     count = length // m
-    return jnp.repeat(jnp.eye(count, dtype=dtype) / m, m, axis=1, total_repeat_length=count * m) @ jnp.eye(count * m, length, dtype=dtype)
+    member = jnp.arange(length) // m == jnp.arange(count)[:, None]
+    return jnp.asarray(member, dtype) / m
 
 
 def _scaled(v: PyTree, factor: jax.Array) -> PyTree:

@@ -25,7 +25,7 @@ def responses(losses, x, replace, eps, lam, weighted=False):
     w = A1 - whole
 
     def m_sam(m):
-        return np.mean([w @ H[list(I)].mean(0) @ unit(g[list(I)].mean(0)) for I in batches(N, m, replace)])
+        return np.mean([w @ H[list(part)].mean(0) @ unit(g[list(part)].mean(0)) for part in batches(N, m, replace)])
 
     def rw_sam(batch):
         members = list(batch)
@@ -44,9 +44,7 @@ def test_against_all_batches_listed(replace, eps):
     losses, x = Polynomials.random(N, 2, seed=4), np.array([-0.5, 0.6])
     with jax.enable_x64(True):
         problem = sdesam.FiniteSum(polynomial_loss, vars(losses), x)
-        found = sdesam.effective_micro_batch(
-            problem, x, batch=B, lam=LAM, norms=EXACT, eps=eps, replace=replace, key=jax.random.key(1), batches=4000
-        )
+        found = sdesam.effective_micro_batch(problem, x, batch=B, lam=LAM, norms=EXACT, eps=eps, replace=replace, key=jax.random.key(1), batches=4000)
     family, whole, rw = responses(losses, x, replace, eps, LAM)
     for m in (1, 2):
         at = found.sizes.index(m)
@@ -68,8 +66,8 @@ def diagonal(x, signs):
 
 
 def test_where_noise_dominates_it_is_b_squared_over_the_effective_samples():
-    """`f_i = x^T D_i x / 2`, `D_i` random signs and their negatives: gbar = 0, gradients of one length and nearly orthogonal, so that Rademacher norms
-    are random weights. Then `A = 1/(sqrt(d) b) E sqrt(N)` against `1/sqrt(m d)`; what is left out is of relative size sqrt(b/d)."""
+    """`f_i = x^T D_i x / 2`, `D_i` random signs and their negatives: gbar = 0, gradients of one length and nearly orthogonal, so that Rademacher
+    norms are random weights. Then `A = 1/(sqrt(d) b) E sqrt(N)` against `1/sqrt(m d)`; what is left out is of relative size sqrt(b/d)."""
     d, b = 400, 8
     signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(128, d))
     problem = sdesam.FiniteSum(diagonal, np.concatenate([signs, -signs]).astype(np.float32), np.ones(d, np.float32))
