@@ -217,7 +217,8 @@ def _measure(
 
         def batch_weights(samples: PyTree, key: jax.Array) -> jax.Array:
             def losses(y: PyTree) -> jax.Array:
-                return jax.vmap(loss, (None, 0))(y, samples)
+                values: jax.Array = jax.vmap(loss, (None, 0))(y, samples)
+                return values
 
             p: jax.Array = gibbs(estimated_norms(layout.norms, losses, x, losses(x), key), lam)
             return p
