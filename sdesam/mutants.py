@@ -142,7 +142,8 @@ def _made(mutant: Mutant, setting: Setting, lr: float, rho: float) -> Chain:
 @lru_cache(maxsize=8)
 def _stated(theory: Callable[[bool], Hypothesis], variant: str, with_replacement: bool, seed: int) -> list[Stated]:
     """A stated SDE, compiled once for all mutants of its variant."""
-    return [Stated(theory(with_replacement), setting) for setting in _settings(variant, with_replacement, seed)[2]]
+    # one pair of sizes: no mutant of a normaliser looks right where m < b
+    return [Stated(theory(with_replacement), setting) for setting in _settings(variant, with_replacement, seed)[2][:1]]
 
 
 def _against(mutant: Mutant, seed: int) -> tuple[Finding, ...]:
