@@ -194,13 +194,17 @@ def effective(data: Mapping[str, Any], target: str | os.PathLike[str]) -> list[P
     problems = list(dict.fromkeys(row["problem"] for row in rows))
     steps = data["config"]["steps"]
     names = list(dict.fromkeys(row["norms"] for row in rows if "lam" in row))
+    low = 1.1 * min(row["step_reading"]["share"] for row in rows if "lam" in row)
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(2.4 * len(steps), 2.2 * len(problems) + 0.5), layout="constrained")
         for problem, line in zip(problems, figure.subplots(len(problems), len(steps), squeeze=False, sharex=True, sharey="row"), strict=True):
             for step, axes in zip(steps, line, strict=True):
                 here = [row for row in rows if row["problem"] == problem and row["step"] == step]
                 marks = [(row["norms"], row["share"], ":") for row in here if "lam" not in row]
-                for label, share, style in [(f"SAM, $m=b={batch}$", 0.0, "-"), *marks]:
+                for label, share, style in [(f"SAM, m = b = {batch}", 0.0, "-"), *marks]:
+                    if share < low:  # far below all that is drawn
+                        axes.text(0.02, 0.02, f"{label} at {share:.2f}", fontsize=6, va="bottom", transform=axes.transAxes)
+                        continue
                     axes.axhline(share, color="0.3", ls=style, lw=0.9)
                     axes.text(0.02, share, label, fontsize=6, va="bottom", transform=axes.get_yaxis_transform())
                 for k, name in enumerate(names):
