@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sdesam.comparison import Comparison, compare
     from sdesam.coupling import Coupled, coupled
     from sdesam.discrete import Chain, train
+    from sdesam.effective import EffectiveMicroBatch, effective_micro_batch
     from sdesam.engine import Divergence, Result
     from sdesam.exact import one_step, signature, weak_error
     from sdesam.hypothesis import Hypothesis, check
@@ -36,6 +37,7 @@ __all__ = [
     "Comparison",
     "Coupled",
     "Divergence",
+    "EffectiveMicroBatch",
     "FiniteSum",
     "Hypothesis",
     "ModifiedEquation",
@@ -48,6 +50,7 @@ __all__ = [
     "compare",
     "coupled",
     "derive",
+    "effective_micro_batch",
     "exact",
     "one_step",
     "problems",
@@ -62,6 +65,8 @@ _WITH_JAX = {
     "simulate": "sdesam.sde",
     "Chain": "sdesam.discrete",
     "train": "sdesam.discrete",
+    "EffectiveMicroBatch": "sdesam.effective",
+    "effective_micro_batch": "sdesam.effective",
     "Divergence": "sdesam.engine",
     "Result": "sdesam.engine",
     "FiniteSum": "sdesam.problems",

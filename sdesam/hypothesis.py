@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from dataclasses import replace as replaced
 from fractions import Fraction
 from functools import partial
 from typing import Any, Literal
@@ -20,14 +21,14 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from sdesam.discrete import Chain
-from sdesam.exact.double import Rebuild, mean_step, start, to_double
+from sdesam.exact.double import Rebuild, directions, mean_step, start, to_double
 from sdesam.exact.enumerate import MOST_BATCHES, count_batches, list_batches, one_step
 from sdesam.exact.torus import Torus
 from sdesam.exact.weak import TOLERANCE, fit_slope
 from sdesam.problems import FiniteSum, torus
-from sdesam.sampling import Sampling
+from sdesam.sampling import Sampling, check_perturbation
 from sdesam.symbolic import check_order
-from sdesam.variants import Variant
+from sdesam.variants import NormEstimate, Variant
 from sdesam.variants import variant as find_variant
 
 Status = Literal["confirmed", "refuted", "inconclusive"]
@@ -38,6 +39,8 @@ SAME, OTHER = 1e-5, 1e-3
 """A coefficient whose relative deviation is below the first is right, above the second wrong. Coefficients of analytic losses come out to
 about 1e-9, and the smallest wrong theory of interest is off by a few per cent."""
 _POINTS = 6
+_CANDIDATES = 20
+"""Of so many times the points, those are kept where no micro-batch gradient is small, if eps = 0."""
 _RATES = (1 / 32, 1 / 64, 1 / 128)
 _PATH = 0.5
 _MANY = 1000
@@ -125,12 +128,14 @@ class Part:
         slope: of the weak error with this drift (the rate); None for a covariance.
         needed: the slope that the order asks for.
         note: what would decide, where something is open.
+        remark: what was not measured, and why.
     """
 
     findings: tuple[Finding, ...]
     slope: float | None = None
     needed: float | None = None
     note: str = ""
+    remark: str = ""
 
     @property
     def status(self) -> Status:
@@ -146,7 +151,7 @@ class Part:
         lines = [self.status, *(f"  {finding}" for finding in self.findings)]
         if self.slope is not None:
             lines.append(f"  weak error falls like eta^{self.slope:.2f}; order asks for {self.needed:g}")
-        return "\n".join(lines + ([f"  {self.note}"] if self.note else []))
+        return "\n".join([*lines, *(f"  {told}" for told in (self.note, self.remark) if told)])
 
 
 @dataclass(frozen=True)
@@ -177,12 +182,16 @@ class Setting:
         sampling: how they are drawn.
         points: shape `(p, d)`.
         radius: the largest `rho` used for the expansion.
+        eps: of the normaliser.
+        lam: of the Gibbs weights, whose norms are exact.
     """
 
     problem: FiniteSum
     sampling: Sampling
     points: np.ndarray
     radius: float = 0.4
+    eps: float = 0.0
+    lam: float | None = None
 
     def __str__(self) -> str:
         return f"{self.problem.name} with n={self.problem.n}, b={self.sampling.batch}, m={self.sampling.m}"
@@ -194,8 +203,13 @@ def check(
     problem: FiniteSum | None = None,
     order: tuple[int, int] = (1, 2),
     replace: bool = True,
+    eps: float = 0.0,
+    lam: float | None = None,
 ) -> Verdict:
     """Test a stated SDE against a variant, part by part.
+
+    A normalised variant is smooth for `eps > 0`, which the hypothesis must state in the same way. At `eps = 0` its coefficients are
+    compared where no micro-batch gradient is small, and the rate, which needs the whole torus, is not measured.
 
     Args:
         hypothesis: the SDE.
@@ -203,13 +217,15 @@ def check(
         problem: one more problem to test on, beside a torus problem of the check's own; with few enough mini-batches to list.
         order: `(alpha, beta)` that the SDE claims. Every kept coefficient must be right.
         replace: whether mini-batches are drawn with replacement.
+        eps: of the normaliser, for a normalised variant.
+        lam: of the Gibbs weights, for rw-sam, whose norms are taken as exact; its rate is not measured, because `|g_i|` is not smooth.
 
     Returns:
         A :class:`Verdict`: `confirmed`, `refuted` (at which powers, by how much, and by which factor where there is one), or `inconclusive`.
 
     Raises:
-        ValueError: an order that does not exist, a drift of the wrong structure, NaN, a covariance that is not symmetric or not positive
-            semi-definite.
+        ValueError: an order that does not exist, an `eps` or `lam` that the variant does not take, a drift of the wrong structure, NaN, a
+            covariance that is not symmetric or not positive semi-definite.
 
     >>> import sdesam
     >>> wrong = Hypothesis(potential=lambda p, x, lr, rho, batch, micro: p.loss(x) + rho * p.grad_norm2(x))
@@ -221,10 +237,11 @@ def check(
     covariance: not stated
     """
     declared, (alpha, beta) = find_variant(variant), check_order(order)
-    settings = own_settings(declared, replace)
+    numbers = _Numbers(declared, replace, eps, lam)
+    settings = own_settings(numbers)
     note = ""
     if problem is not None:
-        extra = _settings_on(problem, declared, replace)
+        extra = _settings_on(problem, numbers)
         settings += extra
         if not extra:
             few = not replace and problem.n < min(b for b, _ in _sizes(declared))
@@ -240,11 +257,18 @@ def check(
     )
     drift = covariance = None
     if stated[0].has_drift:
-        slope = _rate(hypothesis, declared, _rate_setting(declared, replace), (alpha, beta))
-        drift = Part(tuple(f for f in findings if f.part == "drift"), slope, float(alpha), note)
+        found = tuple(f for f in findings if f.part == "drift")
+        if numbers.smooth:
+            drift = Part(found, _rate(hypothesis, declared, _rate_setting(numbers), (alpha, beta)), float(alpha), note)
+        else:
+            drift = Part(found, note=note, remark=numbers.rough)
     if stated[0].has_covariance:
         covariance = Part(tuple(f for f in findings if f.part == "covariance"), note=note)
     config = {"variant": declared.name, "order": [alpha, beta], "replace": replace, "settings": [str(s) for s in settings]}
+    if declared.normaliser != "none":
+        config["eps"] = numbers.eps
+    if declared.weights == "gibbs":
+        config["lam"] = numbers.lam
     return Verdict(drift, covariance, config)
 
 
@@ -374,21 +398,61 @@ class Stated:
         return value
 
 
-def own_settings(variant: Variant, replace: bool) -> list[Setting]:
+class _Numbers:
+    """A variant and the numbers that all settings share, checked."""
+
+    def __init__(self, variant: Variant, replace: bool, eps: float, lam: float | None):
+        unperturbed = variant.perturbation == "none"
+        norms = NormEstimate("exact") if variant.weights == "gibbs" else None
+        _, self.eps, checked, _ = check_perturbation(variant, None if unperturbed else 0.0, eps, lam, norms)
+        self.lam = checked if variant.weights == "gibbs" else None
+        self.variant, self.replace = variant, replace
+        self.singular = variant.normaliser != "none" and not self.eps
+        self.smooth = not self.singular and variant.weights == "equal"
+        self.rough = (
+            "the weak error was not measured: at eps = 0 the step is not smooth where a micro-batch gradient vanishes; eps > 0 would show it"
+            if self.singular
+            else "the weak error was not measured: |g_i| is not smooth where a gradient vanishes"
+        )
+
+    def setting(self, problem: FiniteSum, b: int, m: int | None, points: np.ndarray, radius: float = 0.4) -> Setting:
+        """With more points than wanted where some are to be left out."""
+        sampling = Sampling(b, m, self.replace)
+        if self.singular or self.lam is not None:
+            points = away_from_zero(problem, sampling, points)
+        return Setting(problem, sampling, points[:_POINTS], radius, self.eps, self.lam)
+
+    @property
+    def candidates(self) -> int:
+        """How many points to offer."""
+        return _POINTS * (1 if self.smooth else _CANDIDATES)
+
+
+def away_from_zero(problem: FiniteSum, sampling: Sampling, points: np.ndarray) -> np.ndarray:
+    """The points in order of the least norm of a gradient of one sample, a micro-batch or the whole set there, largest first."""
+    least = np.full(len(points), np.inf)
+    for m in {1, sampling.m, problem.n}:
+        listed = np.arange(problem.n)[None, None] if m == problem.n else list_batches(Sampling(m, replace=sampling.replace), problem.n)[0]
+        chain = Chain("sgd", problem, lr=1.0, batch=m, replace=sampling.replace)
+        least = np.minimum(least, np.linalg.norm(directions(chain, points, listed), axis=-1).min(axis=0))
+    return points[np.argsort(-least, kind="stable")]
+
+
+def own_settings(numbers: _Numbers) -> list[Setting]:
     """The check's own problem and sizes.
 
     `(b, m)` = (4, 2), (3, 1), (4, 1) on n = 5 tell 1/m from 1/b, 2/b, 1/(b-m), 1/n and 1 from each other.
     """
     problem = torus(dim=2, samples=5, seed=11)
-    points = np.random.default_rng(5).uniform(0, 2 * np.pi, size=(_POINTS, 2))
-    return [Setting(problem, Sampling(b, m, replace), points) for b, m in _sizes(variant)[:3]]
+    points = np.random.default_rng(5).uniform(0, 2 * np.pi, size=(numbers.candidates, 2))
+    return [numbers.setting(problem, b, m, points) for b, m in _sizes(numbers.variant)[:3]]
 
 
-def _rate_setting(variant: Variant, replace: bool) -> Setting:
+def _rate_setting(numbers: _Numbers) -> Setting:
     """The smallest sizes on the check's own problem: the chain's transition operator lists every mini-batch at every grid point."""
-    own = own_settings(variant, replace)[0]
-    b, m = _sizes(variant)[-1]
-    return Setting(own.problem, Sampling(b, m, replace), own.points)
+    own = own_settings(numbers)[0]
+    b, m = _sizes(numbers.variant)[-1]
+    return numbers.setting(own.problem, b, m, own.points)
 
 
 def _sizes(variant: Variant) -> list[tuple[int, int | None]]:
@@ -396,29 +460,30 @@ def _sizes(variant: Variant) -> list[tuple[int, int | None]]:
     return [(4, 2), (3, 1), (4, 1), (2, 1)] if variant.micro else [(3, None), (2, None)]
 
 
-def _settings_on(problem: FiniteSum, variant: Variant, replace: bool) -> list[Setting]:
+def _settings_on(problem: FiniteSum, numbers: _Numbers) -> list[Setting]:
     """The sizes on a user's problem whose mini-batches can be listed, at points near its start where its gradients are finite."""
     if problem.nonsmooth:
         raise ValueError(
             f"the loss of problem {problem.name!r} has kinks ({', '.join(problem.nonsmooth)}): coefficients are read from an expansion in rho, "
             "which needs a smooth loss such as tanh, gelu or softplus give"
         )
+    variant, replace = numbers.variant, numbers.replace
     listed = [Sampling(b, m, replace) for b, m in _sizes(variant) if (replace or b <= problem.n)]
     listed = [sampling for sampling in listed if count_batches(sampling, problem.n) <= MOST_BATCHES]
     # the largest listings take seconds and add nothing where two smaller ones are there
     listed = [sampling for k, sampling in enumerate(reversed(listed)) if k < 2 or count_batches(sampling, problem.n) <= _MANY]
-    x, away = start(problem), np.random.default_rng(5).normal(size=(_POINTS, problem.dim))
+    x, away = start(problem), np.random.default_rng(5).normal(size=(numbers.candidates, problem.dim))
     settings = []
     for sampling in listed:
         for spread in (0.3, 0.1, 0.03, 0.01):
-            setting = Setting(problem, sampling, x + spread * (1 + abs(x)) * away)
+            setting = numbers.setting(problem, sampling.batch, sampling.micro, x + spread * (1 + abs(x)) * away)
             radii = (0.0, 1e-3) if variant.perturbation != "none" else (0.0, 0.0)
             step, shifted = (one_step(_chain(variant, setting, 0.1, rho), setting.points).mean for rho in radii)
             losses = [float(problem.loss(Rebuild(problem.x0)(jnp.asarray(p, jnp.float32)))) for p in setting.points]
             if np.isfinite(step).all() and np.isfinite(shifted).all() and np.isfinite(losses).all():
                 # the expansion in rho starts where rho H is below about one half, and is refined from there
                 growth = float(abs(shifted - step).max() / 1e-3 / max(abs(step).max(), 1e-300))
-                settings.append(Setting(problem, sampling, setting.points, radius=min(0.4, 0.4 / max(growth, 1e-300))))
+                settings.append(replaced(setting, radius=min(0.4, 0.4 / max(growth, 1e-300))))
                 break
         else:
             raise ValueError(f"problem {problem.name!r}: the loss or its gradients are not finite near x0, so nothing can be compared there")
@@ -427,7 +492,9 @@ def _settings_on(problem: FiniteSum, variant: Variant, replace: bool) -> list[Se
 
 def _chain(variant: Variant, setting: Setting, lr: float, rho: float) -> Chain:
     s = setting.sampling
-    return Chain(variant, setting.problem, lr, None if variant.perturbation == "none" else rho, s.batch, s.m, s.replace)
+    norms = NormEstimate("exact") if variant.weights == "gibbs" else None
+    rho_or_none = None if variant.perturbation == "none" else rho
+    return Chain(variant, setting.problem, lr, rho_or_none, s.batch, s.m, s.replace, eps=setting.eps, lam=setting.lam, norms=norms)
 
 
 def _true(setting: Setting, chain: Callable[[float, float], Chain], rhos: np.ndarray) -> dict[str, np.ndarray]:
@@ -502,13 +569,12 @@ def _finding(part: str, power: tuple[int, int], found: np.ndarray, truth: np.nda
 def _rate(hypothesis: Hypothesis, variant: Variant, setting: Setting, order: tuple[int, int]) -> float:
     """The slope of the weak error of the stated drift, with the true one-step covariance so that it alone is judged."""
     alpha, beta = order
-    s = setting.sampling
     grids = [Torus(2 * np.pi, 2, size, _HORIZON) for size in (22, 30)]
     stated = [Stated(hypothesis, setting, grid.points) for grid in grids]
     errors, moved = [], []
     for lr in _RATES:
         rho = 0.0 if variant.perturbation == "none" else _PATH * lr ** (alpha / beta)
-        chain = Chain(variant, setting.problem, lr, rho or None, s.batch, s.m, s.replace)
+        chain = _chain(variant, setting, lr, rho)
         differences = []
         for grid, part in zip(grids, stated, strict=True):
             covariance = lr * one_step(chain, grid.points).covariance

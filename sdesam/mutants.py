@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import jax
@@ -17,14 +17,17 @@ import numpy as np
 import sympy as sp
 
 from sdesam import symbolic
+from sdesam.claims import luo2025_normalised as normalised
+from sdesam.claims.luo2025 import finite_population, micro_batches
 from sdesam.discrete import Chain
 from sdesam.discrete.kernel import Numbers, StepKernel
 from sdesam.exact.double import covariance, drift
-from sdesam.hypothesis import Field, Finding, Setting, compare_coefficients
-from sdesam.problems import torus
+from sdesam.hypothesis import Field, Finding, Hypothesis, Setting, Stated, compare_coefficients
+from sdesam.problems import FiniteSum, torus
 from sdesam.sampling import Sampling
 from sdesam.sde import SDE
 from sdesam.symbolic import ModifiedEquation, derive
+from sdesam.variants import NormEstimate
 from sdesam.variants import variant as find_variant
 
 PyTree = Any
@@ -43,6 +46,7 @@ class Mutant:
         sde: what becomes of `(drift, covariance)` at the points, given `(lr, rho, setting)`.
         numbers: what becomes of `(lr, rho, batch, micro)` before they are bound.
         kernel: the class of the step kernel.
+        theory: in place of the derived equation, an SDE as stated by a claim, given the sampling; for normalised variants.
         right: whether it is a right theory, which must live.
     """
 
@@ -53,6 +57,7 @@ class Mutant:
     sde: Callable[[np.ndarray, np.ndarray, float, Setting], tuple[np.ndarray, np.ndarray]] | None = None
     numbers: Callable[[float, float, int, int], tuple[float, float, int, int]] = lambda lr, rho, b, m: (lr, rho, b, m)
     kernel: type[StepKernel] = StepKernel
+    theory: Callable[[bool], Hypothesis] | None = None
     right: bool = False
 
     @property
@@ -85,11 +90,10 @@ class Fate:
 
 def fate(mutant: Mutant, seed: int = 0) -> Fate:
     """Run the checks on one mutant, on a seeded torus problem of its own with two pairs of sizes that tell 1/m, 1/b, 2/b and 1/n apart."""
+    problem, points, settings = _settings(mutant.variant, mutant.with_replacement, seed)
     micro = mutant.variant.startswith("m-")
-    problem = torus(dim=2, samples=5, seed=300 + seed)
-    points = np.random.default_rng(seed).uniform(0, 2 * np.pi, size=(3, 2))
-    sizes: list[tuple[int, int | None]] = [(4, 2), (3, 1)] if micro else [(3, None)]
-    settings = [Setting(problem, Sampling(b, m, mutant.with_replacement), points) for b, m in sizes]
+    if mutant.theory is not None:
+        return Fate(mutant, _against(mutant, seed))
     # the wrong equation keeps the name of the right one, and so takes the same numbers
     wrong = replace(mutant.equation(derive(mutant.variant, (2, 3), mutant.with_replacement)), variant=find_variant(mutant.variant))
     unperturbed = wrong.variant.perturbation == "none"
@@ -105,21 +109,53 @@ def fate(mutant: Mutant, seed: int = 0) -> Fate:
     def stated_part(which: int, index: int) -> Field:
         return lambda lr, rho: fields(which, lr, rho)[index]
 
-    def chain(which: int, lr: float, rho: float) -> Chain:
-        setting = settings[which]
-        b, m = setting.sampling.batch, setting.sampling.m
-        made = Chain(mutant.variant, problem, lr, None if unperturbed else rho, b, m, mutant.with_replacement)
-        made.kernel = mutant.kernel(**vars(made.kernel))
-        return made
-
     findings = compare_coefficients(
         settings,
         [stated_part(k, 0) for k in range(len(settings))],
         [stated_part(k, 1) for k in range(len(settings))],
-        [partial(chain, k) for k in range(len(settings))],
+        [partial(_made, mutant, setting) for setting in settings],
         (2, 3),
     )
     return Fate(mutant, tuple(finding for finding in findings if finding.status != "confirmed"))
+
+
+def _settings(variant: str, with_replacement: bool, seed: int) -> tuple[FiniteSum, np.ndarray, list[Setting]]:
+    problem = torus(dim=2, samples=5, seed=300 + seed)
+    points = np.random.default_rng(seed).uniform(0, 2 * np.pi, size=(3, 2))
+    sizes: list[tuple[int, int | None]] = [(4, 2), (3, 1)] if variant.startswith("m-") else [(3, None)]
+    return problem, points, [Setting(problem, Sampling(b, m, with_replacement), points) for b, m in sizes]
+
+
+def _made(mutant: Mutant, setting: Setting, lr: float, rho: float) -> Chain:
+    """The mutant's optimizer."""
+    rule, s = find_variant(mutant.variant), setting.sampling
+    numbers: dict[str, Any] = {"rho": None if rule.perturbation == "none" else rho, "batch": s.batch, "micro": s.m, "replace": s.replace}
+    if rule.normaliser != "none":
+        numbers["eps"] = _EPS
+    if rule.weights == "gibbs":
+        numbers |= {"lam": _LAM, "norms": NormEstimate("exact")}
+    made = Chain(rule, setting.problem, lr, **numbers)
+    made.kernel = mutant.kernel(**vars(made.kernel))
+    return made
+
+
+@lru_cache(maxsize=8)
+def _stated(theory: Callable[[bool], Hypothesis], variant: str, with_replacement: bool, seed: int) -> list[Stated]:
+    """A stated SDE, compiled once for all mutants of its variant."""
+    # one pair of sizes: no mutant of a normaliser looks right where m < b
+    return [Stated(theory(with_replacement), setting) for setting in _settings(variant, with_replacement, seed)[2][:1]]
+
+
+def _against(mutant: Mutant, seed: int) -> tuple[Finding, ...]:
+    """The findings against a stated SDE: its drift at order (1,2), its covariance at (2,3)."""
+    assert mutant.theory is not None
+    stated = _stated(mutant.theory, mutant.variant, mutant.with_replacement, seed)
+    settings = [s.setting for s in stated]
+    nothing, chains = [None] * len(settings), [partial(_made, mutant, setting) for setting in settings]
+    findings = compare_coefficients(settings, [s.drift for s in stated], nothing, chains, (1, 2)) if stated[0].has_drift else []
+    if stated[0].has_covariance:
+        findings += compare_coefficients(settings, nothing, [s.covariance for s in stated], chains, (2, 3))
+    return tuple(finding for finding in findings if finding.status != "confirmed")
 
 
 def scaled(name: str, factor: Any) -> Change:
@@ -229,6 +265,132 @@ _CHAINS: dict[str, type[StepKernel]] = {
 _CHAINS_ALWAYS = _kernel("_Always", lambda self, p, x, i: self._mean(p._replace(rho=0.1), x, i, lambda group: self._grad(p, x, group)))
 
 
+_EPS, _LAM = 0.1, 20.0
+"""About the size of a gradient on the torus problem, and its inverse: eps and the weights are far from negligible."""
+
+
+def _dnsam(replace: bool) -> Hypothesis:
+    """`-grad f - rho grad(|grad f|^2/2 + c_b tr V/2) / sqrt(|grad f|^2 + eps^2)`."""
+
+    def drift(problem: FiniteSum, x: Any, lr: Any, rho: Any, batch: int, micro: int) -> Any:
+        factor = 1 / batch if replace else finite_population(problem.n, batch)
+        slope = jax.grad(lambda y: (problem.grad_norm2(y) + factor * problem.trace_cov(y)) / 2)(x)
+        return -problem.grad(x) - rho * slope / jnp.sqrt(problem.grad_norm2(x) + _EPS**2)
+
+    return Hypothesis(drift=drift)
+
+
+def _rw_sam(replace: bool) -> Hypothesis:
+    """`-grad f - rho E[H_gamma u_gamma]`, all mini-batches listed."""
+
+    def drift(problem: FiniteSum, x: Any, lr: Any, rho: Any, batch: int, micro: int) -> Any:
+        def each(y: Any) -> Any:
+            return jax.vmap(jax.grad(problem.sample_loss), (None, 0))(y, problem.data)
+
+        def bent(indices: Any) -> Any:
+            g = each(x)[indices]
+            p = jnp.exp(_LAM * jnp.linalg.norm(g, axis=1))
+            v = p @ g / p.sum()
+            return jax.jvp(lambda y: each(y)[indices].mean(axis=0), (x,), (v / jnp.sqrt(v @ v + _EPS**2),))[1]
+
+        return -problem.grad(x) - rho * jax.vmap(bent)(micro_batches(problem.n, batch, replace)).mean(axis=0)
+
+    return Hypothesis(drift=drift)
+
+
+_STATED: dict[str, Callable[[bool], Hypothesis]] = {
+    "sam": lambda replace: normalised.sam(replace, _EPS),
+    # the printed covariance of m-SAM is for batches with replacement
+    "m-sam": lambda replace: normalised.sam(replace, _EPS, covariance=replace),
+    "n-sam": lambda replace: normalised.n_sam(replace, _EPS),
+    "dnsam": _dnsam,
+    "rw-sam": _rw_sam,
+}
+
+
+def _along(perturbation: Callable[[Any, Numbers, PyTree, jax.Array, jax.Array], PyTree]) -> type[StepKernel]:
+    """A kernel whose perturbation is a function of `(kernel, numbers, x, mini-batch, micro-batch)`."""
+    return _kernel("_Along", lambda self, p, x, i: self._mean(p, x, i, lambda group: perturbation(self, p, x, i.reshape(-1), group)))
+
+
+def _norm(v: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(v**2))
+
+
+def _unit(v: jax.Array, w: jax.Array, eps: Any) -> jax.Array:
+    return v / jnp.sqrt(jnp.sum(w**2) + eps**2)
+
+
+def _weighted_step(weights: Callable[[jax.Array, Numbers], jax.Array], descent: bool = False) -> type[StepKernel]:
+    """RW-SAM with other weights of the per-sample gradients, or with weights in the descent gradient too."""
+
+    def direction(self: Any, p: Numbers, x: PyTree, i: jax.Array) -> PyTree:
+        batch = i.reshape(-1)
+        each = jnp.stack([self._grad(p, x, batch[k : k + 1]) for k in range(len(batch))])
+        w = weights(each, p)
+        y = x + p.rho * _unit(w @ each, w @ each, p.eps)
+        if not descent:
+            return self._grad(p, y, batch)
+        return w @ jnp.stack([self._grad(p, y, batch[k : k + 1]) for k in range(len(batch))])
+
+    return _kernel("_Weighted", direction)
+
+
+def _softmax(scale: float) -> Callable[[jax.Array, Numbers], jax.Array]:
+    return lambda g, p: jax.nn.softmax(scale * p.lam * jnp.sqrt(jnp.sum(g**2, axis=1)))
+
+
+_NORMALISED: dict[str, dict[str, type[StepKernel]]] = {
+    "m-sam": {
+        "no normaliser": _along(lambda k, p, x, batch, part: k._grad(p, x, part)),
+        "eps dropped": _renumbered(lambda p: p._replace(eps=0 * p.eps)),
+        "eps doubled": _renumbered(lambda p: p._replace(eps=2 * p.eps)),
+        "|v| + eps for sqrt(|v|^2 + eps^2)": _along(lambda k, p, x, batch, part: k._grad(p, x, part) / (_norm(k._grad(p, x, part)) + p.eps)),
+        "normaliser squared": _along(lambda k, p, x, batch, part: k._grad(p, x, part) / (jnp.sum(k._grad(p, x, part) ** 2) + p.eps**2)),
+        "normaliser 10 % too small": _along(lambda k, p, x, batch, part: 1.1 * _unit(k._grad(p, x, part), k._grad(p, x, part), p.eps)),
+        "l1 norm": _along(lambda k, p, x, batch, part: _unit(k._grad(p, x, part), jnp.sum(abs(k._grad(p, x, part))), p.eps)),
+        "each coordinate normalised": _along(lambda k, p, x, batch, part: k._grad(p, x, part) / jnp.sqrt(k._grad(p, x, part) ** 2 + p.eps**2)),
+        "norm of the mini-batch's gradient": _along(lambda k, p, x, batch, part: _unit(k._grad(p, x, part), k._grad(p, x, batch), p.eps)),
+        "norm of the whole set's gradient: DNSAM's": _along(lambda k, p, x, batch, part: _unit(k._grad(p, x, part), k._grad(p, x, k._all(p)), p.eps)),
+        "mean norm of the samples": _along(
+            lambda k, p, x, batch, part: _unit(
+                k._grad(p, x, part), jnp.mean(jnp.stack([_norm(k._grad(p, x, part[j : j + 1])) for j in range(len(part))])), p.eps
+            )
+        ),
+        "norm at the perturbed point": _along(
+            lambda k, p, x, batch, part: _unit(k._grad(p, x, part), k._grad(p, x + 0.3 * k._grad(p, x, part), part), p.eps)
+        ),
+        "SAM for m-SAM": _along(lambda k, p, x, batch, part: _unit(k._grad(p, x, batch), k._grad(p, x, batch), p.eps)),
+        "n-SAM for m-SAM": _along(lambda k, p, x, batch, part: _unit(k._grad(p, x, k._all(p)), k._grad(p, x, k._all(p)), p.eps)),
+        "radius 10 % too large": _renumbered(lambda p: p._replace(rho=1.1 * p.rho)),
+        "perturbation downhill": _renumbered(lambda p: p._replace(rho=-p.rho)),
+    },
+    "sam": {
+        "m-SAM for SAM": _kernel(
+            "_Ones", lambda self, p, x, i: self._mean(p, x, i.reshape(-1, 1), lambda one: _unit(self._grad(p, x, one), self._grad(p, x, one), p.eps))
+        ),
+        "norm of the first sample": _along(lambda k, p, x, batch, part: _unit(k._grad(p, x, part), k._grad(p, x, part[:1]), p.eps)),
+    },
+    "n-sam": {
+        "norm of the mini-batch's gradient": _along(lambda k, p, x, batch, part: _unit(k._grad(p, x, k._all(p)), k._grad(p, x, batch), p.eps)),
+        "SAM for n-SAM": _along(lambda k, p, x, batch, part: _unit(k._grad(p, x, batch), k._grad(p, x, batch), p.eps)),
+    },
+    "dnsam": {
+        "SAM for DNSAM": _along(lambda k, p, x, batch, part: _unit(k._grad(p, x, batch), k._grad(p, x, batch), p.eps)),
+        "eps dropped": _renumbered(lambda p: p._replace(eps=0 * p.eps)),
+        "gradient of the whole set: n-SAM's": _along(lambda k, p, x, batch, part: _unit(k._grad(p, x, k._all(p)), k._grad(p, x, k._all(p)), p.eps)),
+    },
+    "rw-sam": {
+        "no weights: SAM": _renumbered(lambda p: p._replace(lam=0 * p.lam)),
+        "lam doubled": _renumbered(lambda p: p._replace(lam=2 * p.lam)),
+        "smallest gradients first": _weighted_step(_softmax(-1.0)),
+        "weights proportional to |g_i|": _weighted_step(lambda g, p: jnp.sqrt(jnp.sum(g**2, axis=1)) / jnp.sum(jnp.sqrt(jnp.sum(g**2, axis=1)))),
+        "weights do not sum to 1": _weighted_step(lambda g, p: 1.5 * _softmax(1.0)(g, p)),
+        "descent gradient weighted too": _weighted_step(_softmax(1.0), descent=True),
+    },
+}
+
+
 _FACTORS = {"10 % too large": sp.Rational(11, 10), "10 % too small": sp.Rational(9, 10), "sign flipped": -1, "doubled": 2}
 _PARTS = ("rho^0", "rho^1", "rho^2", "eta", "eta rho^1", "noise", "noise rho^1")
 
@@ -271,12 +433,17 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("n-USAM perturbed from the batch", variant="n-usam", kernel=_CHAINS["perturbation from the mini-batch"]),
     Mutant("USAM perturbed from the whole set", variant="usam", kernel=_CHAINS["perturbation from the whole set"]),
     Mutant("SGD with SAM's perturbation", variant="sgd", kernel=_CHAINS_ALWAYS),
+    *(
+        Mutant(f"{find_variant(variant).title}: {name}", variant=variant, kernel=kernel, theory=_STATED[variant])
+        for variant, kernels in _NORMALISED.items()
+        for name, kernel in kernels.items()
+    ),
 )
 """Wrong theories and wrong optimizers."""
 
 RIGHT: tuple[Mutant, ...] = tuple(
-    Mutant(f"{variant}, {'with' if sampling else 'without'} replacement", variant, sampling, right=True)
-    for variant in ("sgd", "usam", "m-usam", "n-usam")
+    Mutant(f"{variant}, {'with' if sampling else 'without'} replacement", variant, sampling, theory=_STATED.get(variant), right=True)
+    for variant in ("sgd", "usam", "m-usam", "n-usam", *_STATED)
     for sampling in (True, False)
 )
 """Right theories, which the same checks must let live."""

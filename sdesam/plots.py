@@ -177,6 +177,58 @@ def signature(data: Mapping[str, Any], target: str | os.PathLike[str]) -> list[P
         return _write(figure, target)
 
 
+def effective(data: Mapping[str, Any], target: str | os.PathLike[str]) -> list[Path]:
+    """Draw the share of m-SAM's regularisation that RW-SAM has against lambda: a column per training step, a row per problem.
+
+    Args:
+        data: the JSON of `experiments/rw_sam_effective.py`.
+        target: where to write, without suffix; a PDF and a PNG are made.
+
+    Returns:
+        The files written.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    rows, batch = data["results"]["rows"], data["config"]["batch"]
+    problems = list(dict.fromkeys(row["problem"] for row in rows))
+    steps = data["config"]["steps"]
+    names = list(dict.fromkeys(row["norms"] for row in rows if "lam" in row))
+    low = 1.1 * min(row["step_reading"]["share"] for row in rows if "lam" in row)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(2.4 * len(steps), 2.2 * len(problems) + 0.5), layout="constrained")
+        for problem, line in zip(problems, figure.subplots(len(problems), len(steps), squeeze=False, sharex=True, sharey="row"), strict=True):
+            for step, axes in zip(steps, line, strict=True):
+                here = [row for row in rows if row["problem"] == problem and row["step"] == step]
+                marks = [(row["norms"], row["share"], ":") for row in here if "lam" not in row]
+                for label, share, style in [(f"SAM, m = b = {batch}", 0.0, "-"), *marks]:
+                    if share < low:  # far below all that is drawn
+                        axes.text(0.02, 0.02, f"{label} at {share:.2f}", fontsize=6, va="bottom", transform=axes.transAxes)
+                        continue
+                    axes.axhline(share, color="0.3", ls=style, lw=0.9)
+                    axes.text(0.02, share, label, fontsize=6, va="bottom", transform=axes.get_yaxis_transform())
+                for k, name in enumerate(names):
+                    mine = [row for row in here if row["norms"] == name]
+                    lams = [row["lam"] for row in mine]
+                    share, error = (np.array([row["step_reading"][what] for row in mine]) for what in ("share", "stderr"))
+                    axes.errorbar(lams, share, 2 * error, color=_COLOURS[k], marker=_MARKERS[k], ms=3, mfc="white", lw=0.9, label=name)
+                axes.set_xscale("log")
+                axes.set_title(f"{problem}, step {step}, loss {here[-1]['loss']:.2g}", fontsize=7)
+        for axes in figure.axes[-len(steps) :]:
+            axes.set_xlabel(r"$\lambda$")
+        figure.supylabel(r"regularisation: 0 for $m=b$, 1 for $m=1$", fontsize=8)
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(
+            handles,
+            labels,
+            loc="outside upper center",
+            ncols=len(names),
+            title=r"RW-SAM's first-order regularisation by norm estimate; bars: $\pm 2$ standard errors",
+            title_fontsize=8,
+        )
+        return _write(figure, target)
+
+
 def _write(figure: Any, path: str | os.PathLike[str]) -> list[Path]:
     written = []
     for suffix in (".pdf", ".png"):

@@ -1,5 +1,7 @@
 """Anyone's theorem, checked: right ones confirmed, wrong ones refuted at the right power, bad ones refused."""
 
+from itertools import permutations, product
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,6 +113,61 @@ def test_problems_that_cannot_be_used():
         sdesam.check(sdesam.Hypothesis(drift=lambda p, x, lr, rho, b, m: {"w": -x["w"]}), "usam")
 
 
+def mean_norm(problem, x, size, eps, replace=True):
+    g = jax.vmap(jax.grad(problem.sample_loss), (None, 0))(x, problem.data)
+    listed = product(range(problem.n), repeat=size) if replace else permutations(range(problem.n), size)
+    return jnp.mean(jnp.sqrt(jnp.sum(g[jnp.array(list(listed))].mean(axis=1) ** 2, axis=-1) + eps**2))
+
+
+def sharpness(eps, size=lambda b, m: m):
+    """`f + rho E sqrt(|grad f_I|^2 + eps^2)`."""
+    return sdesam.Hypothesis(potential=lambda p, x, lr, rho, b, m: p.loss(x) + rho * mean_norm(p, x, size(b, m), eps))
+
+
+def test_normalised_variants_with_eps():
+    """The rate is measured too, because the step is smooth."""
+    verdict = sdesam.check(sharpness(0.1), "m-sam", eps=0.1)
+    assert verdict.status == "confirmed", str(verdict)
+    assert verdict.drift.slope == pytest.approx(1, abs=0.1)
+    assert verdict.config["eps"] == 0.1
+
+
+def test_normalised_variants_without_eps():
+    """Coefficients where no micro-batch gradient is small, also on a user's problem; no rate."""
+    problem = sdesam.problems.linear_regression(dim=3, samples=6)
+    verdict = sdesam.check(sharpness(0.0), "sam", problem)
+    assert verdict.status == "confirmed", str(verdict)
+    assert verdict.drift.slope is None
+    assert "eps > 0 would show it" in str(verdict)
+    assert any("linear-regression" in setting for setting in verdict.config["settings"])
+    assert sdesam.check(sharpness(0.05), "sam").drift.status == "refuted"
+    wrong = sdesam.check(sharpness(0.0, size=lambda b, m: b), "m-sam").drift
+    assert [finding.power for finding in wrong.findings if finding.status == "refuted"] == [(0, 1)]
+
+
+def test_reweighted_sam_is_checked_by_its_coefficients():
+    """At lam = 0 it is SAM; with weights SAM's theory is refuted."""
+    assert sdesam.check(sharpness(0.1), "rw-sam", eps=0.1, lam=0.0).status == "confirmed"
+    verdict = sdesam.check(sharpness(0.1), "rw-sam", eps=0.1, lam=20.0)
+    assert verdict.status == "refuted"
+    assert "|g_i| is not smooth" in str(verdict)
+    assert verdict.config["lam"] == 20.0
+
+
+@pytest.mark.parametrize(
+    ("variant", "numbers", "message"),
+    [
+        ("usam", {"eps": 0.1}, "usam does not normalise its perturbation"),
+        ("sam", {"eps": -1.0}, "eps=-1.0: it must be a finite number of at least 0"),
+        ("sam", {"lam": 1.0}, "sam has no Gibbs weights"),
+        ("rw-sam", {}, "rw-sam needs lam"),
+    ],
+)
+def test_numbers_that_a_variant_does_not_take(variant, numbers, message):
+    with pytest.raises(ValueError, match=message):
+        sdesam.check(sharpness(0.1), variant, **numbers)
+
+
 def test_kept_powers():
     assert kept_powers((1, 2), "drift") == [(0, 0), (0, 1)]
     assert kept_powers((2, 3), "drift") == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
@@ -166,16 +223,20 @@ def test_no_fate_changes_over_seeds(seed):
 def test_mutants_differ_from_what_they_mutate():
     """A mutant of an equation is another equation: none is a right theory by accident of its sizes."""
     for mutant in MUTANTS:
+        if mutant.theory is not None:
+            assert mutant.side == "chain"
+            continue
         equation = sdesam.derive(mutant.variant, (2, 3), mutant.with_replacement)
         assert mutant.equation(equation) != equation or mutant.sde or mutant.side == "chain" or mutant.numbers(0.1, 0.2, 4, 2) != (0.1, 0.2, 4, 2)
 
 
 def test_one_step_of_a_mutant_kernel_is_another_step():
     problem = sdesam.problems.torus(dim=2, samples=4, seed=300)
-    chain = sdesam.Chain("m-usam", problem, 0.1, 0.3, 4, 2)
     x, indices = np.array([0.4, 1.0], np.float32), np.array([[0, 1], [2, 3]])
-    right = np.asarray(chain.direction(x, indices))
-    for mutant in MUTANTS:
-        if mutant.side == "chain" and mutant.variant == "m-usam":
-            chain.kernel = mutant.kernel(**vars(chain.kernel))
-            assert not np.allclose(chain.direction(x, indices), right), mutant.name
+    for variant, numbers in (("m-usam", {}), ("m-sam", {"eps": 0.1})):
+        chain = sdesam.Chain(variant, problem, 0.1, 0.3, 4, 2, **numbers)
+        right = np.asarray(chain.direction(x, indices))
+        for mutant in MUTANTS:
+            if mutant.side == "chain" and mutant.variant == variant:
+                chain.kernel = mutant.kernel(**vars(chain.kernel))
+                assert not np.allclose(chain.direction(x, indices), right), mutant.name

@@ -1,0 +1,143 @@
+"""RW-SAM's norm estimate and weights: moments against closed forms and listings, the step against the formula written out in numpy."""
+
+from itertools import combinations_with_replacement, product
+from math import factorial, gamma
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sdesam
+from sdesam.discrete.kernel import check_delta, estimated_norms, gibbs
+from sdesam.variants import NormEstimate
+from tests.brute_force import Polynomials
+from tests.sde.test_enumeration import polynomial_loss
+
+G = np.random.default_rng(8).normal(size=(3, 5))
+"""Gradients of three samples; their losses are linear, so that the difference quotient is exact."""
+DRAWS = 20_000
+
+
+def linear(x):
+    return jnp.asarray(G) @ x
+
+
+def estimates(norms, draws=DRAWS):
+    """Independent estimates of the three norms, shape `(draws, 3)`."""
+    with jax.enable_x64(True):
+        x = jnp.ones(5)
+        keys = jax.random.split(jax.random.key(3), draws)
+        return np.asarray(jax.jit(jax.vmap(lambda key: estimated_norms(norms, linear, x, linear(x), key)))(keys))
+
+
+def closed_form(law, directions, square, g):
+    """Mean and variance of `mean_k (g.z_k)^2`, or of its root, not from the package."""
+    size = g @ g
+    if square:
+        kurtosis = {"rademacher": 1, "gaussian": 3}[law]
+        return size, (2 * size**2 + (kurtosis - 3) * np.sum(g**4)) / directions
+    if law == "gaussian":  # a chi distribution
+        mean = np.sqrt(2 / directions * size) * gamma((directions + 1) / 2) / gamma(directions / 2)
+        return mean, size - mean**2
+    # g.z takes 2^5 values, in pairs +-: list the multisets of squares
+    values = np.array([(g @ z) ** 2 for z in product((-1, 1), repeat=4 + 1) if z[0] == 1])
+    mean = 0.0
+    for picked in combinations_with_replacement(range(len(values)), directions):
+        orders = factorial(directions) / np.prod([factorial(picked.count(k)) for k in set(picked)])
+        mean += orders / len(values) ** directions * np.sqrt(np.mean(values[list(picked)]))
+    return mean, size - mean**2
+
+
+@pytest.mark.parametrize("square", [False, True])
+@pytest.mark.parametrize("directions", [1, 3])
+@pytest.mark.parametrize("law", ["rademacher", "gaussian"])
+def test_bias_and_variance_are_the_closed_forms(law, directions, square):
+    """Within 4 standard errors: 6e-5 each, 48 comparisons."""
+    found = estimates(NormEstimate(law, directions, square))
+    for i, g in enumerate(G):
+        mean, variance = closed_form(law, directions, square, g)
+        away = found[:, i] - found[:, i].mean()
+        spread = np.sqrt(np.mean(away**4) - np.mean(away**2) ** 2)
+        assert abs(found[:, i].mean() - mean) < 4 * np.sqrt(variance / DRAWS)
+        assert abs(np.mean(away**2) - variance) < 4 * spread / np.sqrt(DRAWS)
+        if not square:  # controls: that it is unbiased, and the bias of the other law
+            assert mean < 0.98 * np.linalg.norm(g)
+            assert abs(found[:, i].mean() - np.linalg.norm(g)) > 8 * np.sqrt(variance / DRAWS)
+        else:
+            other = closed_form({"rademacher": "gaussian", "gaussian": "rademacher"}[law], directions, square, g)[1]
+            assert abs(np.mean(away**2) - other) > 8 * spread / np.sqrt(DRAWS)
+
+
+def test_estimates_of_one_step_share_their_directions():
+    """One z for all samples of the batch: their estimates are functions of it."""
+    with jax.enable_x64(True):
+        x, key = jnp.ones(5), jax.random.key(0)
+        values = np.asarray(estimated_norms(NormEstimate(), linear, x, linear(x), key))
+    signs = [np.array(z) for z in product((-1, 1), repeat=5)]
+    assert min(abs(abs(G @ z) - values).max() for z in signs) < 1e-9
+
+
+@pytest.mark.parametrize("square", [False, True])
+def test_exact_norms(square):
+    with jax.enable_x64(True):
+        x = jnp.ones(5)
+        found = estimated_norms(NormEstimate("exact", square=square), linear, x, linear(x), None)
+        np.testing.assert_allclose(found, np.linalg.norm(G, axis=1) ** (2 if square else 1), rtol=1e-14)
+
+
+def test_the_error_of_the_difference_quotient_is_of_order_delta():
+    losses, x = Polynomials.random(4, 2, seed=4), np.array([0.3, -0.2])
+
+    def each(y):
+        return jax.vmap(polynomial_loss, (None, 0))(y, vars(losses))
+
+    with jax.enable_x64(True):
+        key = jax.random.key(0)
+        deltas = (1e-2, 1e-3, 1e-4, 1e-6)
+        found = [np.asarray(estimated_norms(NormEstimate(delta=delta), each, jnp.asarray(x), each(jnp.asarray(x)), key)) for delta in deltas]
+    errors = [abs(one - found[-1]).max() for one in found[:-1]]
+    assert 9 < errors[0] / errors[1] < 11
+    assert 9 < errors[1] / errors[2] < 11
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_gibbs_weights(scale):
+    with jax.enable_x64(True):
+        nu, lam = scale * np.array([0.3, 1.7, 1.1, 0.3]), 2.5
+        p = np.asarray(gibbs(jnp.asarray(nu), lam))
+        expected = np.exp(lam * (nu - nu.max()))
+        np.testing.assert_allclose(p, expected / expected.sum(), rtol=1e-12, atol=1e-300)
+        np.testing.assert_allclose(gibbs(jnp.asarray(nu), 0.0), 0.25)
+
+
+@pytest.mark.parametrize("square", [False, True])
+def test_the_step_is_the_formula(square):
+    """`grad f_gamma(x + rho v / sqrt(|v|^2 + eps^2))`, `v = sum_i p_i g_i`: the descent gradient has equal weights."""
+    losses, x = Polynomials.random(5, 2, seed=4), np.array([0.3, -0.2])
+    batch, rho, eps, lam = [0, 1, 1, 4], 0.7, 0.2, 0.8
+    g = losses.g(x)[batch]
+    nu = np.linalg.norm(g, axis=1) ** (2 if square else 1)
+    p = np.exp(lam * nu) / np.exp(lam * nu).sum()
+
+    def moved(p):
+        v = p @ g
+        return losses.g(x + rho * v / np.sqrt(v @ v + eps**2))[batch]
+
+    with jax.enable_x64(True):
+        problem = sdesam.FiniteSum(polynomial_loss, vars(losses), x)
+        numbers = {"lr": 0.1, "rho": rho, "batch": 4, "eps": eps}
+        chain = sdesam.Chain("rw-sam", problem, lam=lam, norms=NormEstimate("exact", square=square), **numbers)
+        found = np.asarray(chain.direction(x, np.array([batch])))
+        np.testing.assert_allclose(found, moved(p).mean(0), rtol=1e-12)
+        assert abs(found - p @ moved(p)).max() > 1e-2, "control: weights in the descent gradient"
+        assert abs(found - moved(np.full(4, 0.25)).mean(0)).max() > 1e-2, "control: no weights"
+        plain = sdesam.Chain("rw-sam", problem, lam=0.0, **numbers).direction(x, np.array([batch]), jax.random.key(0))
+        np.testing.assert_allclose(plain, sdesam.Chain("sam", problem, **numbers).direction(x, np.array([batch])), rtol=1e-12)
+
+
+def test_a_step_below_rounding_is_refused():
+    with pytest.raises(ValueError, match="delta=1e-08 is below the rounding level"):
+        check_delta(NormEstimate(delta=1e-8), np.zeros(2, np.float32))
+    with pytest.raises(ValueError, match="give a key, or norms"):
+        sdesam.Chain("rw-sam", sdesam.problems.torus(), lr=0.1, rho=0.1, lam=1.0, batch=2).direction(np.zeros(2, np.float32), np.array([[0, 1]]))
