@@ -110,11 +110,11 @@ def test_a_batch_spread_over_devices_under_jit(mesh):
 def test_bad_input(mesh):
     with pytest.raises(ValueError, match=r"perturbation='local' .* or together, perturbation='synchronised'"):
         optim.sam(losses, momentum(), 0.3, axis_name="device")
-    with pytest.raises(ValueError, match="unknown perturbation 'synchronized': .*; did you mean 'synchronised'"):
+    with pytest.raises(ValueError, match=r"unknown perturbation 'synchronized': .*; did you mean 'synchronised'"):
         optim.sam(losses, momentum(), 0.3, axis_name="device", perturbation="synchronized")
-    with pytest.raises(ValueError, match="perturbation='local': .* give axis_name too"):
+    with pytest.raises(ValueError, match=r"perturbation='local': .* give axis_name too"):
         optim.sam(losses, momentum(), 0.3, perturbation="local")
     with pytest.raises(ValueError, match="perturbation='synchronised': m-usam leaves no choice"):
         optim.usam(losses, momentum(), 0.3, micro=2, axis_name="device", perturbation="synchronised")
-    with pytest.raises(ValueError, match="micro=4 does not divide the 6 samples that a device holds of the batch .*: choose one of 1, 2, 3, 6"):
+    with pytest.raises(ValueError, match=r"micro=4 does not divide the 6 samples that a device holds of the batch .*: choose one of 1, 2, 3, 6"):
         spread(optim.m_sam(losses, momentum(), 0.3, 4, axis_name="device"), mesh)

@@ -70,7 +70,7 @@ def trained_by_optax(transformation, steps, opaque, dtype=np.float32):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("inner", [momentum, adam])
 def test_100_steps_of_optax_sam(inner, dtype):
-    """Rounding alone lies between (1e-6 in float32, 2e-15 in float64 when this was written), in both of optax's modes; a `rho` one per cent off shows."""
+    """Rounding alone lies between, in both of optax's modes (1e-6 and 2e-15 when this was written); a `rho` one per cent off shows (1e-3)."""
     with jax.enable_x64(dtype == np.float64):
         rho, tolerance = 0.2, 1e-12 if dtype == np.float64 else 2e-5
         ours = trained(optim.sam(loss, inner(), rho), 100, dtype)
