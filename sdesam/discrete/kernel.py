@@ -159,7 +159,8 @@ def estimated_norms(norms: NormEstimate, losses: Callable[[PyTree], jax.Array], 
             ahead = losses(moved(x, norms.delta, direction(norms, x, key)))
             return ((ahead.astype(wide) - values.astype(wide)) / norms.delta) ** 2
 
-        square = jnp.mean(jax.lax.map(along, jax.random.split(key, norms.directions)), axis=0)
+        one = norms.directions == 1  # no need to hash the key once more
+        square = along(key) if one else jnp.mean(jax.lax.map(along, jax.random.split(key, norms.directions)), axis=0)
     return jnp.asarray(square if norms.square else jnp.sqrt(square))
 
 
@@ -181,15 +182,19 @@ def _rounding(dtype: Any) -> float:
 def direction(norms: NormEstimate, x: PyTree, key: jax.Array) -> PyTree:
     """One random direction `z` with the structure of `x`, independent entries of mean 0 and variance 1."""
     leaves, structure = jax.tree.flatten(x)
-    ends = list(accumulate(leaf.size for leaf in leaves))
-    if norms.law == "rademacher":
-        # 32 signs from each random word: the hash would cost more than the rest of the extra forward pass
-        words = jax.random.bits(key, (-(-ends[-1] // 32),), jnp.uint32)
-        entries = ((words[:, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1).ravel().astype(jnp.int8) * 2 - 1
-    else:
-        entries = jax.random.normal(key, (ends[-1],), jnp.result_type(*leaves))
-    parts = [entries[end - leaf.size : end].reshape(leaf.shape).astype(leaf.dtype) for leaf, end in zip(leaves, ends, strict=True)]
-    return jax.tree.unflatten(structure, parts)
+    if norms.law == "gaussian":
+        keys = jax.random.split(key, len(leaves))
+        return jax.tree.unflatten(structure, [jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)])
+    # 32 signs from each random word: a word for each sign would cost more than the extra forward pass
+    ends = list(accumulate(-(-leaf.size // 32) for leaf in leaves))
+    words = jax.random.bits(key, (ends[-1],), jnp.uint32)
+    place = jnp.arange(32, dtype=jnp.uint32)
+
+    def signs(leaf: jax.Array, end: int) -> jax.Array:
+        bits = (words[end - -(-leaf.size // 32) : end, None] >> place) & 1
+        return bits.ravel()[: leaf.size].reshape(leaf.shape).astype(leaf.dtype) * 2 - 1
+
+    return jax.tree.unflatten(structure, [signs(leaf, end) for leaf, end in zip(leaves, ends, strict=True)])
 
 
 def moved(x: PyTree, radius: Any, u: PyTree) -> PyTree:

@@ -370,8 +370,11 @@ class Optimizer:
             return None, None
         if not directions and not self.has_key:
             raise ValueError("key: nothing here is random; leave it out, or say has_key=True if the loss takes a key")
-        loss_key, direction_key = jax.random.split(check_key(key))
-        return (loss_key if self.has_key else None), (direction_key if directions else None)
+        key = check_key(key)
+        if not self.has_key:
+            return None, key
+        loss_key, direction_key = jax.random.split(key)
+        return loss_key, (direction_key if directions else None)
 
     def _check_params(self, params: PyTree) -> None:
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
