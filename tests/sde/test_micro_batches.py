@@ -100,11 +100,12 @@ def test_rw_sam_without_weights_is_sam():
 def test_a_vanishing_gradient_perturbs_nothing():
     """eps = 0 at a point where every gradient vanishes: the step is SGD's, and nothing is NaN."""
     problem = sdesam.FiniteSum(lambda x, a: 0.5 * a * jnp.sum(x**2), np.array([1.0, 2.0, 3.0]), np.zeros(2))
-    for variant in ("sam", "n-sam", "dnsam"):
-        sde = sdesam.derive(variant).bind(problem, 0.1, 0.1, 2)
+    for variant in ("sam", "n-sam", "dnsam", "rw-sam"):
+        weights = {"lam": 1.0, "norms": sdesam.NormEstimate("exact")} if variant == "rw-sam" else {}
+        sde = sdesam.derive(variant).bind(problem, 0.1, 0.1, 2, **weights)
         np.testing.assert_array_equal(sde.drift(problem.x0), np.zeros(2))
         np.testing.assert_array_equal(sde.covariance(problem.x0), np.zeros((2, 2)))
-        chain = sdesam.Chain(variant, problem, 0.1, 0.1, 2)
+        chain = sdesam.Chain(variant, problem, 0.1, 0.1, 2, **weights)
         np.testing.assert_array_equal(chain.step(problem.x0, jax.random.key(0)), np.zeros(2))
 
 
