@@ -66,7 +66,7 @@ def test_subsets_are_uniform():
 
 def test_random_directions():
     """RW-SAM's drift over all signs of a Rademacher direction in two dimensions, each mini-batch of one weighted by hand."""
-    b, lam, rho, delta = 2, 1.5, 0.3, 1e-2
+    b, lam, rho, delta = 2, 3.0, 0.3, 1e-2
     x = np.asarray(PROBLEM.x0, float)
     g, H = LOSSES.g(x), LOSSES.H(x)
 
