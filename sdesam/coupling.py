@@ -162,8 +162,8 @@ class _PairStep:
     chain: StepKernel
     sde: Kernel
 
-    def __call__(self, params: _PairNumbers, x: tuple[PyTree, PyTree], key: jax.Array, mirror: jax.Array) -> tuple[PyTree, PyTree]:
-        """One step. Counts have no mirror image: `mirror` is not used."""
+    def __call__(self, params: _PairNumbers, x: tuple[PyTree, PyTree], key: jax.Array, xi: None) -> tuple[PyTree, PyTree]:
+        """One step; counts and normals of both sides come from `key`."""
         key_noise, key_drift, key_ahead = jax.random.split(key, 3)
         dtype = jnp.result_type(*jax.tree.leaves(x))
         indices, xi = self.draw(key_noise, jnp.promote_types(dtype, jnp.float32))

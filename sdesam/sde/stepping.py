@@ -35,12 +35,11 @@ class Euler:
     """
 
     kernel: Kernel
-    noise_shape: tuple[int, ...]
 
-    def __call__(self, params: _StepNumbers, x: PyTree, key: jax.Array, mirror: jax.Array) -> PyTree:
+    def __call__(self, params: _StepNumbers, x: PyTree, key: jax.Array, xi: jax.Array) -> PyTree:
         """One step."""
-        key_noise, key_drift, _ = jax.random.split(key, 3)
-        noise = _noise(self, params, x, key_noise, mirror)
+        _, key_drift, _ = jax.random.split(key, 3)
+        noise = _noise(self.kernel, params, x, xi)
         drift = self.kernel.step_drift(params.kernel, x, key_drift)
         return jax.tree.map(lambda x, b, s: x + params.dt * b + s, x, drift, noise)
 
@@ -57,12 +56,11 @@ class Heun:
     """
 
     kernel: Kernel
-    noise_shape: tuple[int, ...]
 
-    def __call__(self, params: _StepNumbers, x: PyTree, key: jax.Array, mirror: jax.Array) -> PyTree:
+    def __call__(self, params: _StepNumbers, x: PyTree, key: jax.Array, xi: jax.Array) -> PyTree:
         """One step."""
-        key_noise, key_drift, key_ahead = jax.random.split(key, 3)
-        noise = _noise(self, params, x, key_noise, mirror)
+        _, key_drift, key_ahead = jax.random.split(key, 3)
+        noise = _noise(self.kernel, params, x, xi)
         drift = self.kernel.step_drift(params.kernel, x, key_drift)
         ahead = jax.tree.map(lambda x, b, s: x + params.dt * b + s, x, drift, noise)
         # a probe of its own: with the same one, the predictor and the drift there would be correlated, which is a bias
@@ -125,7 +123,7 @@ def simulate(
     observer, data = _observer(sde, observe)
     samples = sde.problem.chunk if sde.problem is not None else 1
     plan = Plan(
-        stepper=METHODS[method](sde.kernel, sde.noise_shape),
+        stepper=METHODS[method](sde.kernel),
         params=_StepNumbers(sde.params, dt),
         x0=sde.x0,
         observer=observer,
@@ -136,6 +134,7 @@ def simulate(
         step_bytes=8 * sde.vector_bytes * samples,
         observe_bytes=4 * sde.vector_bytes * samples,
         config={**sde.config, "method": method, "dt": dt, "horizon": steps * dt},
+        noise_shape=sde.noise_shape,
     )
     return run(
         plan,
@@ -162,11 +161,9 @@ def check_stepping(horizon: float, dt: float, method: str) -> tuple[float, int]:
     return dt, steps
 
 
-def _noise(scheme: Euler | Heun, params: _StepNumbers, x: PyTree, key: jax.Array, mirror: jax.Array) -> PyTree:
+def _noise(kernel: Kernel, params: _StepNumbers, x: PyTree, xi: jax.Array) -> PyTree:
     """`sqrt(dt) A(x) xi`."""
-    dtype = jnp.result_type(*jax.tree.leaves(x))
-    xi = jax.random.normal(key, scheme.noise_shape, dtype)
-    return scheme.kernel.apply_noise(params.kernel, x, xi * (mirror * jnp.sqrt(params.dt)).astype(dtype))
+    return kernel.apply_noise(params.kernel, x, xi * jnp.sqrt(params.dt).astype(xi.dtype))
 
 
 def _observer(sde: SDE, observe: Any) -> tuple[Observer, Any]:
