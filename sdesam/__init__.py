@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from sdesam.comparison import Comparison, compare
     from sdesam.coupling import Coupled, coupled
     from sdesam.discrete import Chain, train
-    from sdesam.engine import Divergence, Result
+    from sdesam.engine import Divergence, Forecast, Result
     from sdesam.exact import one_step, signature, weak_error
     from sdesam.hypothesis import Hypothesis, check
     from sdesam.problems import FiniteSum
-    from sdesam.sde import SDE, simulate
+    from sdesam.sde import SDE, plan, simulate
 
 __version__ = version("sdesam")
 
@@ -37,6 +37,7 @@ __all__ = [
     "Coupled",
     "Divergence",
     "FiniteSum",
+    "Forecast",
     "Hypothesis",
     "ModifiedEquation",
     "Result",
@@ -49,6 +50,7 @@ __all__ = [
     "derive",
     "exact",
     "one_step",
+    "plan",
     "problems",
     "signature",
     "simulate",
@@ -58,10 +60,12 @@ __all__ = [
 
 _WITH_JAX = {
     "SDE": "sdesam.sde",
+    "plan": "sdesam.sde",
     "simulate": "sdesam.sde",
     "Chain": "sdesam.discrete",
     "train": "sdesam.discrete",
     "Divergence": "sdesam.engine",
+    "Forecast": "sdesam.engine",
     "Result": "sdesam.engine",
     "FiniteSum": "sdesam.problems",
     "Comparison": "sdesam.comparison",

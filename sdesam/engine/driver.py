@@ -134,6 +134,80 @@ def run(
 
 
 @dataclass(frozen=True)
+class Forecast:
+    """What a run will need.
+
+    Args:
+        paths: how many paths, in all processes together.
+        steps: steps of each.
+        chunks: how many chunks of paths this process advances one after another.
+        host_bytes: memory of all that is kept of each path.
+        device_bytes: working memory of one chunk, on all devices of this process, as the compiled step reports it.
+        available_bytes: memory that is free now; None where the system does not say.
+        compile_seconds: what compiling took.
+        seconds: expected time without compiling, from a trial run; paths that diverge can double it.
+    """
+
+    paths: int
+    steps: int
+    chunks: int
+    host_bytes: int
+    device_bytes: int
+    available_bytes: int | None
+    compile_seconds: float
+    seconds: float
+
+    def __str__(self) -> str:
+        free = f" of {_gigabytes(self.available_bytes)} free" if self.available_bytes is not None else ""
+        return (
+            f"{self.paths} paths of {self.steps} steps in {self.chunks} chunks; memory {_gigabytes(self.host_bytes)} for what is kept and "
+            f"{_gigabytes(self.device_bytes)} to work in{free}; about {self.seconds:.2g} s, and {self.compile_seconds:.2g} s to compile"
+        )
+
+
+def forecast(plan: Plan, key: jax.Array, **options: Any) -> Forecast:
+    """What a run needs, from its first steps; `options` are those of :func:`lay_out`."""
+    layout = lay_out(plan, key, **options)
+    layout.check_memory()
+    work = _Work(layout, Snapshot(None, 0.0, {}, None))
+    state, ensemble = work._begin(_Pass(0, np.ones(layout.size, bool), np.empty((0, 2), int)))
+    ids, good = work._ids(state), jax.device_put(state.good, work.split)
+    before = perf_counter()
+    arguments = (plan.params, layout.key, ids, ensemble, np.int32(0), np.int32(0))
+    compiled = _advance().lower(plan.stepper, work.draw, layout.mesh, *arguments).compile()
+    jax.block_until_ready(work._look(state, ensemble, good))
+    compile_seconds = perf_counter() - before
+
+    def timed(steps: int) -> float:
+        nonlocal ensemble
+        before = perf_counter()
+        ensemble = jax.block_until_ready(compiled(plan.params, layout.key, ids, ensemble, np.int32(0), np.int32(steps)))
+        return perf_counter() - before
+
+    timed(1)
+    steps, passed = 1, timed(1)
+    while passed < _PATIENCE / 2 and steps < plan.steps:
+        steps = min(2 * steps, plan.steps)
+        passed = timed(steps)
+    before = perf_counter()
+    jax.block_until_ready(work._look(state, ensemble, good))
+    look = perf_counter() - before
+    used = compiled.memory_analysis()
+    chunks = math.ceil((layout.last - layout.first) / layout.size)
+    return Forecast(
+        paths=layout.paths,
+        steps=plan.steps,
+        chunks=chunks,
+        host_bytes=layout.host_bytes,
+        # as seen from one device
+        device_bytes=layout.mesh.size * (used.temp_size_in_bytes + used.argument_size_in_bytes) if used else layout.device_bytes,
+        available_bytes=machine.available_memory(),
+        compile_seconds=compile_seconds,
+        seconds=chunks * (plan.steps * passed / steps + len(layout.grid) * look),
+    )
+
+
+@dataclass(frozen=True)
 class Layout:
     """A run and how it is laid out: which paths this process advances, and how many together.
 
