@@ -35,7 +35,7 @@ class StepKernel:
     micro: int
     replace: bool
 
-    def __call__(self, params: Numbers, x: PyTree, key: jax.Array, xi: None) -> PyTree:
+    def __call__(self, params: Numbers, x: PyTree, key: jax.Array, xi: Any) -> PyTree:
         """One step with a batch drawn from `key`; there are no normals."""
         return self.step(params, x, self.draw(key))
 

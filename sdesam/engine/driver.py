@@ -273,7 +273,11 @@ class Layout:
             return
         worst = max(self.tables, key=lambda name: math.prod(self.tables[name][0]))
         what = {"first": "bookkeeping", "final": "final states", "values": "values", "trajectory": "trajectories"}[worst.split(".")[0]]
-        advice = {"final states": "keep='means', which keeps no states", "values": "keep='statistics'", "trajectories": "keep='values' or 'statistics'"}
+        advice = {
+            "final states": "keep='means', which keeps no states",
+            "values": "keep='statistics'",
+            "trajectories": "keep='values' or 'statistics'",
+        }
         if self.host_bytes < self.device_bytes:
             raise ValueError(
                 f"{self.size} paths together need about {_gigabytes(self.device_bytes)} of working memory, but {_gigabytes(available)} are free: "
@@ -434,7 +438,8 @@ class _Work:
 
     def _ids(self, state: _Pass) -> jax.Array:
         start = self.layout.first + state.start
-        return jax.device_put((start + np.arange(self.layout.size)).astype(np.uint32), self.split)
+        ids: jax.Array = jax.device_put((start + np.arange(self.layout.size)).astype(np.uint32), self.split)
+        return ids
 
     def _through(self, state: _Pass, ensemble: _Ensemble, tick: Callable[[int], object]) -> tuple[_Pass, _Ensemble] | None:
         """One chunk to its end; what it has to do next, or None."""
@@ -490,7 +495,7 @@ class _Work:
 
     def _advance(self, state: _Pass, ensemble: _Ensemble, ids: jax.Array, stop: int) -> _Ensemble:
         plan, before = self.layout.plan, perf_counter()
-        made = _advance()(
+        made: _Ensemble = _advance()(
             plan.stepper, self.draw, self.layout.mesh, plan.params, self.layout.key, ids, ensemble, np.int32(state.at), np.int32(stop)
         )
         if self.speed is None and state.at > 0:  # the first call compiles
@@ -621,8 +626,8 @@ class _Draw:
         if self.normals == "counter":
             made = packed_normals(key, step, of, math.prod(self.shape), precision)
         else:
-            keys = jax.random.split
-            made = jax.vmap(lambda path: jax.random.normal(keys(_key(key, path, step), 3)[0], self.shape, self.dtype))(of)
+            shape = self.shape
+            made = jax.vmap(lambda path: jax.random.normal(jax.random.split(_key(key, path, step), 3)[0], shape, self.dtype))(of)
         if self.antithetic:
             sign = (1 - 2 * (ids % 2).astype(jnp.int32)).astype(precision)
             made = made * jnp.expand_dims(sign, tuple(range(1, made.ndim)))

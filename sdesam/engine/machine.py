@@ -26,12 +26,12 @@ def available_memory() -> int | None:
 
 def process_count() -> int:
     """How many processes share the run; 1 without `jax.distributed`."""
-    return jax.process_count()
+    return int(jax.process_count())
 
 
 def process_index() -> int:
     """Which of them this one is."""
-    return jax.process_index()
+    return int(jax.process_index())
 
 
 def gather(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:

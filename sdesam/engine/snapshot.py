@@ -55,14 +55,18 @@ class Snapshot:
         try:
             arrays, meta = store.read_arrays(file)
         except ValueError as error:
-            raise ValueError(f"the snapshot {str(path)!r} cannot be read, so the run does not start: delete it, or name another file ({error})") from None
+            raise ValueError(
+                f"the snapshot {str(path)!r} cannot be read, so the run does not start: delete it, or name another file ({error})"
+            ) from None
         if meta.get("schema") != SCHEMA:
             raise ValueError(f"{str(path)!r} has schema {meta.get('schema')!r}, not {SCHEMA!r}: it is no snapshot of this version; name another file")
         theirs = meta["identity"]
         differing = [name for name in {**known, **theirs} if known.get(name) != theirs.get(name)]
         if differing:
             told = ", ".join(f"{name} ({_short(theirs.get(name))} there, {_short(known.get(name))} here)" for name in differing)
-            raise ValueError(f"the snapshot {str(path)!r} is of another run, which differs in {told}: finish that run, delete it, or name another file")
+            raise ValueError(
+                f"the snapshot {str(path)!r} is of another run, which differs in {told}: finish that run, delete it, or name another file"
+            )
         return cls(file, every, known, (arrays, meta["position"]))
 
     def due(self) -> bool:

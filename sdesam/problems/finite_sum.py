@@ -265,10 +265,12 @@ def _curvature(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> 
 
     def times(v: jax.Array) -> jax.Array:
         product = jax.jvp(lambda y: mean_grad(sample_loss, chunk, data, y), (x,), (rebuild(v),))[1]
-        return ravel_pytree(product)[0]
+        flat_product: jax.Array = ravel_pytree(product)[0]
+        return flat_product
 
     def normal(v: jax.Array) -> jax.Array:
-        return v / jnp.maximum(jnp.linalg.norm(v), jnp.finfo(v.dtype).tiny)
+        size = jnp.linalg.norm(v)
+        return jnp.where(size > 0, v / size, v)
 
     v = jax.lax.fori_loop(0, 20, lambda _, v: normal(times(v)), normal(jax.random.normal(jax.random.key(0), flat.shape, flat.dtype)))
     return v @ times(v)

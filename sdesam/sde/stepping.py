@@ -267,7 +267,7 @@ def _in_precision(x0: PyTree, dtype: str | None) -> PyTree:
         return x0
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype={dtype!r}: choose 'float32' or 'float64', or leave it out for the precision of x0")
-    if dtype == "float64" and not jax.config.jax_enable_x64:
+    if dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise ValueError(
             "dtype='float64', but jax has 64 bits turned off and would compute in float32: make problem and SDE and simulate within "
             "`with jax.enable_x64(True):`, or set JAX_ENABLE_X64=1 before jax starts"
@@ -282,14 +282,14 @@ def _warn_if_unstable(curvature: float, dt: float, method: str) -> None:
     """
     if dt * curvature > 2:
         warnings.warn(
-            f"dt={dt:g} is beyond 2 / l = {2 / curvature:.3g}, l = {curvature:.3g} being the largest curvature of the loss at the start: on a quadratic "
-            f"with it the {method} scheme grows without bound; choose a smaller dt",
+            f"dt={dt:g} is beyond 2 / l = {2 / curvature:.3g}, where l = {curvature:.3g} is the largest curvature of the loss at the start: on a "
+            f"quadratic with it the {method} scheme grows without bound; choose a smaller dt",
             UserWarning,
             stacklevel=4,
         )
 
 
-def check_stepping((horizon: float, dt: float, method: str) -> tuple[float, int]:
+def check_stepping(horizon: float, dt: float, method: str) -> tuple[float, int]:
     """`(dt, steps)`, or one sentence saying which number does not fit."""
     dt, horizon = positive("dt", dt), positive("horizon", horizon)
     if method not in METHODS:
