@@ -97,7 +97,7 @@ def fingerprint(functions: list[tuple[Callable[..., Any], tuple[Any, ...]]]) -> 
         closed = jax.make_jaxpr(fn)(*arguments)
         digest.update(re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr)).encode())
         for leaf in (*closed.consts, *jax.tree.leaves(arguments)):
-            if jax.numpy.issubdtype(leaf, jax.dtypes.prng_key):
+            if isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                 leaf = jax.random.key_data(leaf)
             array = np.asarray(leaf)
             digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())

@@ -273,7 +273,8 @@ def _curvature(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> 
         return jnp.where(size > 0, v / size, v)
 
     v = jax.lax.fori_loop(0, 20, lambda _, v: normal(times(v)), normal(jax.random.normal(jax.random.key(0), flat.shape, flat.dtype)))
-    return v @ times(v)
+    quotient: jax.Array = v @ times(v)
+    return quotient
 
 
 def _samples(data: PyTree) -> int:
