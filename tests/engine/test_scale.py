@@ -148,7 +148,7 @@ def test_what_does_not_fit_is_refused(monkeypatch):
     monkeypatch.setattr(machine, "available_memory", lambda: 10**9)
     with pytest.raises(ValueError, match=r"1000000000 paths need 12 GB, most of it for their final states, but 1 GB are free: choose keep='means'"):
         simulate(paths=10**9)
-    with pytest.raises(ValueError, match="most of it for their values, .*choose keep='statistics', or fewer paths"):
+    with pytest.raises(ValueError, match=r"most of it for their values, .*choose keep='statistics', or fewer paths"):
         simulate(paths=10**7, keep="values")
     with pytest.raises(ValueError, match=r"20000000 paths together need about .* of working memory.*a smaller chunk"):
         simulate(paths=2 * 10**7, chunk=10**8)
@@ -307,7 +307,7 @@ def test_a_full_disk_leaves_the_old_snapshot(tmp_path, monkeypatch):
         return real(path, half)
 
     monkeypatch.setattr(store, "write_atomically", full)
-    with pytest.raises(OSError, match="run.snapshot' cannot be written: No space left on device; the one before it is intact"):
+    with pytest.raises(OSError, match=r"run.snapshot' cannot be written: No space left on device; the one before it is intact"):
         simulate(snapshot=target, snapshot_every=0)
     assert [file.name for file in tmp_path.iterdir()] == ["run.snapshot"]
     monkeypatch.undo()
@@ -394,3 +394,22 @@ def test_two_processes(tmp_path):
     for name in OBSERVE:
         np.testing.assert_allclose(found[0][name], whole.mean[name], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(found[0][f"e{name}"], whole.stderr[name], rtol=1e-4, atol=1e-6)
+
+
+_CACHED = """
+import sys, jax
+hits = []
+jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if event.endswith("cache_hits") else None)
+from tests.engine.test_scale import simulate
+simulate()
+sys.exit(10 + len(hits))
+"""
+
+
+def test_compiled_code_is_kept_for_the_next_process(tmp_path):
+    """jax's persistent cache, where the user turns it on: the second process finds what the first compiled."""
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **cache}
+    runs = [subprocess.run([sys.executable, "-c", _CACHED], cwd=ROOT, env=environment, timeout=90).returncode for _ in range(2)]
+    assert runs[0] >= 10
+    assert runs[1] >= runs[0] + 4, "at least the four programs of a run"
