@@ -40,6 +40,8 @@ Normals = Literal["counter", "jax"]
 _CHUNK_BYTES = {"cpu": 2**23}
 """Working memory of the paths that one device advances together. On a CPU larger chunks leave the cache and were slower."""
 _ACCELERATOR_BYTES = 2**28
+_CHUNK_PATHS = {"cpu": 2**15}
+"""Paths that one device advances together at most: with more of them a step was no faster per path, and needed more memory."""
 _PATIENCE = 0.5
 """Seconds that one call of `_advance` may take: how long a snapshot, the progress bar or an interrupt waits at most, but for one step."""
 _AHEAD = 4
@@ -779,7 +781,8 @@ def _chunk_bytes(mesh: Mesh) -> int:
 def _chunk_size(paths: int, chunk: int | None, mesh: Mesh, step_bytes: int, antithetic: bool) -> int:
     """Paths per chunk: a multiple of the devices, of even size over as few chunks as the memory allows."""
     unit = mesh.size * (2 if antithetic else 1)
-    most = whole("chunk", chunk) if chunk is not None else max(1, _chunk_bytes(mesh) // step_bytes) * mesh.size
+    together = min(max(1, _chunk_bytes(mesh) // step_bytes), _CHUNK_PATHS.get(mesh.devices.flat[0].platform, paths))
+    most = whole("chunk", chunk) if chunk is not None else together * mesh.size
     chunks = math.ceil(paths / most)
     even = math.ceil(paths / chunks)
     return math.ceil(even / unit) * unit
