@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from sdesam.coupling import Coupled, coupled
     from sdesam.discrete import Chain, train
     from sdesam.effective import EffectiveMicroBatch, effective_micro_batch
-    from sdesam.engine import Divergence, Result
+    from sdesam.engine import Divergence, Forecast, Result
     from sdesam.exact import one_step, signature, weak_error
     from sdesam.hypothesis import Hypothesis, check
     from sdesam.problems import FiniteSum
-    from sdesam.sde import SDE, simulate
+    from sdesam.sde import SDE, plan, simulate
 
 __version__ = version("sdesam")
 
@@ -39,6 +39,7 @@ __all__ = [
     "Divergence",
     "EffectiveMicroBatch",
     "FiniteSum",
+    "Forecast",
     "Hypothesis",
     "ModifiedEquation",
     "NormEstimate",
@@ -54,6 +55,7 @@ __all__ = [
     "exact",
     "one_step",
     "optim",
+    "plan",
     "problems",
     "signature",
     "simulate",
@@ -63,12 +65,14 @@ __all__ = [
 
 _WITH_JAX = {
     "SDE": "sdesam.sde",
+    "plan": "sdesam.sde",
     "simulate": "sdesam.sde",
     "Chain": "sdesam.discrete",
     "train": "sdesam.discrete",
     "EffectiveMicroBatch": "sdesam.effective",
     "effective_micro_batch": "sdesam.effective",
     "Divergence": "sdesam.engine",
+    "Forecast": "sdesam.engine",
     "Result": "sdesam.engine",
     "FiniteSum": "sdesam.problems",
     "Comparison": "sdesam.comparison",

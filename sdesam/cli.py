@@ -117,7 +117,12 @@ _observe = click.option("--observe", type=_Words(), default=OBSERVABLES, show_de
 _seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random.")
 _save = click.option("--save", type=click.Path(dir_okay=False), help="Also write everything, final states included, to this .npz file.")
 _steps = click.option("--steps", type=int, default=60, show_default=True, help="Optimizer steps.")
-_method = click.option("--method", type=click.Choice(["heun", "euler"]), default="heun", show_default=True, help="heun: small-noise Heun.")
+_method = click.option(
+    "--method", type=click.Choice(["heun", "euler", "richardson"]), default="heun", show_default=True, help="heun: small-noise Heun."
+)
+_snapshot = click.option(
+    "--snapshot", type=click.Path(dir_okay=False), help="Write the state of the run to this file every minute; if it is there, go on from it."
+)
 _dt = click.option("--dt", type=float, default=None, help="Time step; left out, lr.")
 
 
@@ -155,7 +160,9 @@ def derive(variant: str, order: tuple[int, ...], replace: bool, removed: tuple[s
 @click.option(
     "--expectation", type=click.Choice(["sampled", "exact"]), default="sampled", show_default=True, help="Where the exact drift costs O(n^2)."
 )
-@_options(_observe, _seed, _json, _save)
+@click.option("--normals", type=click.Choice(["counter", "jax"]), default="counter", show_default=True, help="jax: from jax.random, slower.")
+@click.option("--plan", "planning", is_flag=True, help="Only say how many steps, how much memory and time the run would need.")
+@_options(_observe, _seed, _json, _save, _snapshot)
 def simulate(
     variant: str,
     problem_name: str,
@@ -178,10 +185,13 @@ def simulate(
     dt: float | None,
     method: str,
     expectation: str,
+    normals: str,
+    planning: bool,
     observe: tuple[str, ...],
     seed: int,
     json_file: str | None,
     save: str | None,
+    snapshot: str | None,
 ) -> None:
     """Simulate the SDE of VARIANT on a problem.
 
@@ -194,18 +204,24 @@ def simulate(
         problem = _problem(problem_name, problem_args)
         import jax
 
+        from sdesam.sde import plan
         from sdesam.sde import simulate as run
 
         norms = _norms(law, directions, square)
         sde = equation.bind(problem, lr, rho, batch, micro, expectation, eps=eps, lam=lam, norms=norms, micro_batches=micro_batches)
-        out = run(sde, jax.random.key(seed), paths, horizon, lr if dt is None else dt, method, observe=observe)
+        step = lr if dt is None else dt
+        if planning:
+            click.echo(str(plan(sde, paths, horizon, step, method, observe=observe, normals=normals)))  # type: ignore[arg-type]
+            return
+        key = jax.random.key(seed)
+        out = run(sde, key, paths, horizon, step, method, observe=observe, normals=normals, snapshot=snapshot)  # type: ignore[arg-type]
     _report(out, json_file, save, {"problem_spec": problem_name, "problem_args": dict(problem_args), "seed": seed})
 
 
 @cli.command(epilog=_NAMES)
 @_options(_variant, _setting, _micro, _perturbation, _replace)
 @click.option("--runs", type=int, default=64, show_default=True, help="How many runs.")
-@_options(_steps, _observe, _seed, _json, _save)
+@_options(_steps, _observe, _seed, _json, _save, _snapshot)
 def train(
     variant: str,
     problem_name: str,
@@ -226,6 +242,7 @@ def train(
     seed: int,
     json_file: str | None,
     save: str | None,
+    snapshot: str | None,
 ) -> None:
     """Run VARIANT as a discrete optimizer on a problem, many times from the same start.
 
@@ -242,7 +259,7 @@ def train(
         from sdesam.discrete import train as run
 
         chain = Chain(variant, problem, lr, rho, batch, micro, replace, eps=eps, lam=lam, norms=_norms(law, directions, square))
-        out = run(chain, jax.random.key(seed), runs, steps, observe=observe)
+        out = run(chain, jax.random.key(seed), runs, steps, observe=observe, snapshot=snapshot)
     _report(out, json_file, save, {"problem_spec": problem_name, "problem_args": dict(problem_args), "seed": seed})
 
 

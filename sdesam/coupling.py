@@ -162,12 +162,12 @@ class _PairStep:
     chain: StepKernel
     sde: Kernel
 
-    def __call__(self, params: _PairNumbers, x: tuple[PyTree, PyTree], key: jax.Array, mirror: jax.Array) -> tuple[PyTree, PyTree]:
-        """One step. Counts have no mirror image: `mirror` is not used."""
+    def __call__(self, params: _PairNumbers, x: tuple[PyTree, PyTree], key: jax.Array, xi: Any) -> tuple[PyTree, PyTree]:
+        """One step; counts and normals of both sides come from `key`."""
         key_noise, key_drift, key_ahead = jax.random.split(key, 3)
         dtype = jnp.result_type(*jax.tree.leaves(x))
-        indices, xi = self.draw(key_noise, jnp.promote_types(dtype, jnp.float32))
-        noise = self.sde.step_noise(params.sde, x[1], (xi * jnp.sqrt(params.lr)).astype(dtype), jax.random.fold_in(key_noise, 1))
+        indices, weights = self.draw(key_noise, jnp.promote_types(dtype, jnp.float32))
+        noise = self.sde.step_noise(params.sde, x[1], (weights * jnp.sqrt(params.lr)).astype(dtype), jax.random.fold_in(key_noise, 1))
         drift = self.sde.step_drift(params.sde, x[1], key_drift)
         ahead = jax.tree.map(lambda x, b, s: x + params.lr * b + s, x[1], drift, noise)
         # a probe of its own, as in Heun: with the same one, the predictor and the drift there would be correlated

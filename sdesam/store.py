@@ -86,10 +86,11 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
         raise
 
 
-def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], *, compress: bool = True) -> None:
     """Arrays and a JSON description in one npz file, atomically, without pickle."""
     text = np.array(json.dumps(plain(meta), allow_nan=False))
-    write_atomically(path, lambda file: np.savez_compressed(file, allow_pickle=False, __meta__=text, **arrays))
+    save = np.savez_compressed if compress else np.savez
+    write_atomically(path, lambda file: save(file, allow_pickle=False, __meta__=text, **arrays))
 
 
 def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

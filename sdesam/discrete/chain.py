@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from sdesam.discrete.kernel import Numbers, StepKernel, check_delta
 from sdesam.engine import Keep, Plan, Result, check_key, run, time_grid
 from sdesam.problems import FiniteSum
-from sdesam.sampling import check_step, whole
+from sdesam.sampling import check_step, positive, whole
 from sdesam.variants import NormEstimate, Variant
 from sdesam.variants import variant as find_variant
 
@@ -119,6 +120,8 @@ def train(
     chunk: int | None = None,
     devices: Sequence[jax.Device] | None = None,
     progress: bool | None = None,
+    snapshot: str | os.PathLike[str] | None = None,
+    snapshot_every: float = 60.0,
 ) -> Result:
     """Run a discrete optimizer many times from the same start and average observables on a time grid.
 
@@ -129,17 +132,22 @@ def train(
         steps: optimizer steps per run.
         times: SDE times `t = k lr` to observe at, multiples of `lr`; by default about ten even ones.
         observe: names of the problem's observables.
-        keep: `"statistics"`; `"values"` to keep each run's observables; `"trajectories"` to keep each run's states too.
+        keep: `"statistics"` and the final states; `"means"`, statistics alone; `"values"` to keep each run's observables; `"trajectories"` to
+            keep each run's states too.
         chunk: runs advanced together; by default as many as fit the cache.
         devices: jax devices to spread runs over; by default all.
         progress: show a bar; by default on a terminal, after two seconds.
+        snapshot: a file to write the state of the runs to; if it is there, they go on from it, to the same numbers. It stays when they are
+            through.
+        snapshot_every: seconds between two snapshots.
 
     Returns:
         A :class:`sdesam.Result`, its time in units of SDE time.
 
     Raises:
-        ValueError: numbers that do not fit, an unknown observable.
+        ValueError: numbers that do not fit, an unknown observable, more devices than runs, a snapshot of another run or cut short.
         TypeError: `key` is no jax random key.
+        OSError: the snapshot cannot be written.
 
     >>> import sdesam
     >>> chain = Chain("sgd", sdesam.problems.quadratic(), lr=0.1, batch=4)
@@ -171,6 +179,8 @@ def train(
         devices=devices,
         progress=progress,
         label=chain.variant.title,
+        snapshot=snapshot,
+        snapshot_every=positive("snapshot_every", snapshot_every, zero=True),
     )
 
 

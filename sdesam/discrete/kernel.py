@@ -226,8 +226,8 @@ class StepKernel:
     micro: int
     replace: bool
 
-    def __call__(self, params: Numbers, x: PyTree, key: jax.Array, mirror: jax.Array) -> PyTree:
-        """One step with a batch drawn from `key`. A batch has no mirror image: `mirror` is not used."""
+    def __call__(self, params: Numbers, x: PyTree, key: jax.Array, xi: Any) -> PyTree:
+        """One step with a batch drawn from `key`; there are no normals."""
         return self.step(params, x, self.draw(key), self.direction_key(key))
 
     def draw(self, key: jax.Array) -> jax.Array:

@@ -1,6 +1,22 @@
 """The driver that SDEs and discrete optimizers share, and the result that it gives."""
 
-from sdesam.engine.driver import Keep, Plan, check_key, run, steps_of, time_grid
+from sdesam.engine.driver import Forecast, Keep, Layout, Normals, Plan, check_key, forecast, lay_out, run, steps_of, time_grid
+from sdesam.engine.normals import standard_normals
 from sdesam.engine.result import Divergence, Result
 
-__all__ = ["Divergence", "Keep", "Plan", "Result", "check_key", "run", "steps_of", "time_grid"]
+__all__ = [
+    "Divergence",
+    "Forecast",
+    "Keep",
+    "Layout",
+    "Normals",
+    "Plan",
+    "Result",
+    "check_key",
+    "forecast",
+    "lay_out",
+    "run",
+    "standard_normals",
+    "steps_of",
+    "time_grid",
+]

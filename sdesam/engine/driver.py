@@ -1,17 +1,23 @@
 """The driver that SDEs and discrete optimizers share: many paths, one compiled loop over time, statistics on a grid.
 
-Paths are advanced together in chunks, each chunk spread over the devices. Between the observation times a compiled loop of any length
-runs; nothing is stored but the observables. The random draw of (key, path, step) depends on nothing else, so chunks, devices and the
-choice of observation times do not change it.
+Paths are advanced together in chunks, each chunk spread over the devices of this process, and the chunks over the processes. Between the
+observation times a compiled loop of any length runs; observables are averaged where they are computed. The random draw of (key, path,
+step) depends on nothing else, so chunks, devices, processes and the choice of observation times do not change it.
+
+Three small programs, so that an SDE, its knock-outs and the optimizer share the last two: `_advance` (steps), `_observe` (observables),
+`_digest` (their moments, in float64). They are queued without waiting; the device is never idle while Python prepares the next one.
 """
 
 from __future__ import annotations
 
 import math
+import os
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol
+from functools import cached_property, lru_cache, partial
+from time import perf_counter
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,21 +27,36 @@ from jax.sharding import PartitionSpec as P
 from tqdm.auto import tqdm
 
 from sdesam import store
+from sdesam.engine import machine
+from sdesam.engine.normals import packed_normals, unpack
 from sdesam.engine.result import Divergence, Result
+from sdesam.engine.snapshot import Snapshot, fingerprint
 from sdesam.sampling import whole
 
 PyTree = Any
-Keep = Literal["statistics", "values", "trajectories"]
+Keep = Literal["means", "statistics", "values", "trajectories"]
+Normals = Literal["counter", "jax"]
 
-_CHUNK_BYTES = 2**23
-"""Working memory of the paths that one device advances together. Larger chunks leave the cache and were slower."""
+_CHUNK_BYTES = {"cpu": 2**23}
+"""Working memory of the paths that one device advances together. On a CPU larger chunks leave the cache and were slower."""
+_ACCELERATOR_BYTES = 2**28
+_CHUNK_PATHS = {"cpu": 2**15}
+"""Paths that one device advances together at most: with more of them a step was no faster per path, and needed more memory."""
+_PATIENCE = 0.5
+"""Seconds that one call of `_advance` may take: how long a snapshot, the progress bar or an interrupt waits at most, but for one step."""
+_AHEAD = 4
+"""Calls queued before the oldest one is waited for."""
 
 
 class Stepper(Hashable, Protocol):
     """One step of one path. Hashable, so that compiled code is shared by all runs that differ in `params` alone."""
 
-    def __call__(self, params: Any, x: PyTree, key: jax.Array, mirror: jax.Array) -> PyTree:
-        """The state after one step; `mirror` (-1 or 1) multiplies Gaussian noise, for antithetic pairs."""
+    def __call__(self, params: Any, x: PyTree, key: jax.Array, xi: Any) -> PyTree:
+        """The state after one step.
+
+        `xi` are standard normals of the plan's `noise_shape`, or None; `key`, a key of this path and step alone, is for anything else that
+        is random. A key that is not used costs nothing.
+        """
         ...
 
 
@@ -67,6 +88,8 @@ class Plan:
         step_bytes: working memory of one path in one step, an estimate.
         observe_bytes: the same while it is observed.
         config: what to record.
+        noise_shape: shape of the standard normals of one step; None for a stepper that draws from its key alone.
+        normals: where these come from, by counter or from `jax.random`.
     """
 
     stepper: Stepper
@@ -79,6 +102,8 @@ class Plan:
     step_bytes: int
     observe_bytes: int
     config: dict[str, Any] = field(default_factory=dict)
+    noise_shape: tuple[int, ...] | None = None
+    normals: Normals = "counter"
 
 
 def run(
@@ -93,54 +118,218 @@ def run(
     devices: Sequence[jax.Device] | None = None,
     progress: bool | None = None,
     label: str = "",
+    snapshot: str | os.PathLike[str] | None = None,
+    snapshot_every: float = 60.0,
 ) -> Result:
     """Advance `paths` paths to `plan.steps` and observe them at the steps in `grid`."""
+    layout = lay_out(plan, key, paths=paths, grid=grid, keep=keep, antithetic=antithetic, chunk=chunk, devices=devices)
+    layout.check_memory()
+    if snapshot is not None and machine.process_count() > 1:
+        snapshot = f"{os.fspath(snapshot)}.{machine.process_index()}"
+    work = _Work(layout, Snapshot.open(snapshot, snapshot_every, lambda: _identity(layout)))
+    total = (layout.last - layout.first) * plan.steps
+    # None leaves the bar to tqdm, which shows it on a terminal only
+    bar = tqdm(total=total, desc=label, delay=2, leave=False, unit="step", unit_scale=True, disable=None if progress is None else not progress)
+    with bar:
+        work.run(bar.update)
+    return work.result()
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will need.
+
+    Args:
+        paths: how many paths, in all processes together.
+        steps: steps of each.
+        chunks: how many chunks of paths this process advances one after another.
+        host_bytes: memory of all that is kept of each path.
+        device_bytes: working memory of one chunk, on all devices of this process, as the compiled step reports it.
+        available_bytes: memory that is free now; None where the system does not say.
+        compile_seconds: what compiling took.
+        seconds: expected time without compiling, from a trial run; paths that diverge can double it.
+    """
+
+    paths: int
+    steps: int
+    chunks: int
+    host_bytes: int
+    device_bytes: int
+    available_bytes: int | None
+    compile_seconds: float
+    seconds: float
+
+    def __str__(self) -> str:
+        free = f" of {_gigabytes(self.available_bytes)} free" if self.available_bytes is not None else ""
+        return (
+            f"{self.paths} paths of {self.steps} steps in {self.chunks} chunks; memory {_gigabytes(self.host_bytes)} for what is kept and "
+            f"{_gigabytes(self.device_bytes)} to work in{free}; about {self.seconds:.2g} s, and {self.compile_seconds:.2g} s to compile"
+        )
+
+
+def forecast(plan: Plan, key: jax.Array, **options: Any) -> Forecast:
+    """What a run needs, from its first steps; `options` are those of :func:`lay_out`."""
+    layout = lay_out(plan, key, **options)
+    layout.check_memory()
+    work = _Work(layout, Snapshot(None, 0.0, {}, None))
+    state, ensemble = work._begin(_Pass(0, np.ones(layout.size, bool), np.empty((0, 2), int)))
+    ids, good = work._ids(state), jax.device_put(state.good, work.split)
+    before = perf_counter()
+    arguments = (plan.params, layout.key, ids, ensemble, np.int32(0), np.int32(0))
+    compiled = _advance().lower(plan.stepper, work.draw, layout.mesh, *arguments).compile()
+    jax.block_until_ready(work._look(state, ensemble, good))
+    compile_seconds = perf_counter() - before
+
+    def timed(steps: int) -> float:
+        nonlocal ensemble
+        before = perf_counter()
+        ensemble = jax.block_until_ready(compiled(plan.params, layout.key, ids, ensemble, np.int32(0), np.int32(steps)))
+        return perf_counter() - before
+
+    timed(1)
+    steps, passed = 1, timed(1)
+    while passed < _PATIENCE / 2 and steps < plan.steps:
+        steps = min(2 * steps, plan.steps)
+        passed = timed(steps)
+    before = perf_counter()
+    jax.block_until_ready(work._look(state, ensemble, good))
+    look = perf_counter() - before
+    used = compiled.memory_analysis()
+    chunks = math.ceil((layout.last - layout.first) / layout.size)
+    return Forecast(
+        paths=layout.paths,
+        steps=plan.steps,
+        chunks=chunks,
+        host_bytes=layout.host_bytes,
+        # as seen from one device
+        device_bytes=layout.mesh.size * (used.temp_size_in_bytes + used.argument_size_in_bytes) if used else layout.device_bytes,
+        available_bytes=machine.available_memory(),
+        compile_seconds=compile_seconds,
+        seconds=chunks * (plan.steps * passed / steps + len(layout.grid) * look),
+    )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A run and how it is laid out: which paths this process advances, and how many together.
+
+    Args:
+        plan: what to run.
+        key: a typed key.
+        paths: how many, in all processes together.
+        grid: the steps at which to observe.
+        keep: what to keep of each path.
+        antithetic: whether paths come in mirrored pairs.
+        mesh: the devices of this process.
+        size: paths per chunk.
+        first: the first path of this process.
+        last: one more than its last.
+    """
+
+    plan: Plan
+    key: jax.Array
+    paths: int
+    grid: np.ndarray
+    keep: Keep
+    antithetic: bool
+    mesh: Mesh
+    size: int
+    first: int
+    last: int
+
+    @property
+    def tables(self) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """Shape and dtype of every array with one row per path, of all processes together: what the host must hold in the end."""
+        plan, times = self.plan, len(self.grid)
+        rows: dict[str, tuple[tuple[int, ...], Any]] = {"first": ((self.paths,), np.dtype(np.int32))}
+        leaves = jax.tree.leaves(plan.x0)
+        if self.keep != "means":
+            rows |= {f"final.{k}": ((self.paths, *leaf.shape), leaf.dtype) for k, leaf in enumerate(leaves)}
+        if self.keep in ("values", "trajectories"):
+            rows |= {f"values.{name}": ((self.paths, times, *seen.shape), seen.dtype) for name, seen in self.observables.items()}
+        if self.keep == "trajectories":
+            rows |= {f"trajectory.{k}": ((self.paths, times, *leaf.shape), leaf.dtype) for k, leaf in enumerate(leaves)}
+        return rows
+
+    @cached_property
+    def observables(self) -> dict[str, Any]:
+        """Shape and dtype of every observable of one path."""
+        plan = self.plan
+        shapes = jax.eval_shape(plan.observer, plan.data, plan.x0) if plan.observer.names else {}
+        return {name: shapes[name] for name in plan.observer.names}  # jax sorts the keys
+
+    @property
+    def host_bytes(self) -> int:
+        """Memory of the arrays with one row per path."""
+        return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in self.tables.values())
+
+    @property
+    def device_bytes(self) -> int:
+        """Working memory of the chunk that is advanced together, an estimate, on all devices of this process."""
+        return self.size * max(self.plan.step_bytes, 1)
+
+    def check_memory(self) -> None:
+        """Refuse a run that cannot fit into memory."""
+        need, available = self.host_bytes + (self.device_bytes if self.mesh.devices.flat[0].platform == "cpu" else 0), machine.available_memory()
+        if available is None or need <= available:
+            return
+        worst = max(self.tables, key=lambda name: math.prod(self.tables[name][0]))
+        what = {"first": "bookkeeping", "final": "final states", "values": "values", "trajectory": "trajectories"}[worst.split(".")[0]]
+        advice = {
+            "final states": "keep='means', which keeps no states",
+            "values": "keep='statistics'",
+            "trajectories": "keep='values' or 'statistics'",
+        }
+        if self.host_bytes < self.device_bytes:
+            raise ValueError(
+                f"{self.size} paths together need about {_gigabytes(self.device_bytes)} of working memory, but {_gigabytes(available)} are free: "
+                "choose a smaller chunk"
+            )
+        raise ValueError(
+            f"{self.paths} paths need {_gigabytes(need)}, most of it for their {what}, but {_gigabytes(available)} are free: "
+            f"choose {advice.get(what, 'fewer paths')}, or fewer paths"
+        )
+
+
+def lay_out(
+    plan: Plan,
+    key: jax.Array,
+    *,
+    paths: int,
+    grid: np.ndarray,
+    keep: Keep = "statistics",
+    antithetic: bool = False,
+    chunk: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Layout:
+    """How a run would be laid out, or one sentence saying what does not fit."""
     key = check_key(key)
-    if keep not in ("statistics", "values", "trajectories"):
-        raise ValueError(f"keep={keep!r}: choose 'statistics', 'values' or 'trajectories'")
+    if keep not in get_args(Keep):
+        raise ValueError(f"keep={keep!r}: choose 'statistics', 'means', 'values' or 'trajectories'")
+    if plan.normals not in get_args(Normals):
+        raise ValueError(f"normals={plan.normals!r}: choose 'counter' or 'jax'")
     if antithetic and paths % 2:
         raise ValueError(f"{paths} paths cannot be paired: antithetic runs need an even number")
+    if paths > 2**32:
+        raise ValueError(f"{paths} paths: at most 2**32 have draws of their own; use a second key for more")
+    if plan.steps >= 2**31:
+        raise ValueError(f"{plan.steps} steps: at most 2**31 - 1 are counted; choose a larger step")
+    count, index = machine.process_count(), machine.process_index()
     available = list(devices if devices is not None else jax.devices())
     if not available:
         raise ValueError("devices is empty: name at least one, or leave it out")
-    mesh = Mesh(np.array(available[:paths]), ("paths",))
-    size = _chunk_size(paths, chunk, mesh.size, plan.step_bytes, antithetic)
-    starts = range(0, paths, size)
-    statistics: dict[str, _Moments] = {}
-    gathered: list[_Chunk] = []
-    final, diverged_path, diverged_step = [], [], []
-    # None leaves the bar to tqdm, which shows it on a terminal only
-    bar = tqdm(total=len(starts) * len(grid), desc=label, delay=2, leave=False, disable=None if progress is None else not progress)
-    with bar:
-        for start in starts:
-            count = min(size, paths - start)
-            piece = _run_chunk(plan, key, start, size, grid, keep, antithetic, mesh, bar.update)
-            piece = jax.tree.map(lambda a, count=count: a[:count], piece)
-            final.append(piece.final)
-            bad = piece.diverged >= 0
-            diverged_path.append(start + np.flatnonzero(bad))
-            diverged_step.append(piece.diverged[bad])
-            if antithetic:
-                bad = np.repeat(bad.reshape(-1, 2).any(axis=1), 2)
-            for name in plan.observer.names:
-                good = piece.values[name][~bad].astype(np.float64)
-                if antithetic:
-                    good = good.reshape(-1, 2, *good.shape[1:]).mean(axis=1)
-                statistics.setdefault(name, _Moments()).add(good)
-            if keep != "statistics":
-                gathered.append(piece)
-    stack = partial(jax.tree.map, lambda *parts: np.concatenate(parts))
-    return Result(
-        time=grid * plan.step_time,
-        mean={name: moments.mean for name, moments in statistics.items()},
-        stderr={name: moments.stderr for name, moments in statistics.items()},
-        final=stack(*final),
-        diverged=Divergence(np.concatenate(diverged_path), np.concatenate(diverged_step) * plan.step_time, paths),
-        config={**plan.config, "paths": paths, "antithetic": antithetic, "key": np.asarray(jax.random.key_data(key)).tolist()},
-        provenance=store.provenance(),
-        values=stack(*(piece.values for piece in gathered)) if gathered else None,
-        trajectory=stack(*(piece.trajectory for piece in gathered)) if keep == "trajectories" else None,
-    )
+    units = paths // 2 if antithetic else paths
+    if devices is not None and len(available) > paths:
+        raise ValueError(f"{len(available)} devices for {paths} paths: some would have none; name at most {paths} devices")
+    if count > units:
+        raise ValueError(f"{count} processes for {paths} paths: some would have none; start at most {units} processes")
+    own = [device for device in available if device.process_index == index]
+    if not own:
+        raise ValueError(f"devices names none of process {index}: every process needs one of its own")
+    first, last = (units * k // count * (2 if antithetic else 1) for k in (index, index + 1))
+    mesh = Mesh(np.array(own[: last - first]), ("paths",))
+    size = _chunk_size(last - first, chunk, mesh, plan.step_bytes, antithetic)
+    return Layout(plan, key, paths, grid, keep, antithetic, mesh, size, first, last)
 
 
 def check_key(key: Any) -> jax.Array:
@@ -184,93 +373,337 @@ def time_grid(times: Sequence[float] | np.ndarray | None, steps: int, step_time:
     return grid
 
 
-class _Chunk(NamedTuple):
-    """What is known of some paths at the end; numpy arrays, leading axis paths."""
+class _Ensemble(NamedTuple):
+    """What a chunk carries through time; arrays on the devices, leading axis paths."""
 
-    final: PyTree
-    diverged: np.ndarray
-    values: dict[str, np.ndarray]
-    trajectory: PyTree
-
-
-def _run_chunk(
-    plan: Plan,
-    key: jax.Array,
-    start: int,
-    size: int,
-    grid: np.ndarray,
-    keep: Keep,
-    antithetic: bool,
-    mesh: Mesh,
-    tick: Callable[[], object],
-) -> _Chunk:
-    """Paths `start .. start + size - 1` from beginning to end."""
-    split = NamedSharding(mesh, P("paths"))
-    ids = jax.device_put(np.arange(start, start + size, dtype=np.uint32), split)
-    x = jax.tree.map(lambda leaf: jax.device_put(jnp.broadcast_to(leaf, (size, *leaf.shape)), split), plan.x0)
-    diverged = jax.device_put(np.full(size, -1, dtype=np.int32), split)
-    values: dict[str, list[np.ndarray]] = {}
-    states = []
-    at = 0
-    for step in grid:
-        x, diverged = _advance(plan.stepper, mesh, antithetic, plan.params, key, ids, x, diverged, at, int(step))
-        at = int(step)
-        seen = _observe(plan.observer, mesh, max(1, _CHUNK_BYTES // plan.observe_bytes), plan.data, x)
-        for name in plan.observer.names:  # jit sorts the keys
-            values.setdefault(name, []).append(np.asarray(seen[name]))
-        if keep == "trajectories":
-            states.append(jax.tree.map(np.asarray, x))
-        tick()
-    x, diverged = _advance(plan.stepper, mesh, antithetic, plan.params, key, ids, x, diverged, at, plan.steps)
-    table = {name: np.stack(many, axis=1) for name, many in values.items()}
-    return _Chunk(
-        final=jax.tree.map(np.asarray, x),
-        diverged=_first_divergence(np.array(diverged), table, grid),
-        values=table,
-        trajectory=jax.tree.map(lambda *many: np.stack(many, axis=1), *states) if states else None,
-    )
+    x: PyTree
+    noise: Any
+    """The normals of the next step. Carried, so that they are made once and not anew by everything that uses them."""
+    first: jax.Array
+    """The step after which a path was first seen to be not finite; -1 for never."""
 
 
-def _first_divergence(state: np.ndarray, table: dict[str, np.ndarray], grid: np.ndarray) -> np.ndarray:
-    """The step at which the state or an observable was first not finite; -1 for never."""
-    first = np.where(state < 0, np.iinfo(np.int32).max, state)
-    for values in table.values():
-        wrong = ~np.isfinite(values).reshape(*values.shape[:2], -1).all(axis=2)
-        first = np.where(wrong.any(axis=1), np.minimum(first, grid[wrong.argmax(axis=1)]), first)
-    return np.where(first == np.iinfo(np.int32).max, -1, first)
+@dataclass
+class _Pass:
+    """A chunk on its way. If a path of it diverges it goes twice: first to learn which do, then without them in the moments."""
+
+    start: int
+    """The first of its rows."""
+    good: np.ndarray
+    """Which of its paths the moments are of."""
+    windows: np.ndarray
+    """`(after, until)`, shape `(k, 2)`: in these steps paths are known to diverge, and after each it is looked which."""
+    at: int = 0
+    """Steps made."""
+    seen: int = 0
+    """Observations made."""
+    checks: list[int] = field(default_factory=lambda: [0])
+    """The steps after which it was looked whether all is finite."""
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _advance(
+class _Work:
+    """A run on its way: what has been found so far, and what comes next."""
+
+    def __init__(self, layout: Layout, snapshot: Snapshot):
+        plan = layout.plan
+        self.layout, self.snapshot = layout, snapshot
+        self.rows = layout.last - layout.first
+        self.split = NamedSharding(layout.mesh, P("paths"))
+        self.draw = _Draw(plan.noise_shape, np.dtype(_dtype(plan.x0)).name, plan.normals, layout.antithetic)
+        self.tables = {name: np.empty((self.rows, *shape[1:]), dtype) for name, (shape, dtype) in layout.tables.items()}
+        shapes = {name: (len(layout.grid), *shape.shape) for name, shape in layout.observables.items()}
+        self.moments = {name: _Moments(0, np.full(shape, np.nan), np.zeros(shape)) for name, shape in shapes.items()}
+        # mean and sum of squares of the chunk on its way, from each device
+        self.part = {name: np.zeros((2, layout.mesh.size, *shape)) for name, shape in shapes.items()}
+        self.done = 0
+        self.speed: float | None = None
+        """Steps of a chunk per second, once it is known."""
+
+    def run(self, tick: Callable[[int], object]) -> None:
+        """All chunks from beginning to end, or from the snapshot on."""
+        state = self._restore()
+        tick(self.done * self.layout.plan.steps)
+        while self.done < self.rows:
+            count = min(self.layout.size, self.rows - self.done)
+            if state is None:
+                state = self._begin(_Pass(self.done, np.arange(self.layout.size) < count, np.empty((0, 2), int)))
+            state = self._through(*state, tick)
+            if state is None:
+                self.done += count
+        self._save(None)
+
+    def _begin(self, state: _Pass) -> tuple[_Pass, _Ensemble]:
+        layout = self.layout
+        x = jax.tree.map(lambda leaf: jax.device_put(jnp.broadcast_to(leaf, (layout.size, *leaf.shape)), self.split), layout.plan.x0)
+        first = jax.device_put(np.full(layout.size, -1, np.int32), self.split)
+        return state, _Ensemble(x, _first_noise(self.draw, layout.mesh, layout.key, self._ids(state)), first)
+
+    def _ids(self, state: _Pass) -> jax.Array:
+        start = self.layout.first + state.start
+        ids: jax.Array = jax.device_put((start + np.arange(self.layout.size)).astype(np.uint32), self.split)
+        return ids
+
+    def _through(self, state: _Pass, ensemble: _Ensemble, tick: Callable[[int], object]) -> tuple[_Pass, _Ensemble] | None:
+        """One chunk to its end; what it has to do next, or None."""
+        layout, plan, grid = self.layout, self.layout.plan, self.layout.grid
+        ids, good = self._ids(state), jax.device_put(state.good, self.split)
+        queue: deque[tuple[int, Any]] = deque()
+
+        def collect(most: int) -> None:
+            while len(queue) > most:
+                self._collect(state, *queue.popleft())
+
+        while True:
+            if state.seen < len(grid) and state.at == grid[state.seen]:
+                found, ensemble = self._look(state, ensemble, good)
+                queue.append((state.seen, found))
+                state.seen += 1
+                collect(_AHEAD)
+            if state.at == plan.steps:
+                break
+            if self.snapshot.due():
+                collect(0)
+                self._save((state, ensemble))
+            stop = self._stop(state)
+            ensemble = self._advance(state, ensemble, ids, stop)
+            if not len(state.windows):
+                tick((stop - state.at) * int(state.good.sum()))
+            state.at = stop
+            state.checks.append(stop)
+        collect(0)
+        first = np.array(ensemble.first)
+        bad = first >= 0
+        if layout.antithetic:
+            bad = np.repeat(bad.reshape(-1, 2).any(axis=1), 2)
+        if (bad & state.good).any():
+            until = np.unique(first[state.good & (first > 0)])
+            after = np.array(state.checks)[np.searchsorted(state.checks, until) - 1]
+            return self._begin(_Pass(state.start, state.good & ~bad, np.stack([after, until], axis=1)))
+        self._finish(state, ensemble, first)
+        return None
+
+    def _stop(self, state: _Pass) -> int:
+        """How far to go in one call: to the next observation, not beyond our patience, and step by step where a path diverges."""
+        grid = self.layout.grid
+        stop = int(grid[state.seen]) if state.seen < len(grid) else self.layout.plan.steps
+        for after, until in state.windows:
+            if after <= state.at < until:
+                return state.at + 1
+            if state.at < after:
+                stop = min(stop, int(after))
+        # until the speed is known, twice as far as the last time
+        most = self.speed * _PATIENCE if self.speed is not None else 2 * (state.at - state.checks[-2]) if state.at else 1
+        return min(stop, state.at + max(1, int(most)))
+
+    def _advance(self, state: _Pass, ensemble: _Ensemble, ids: jax.Array, stop: int) -> _Ensemble:
+        plan, before = self.layout.plan, perf_counter()
+        made: _Ensemble = _advance()(
+            plan.stepper, self.draw, self.layout.mesh, plan.params, self.layout.key, ids, ensemble, np.int32(state.at), np.int32(stop)
+        )
+        if self.speed is None and state.at > 0:  # the first call compiles
+            jax.block_until_ready(made)
+            passed = perf_counter() - before
+            self.speed = (stop - state.at) / passed if passed > _PATIENCE / 10 else None
+        return made
+
+    def _look(self, state: _Pass, ensemble: _Ensemble, good: jax.Array) -> tuple[Any, _Ensemble]:
+        layout, plan, first = self.layout, self.layout.plan, ensemble.first
+        moments, values = {}, {}
+        if plan.observer.names:
+            together = max(1, _chunk_bytes(layout.mesh) // plan.observe_bytes)
+            values = _observe(plan.observer, layout.mesh, together, plan.data, ensemble.x)
+            with jax.enable_x64(True):
+                moments, first = _digest(layout.mesh, layout.antithetic, values, good, first, np.int32(state.at))
+        if layout.keep == "trajectories":
+            for k, leaf in enumerate(jax.tree.leaves(ensemble.x)):
+                self._keep(state, f"trajectory.{k}", leaf, state.seen)
+        return (moments, values if layout.keep in ("values", "trajectories") else {}), ensemble._replace(first=first)
+
+    def _collect(self, state: _Pass, time: int, found: tuple[dict[str, Any], dict[str, Any]]) -> None:
+        moments, values = found
+        for name, both in moments.items():
+            self.part[name][:, :, time] = np.stack(both)
+        for name, table in values.items():
+            self._keep(state, f"values.{name}", table, time)
+
+    def _keep(self, state: _Pass, name: str, rows: Any, time: int | None = None) -> None:
+        count = min(self.layout.size, self.rows - state.start)
+        where = slice(state.start, state.start + count)
+        self.tables[name][where if time is None else (where, time)] = np.asarray(rows)[:count]
+
+    def _finish(self, state: _Pass, ensemble: _Ensemble, first: np.ndarray) -> None:
+        self._keep(state, "first", first)
+        if self.layout.keep != "means":
+            for k, leaf in enumerate(jax.tree.leaves(ensemble.x)):
+                self._keep(state, f"final.{k}", leaf)
+        counts = state.good.reshape(self.layout.mesh.size, -1).sum(axis=1) // (2 if self.layout.antithetic else 1)
+        for name, (means, squares) in self.part.items():
+            for shard in zip(counts, means, squares, strict=True):
+                self.moments[name].add(_Moments(*shard))
+
+    def _save(self, now: tuple[_Pass, _Ensemble] | None) -> None:
+        if self.snapshot.path is None:
+            return
+        position: dict[str, Any] = {"done": self.done, "counts": {name: int(moments.count) for name, moments in self.moments.items()}}
+        upto = self.done + (self.layout.size if now else 0)
+        arrays = {f"table.{name}": table[:upto] for name, table in self.tables.items()}
+        for name, moments in self.moments.items():
+            arrays |= {f"mean.{name}": moments.mean, f"squares.{name}": moments.squares}
+        if now:
+            state, ensemble = now
+            position |= {"start": state.start, "at": state.at, "seen": state.seen}
+            arrays |= {"good": state.good, "windows": state.windows, "checks": np.array(state.checks)}
+            arrays |= {f"ensemble.{k}": np.asarray(leaf) for k, leaf in enumerate(jax.tree.leaves(ensemble))}
+            arrays |= {f"part.{name}": part for name, part in self.part.items()}
+        self.snapshot.write(arrays, position)
+
+    def _restore(self) -> tuple[_Pass, _Ensemble] | None:
+        if self.snapshot.found is None:
+            return None
+        arrays, position = self.snapshot.found
+        self.snapshot.found = None
+        self.done = position["done"]
+        for name, table in self.tables.items():
+            kept = arrays[f"table.{name}"]
+            table[: len(kept)] = kept
+        for name, count in position["counts"].items():
+            self.moments[name] = _Moments(count, arrays[f"mean.{name}"], arrays[f"squares.{name}"])
+        if "at" not in position:
+            return None
+        self.part = {name: arrays[f"part.{name}"] for name in self.part}
+        state = _Pass(position["start"], arrays["good"], arrays["windows"], position["at"], position["seen"], arrays["checks"].tolist())
+        _, fresh = self._begin(state)
+        leaves = [jax.device_put(arrays[f"ensemble.{k}"], self.split) for k in range(len(jax.tree.leaves(fresh)))]
+        return state, jax.tree.unflatten(jax.tree.structure(fresh), leaves)
+
+    def result(self) -> Result:
+        """What was found, by all processes together."""
+        layout, plan, names = self.layout, self.layout.plan, list(self.moments)
+        own = {f"table.{name}": table for name, table in self.tables.items()}
+        for k, moments in enumerate(self.moments.values()):
+            own |= {f"{k}.count": np.array(moments.count), f"{k}.mean": moments.mean, f"{k}.squares": moments.squares}
+        everyone = machine.gather(own)
+        if len(everyone) > 1:
+            self.tables = {name: np.concatenate([one[f"table.{name}"] for one in everyone]) for name in self.tables}
+            for k, name in enumerate(names):
+                parts = [_Moments(int(one[f"{k}.count"]), one[f"{k}.mean"], one[f"{k}.squares"]) for one in everyone]
+                self.moments[name] = parts[0]
+                for part in parts[1:]:
+                    parts[0].add(part)
+
+        def states(kind: str) -> PyTree:
+            leaves, structure = jax.tree.flatten(plan.x0)
+            return jax.tree.unflatten(structure, [self.tables[f"{kind}.{k}"] for k in range(len(leaves))])
+
+        first = self.tables["first"]
+        config = {**plan.config, "paths": layout.paths, "antithetic": layout.antithetic, "key": np.asarray(jax.random.key_data(layout.key)).tolist()}
+        return Result(
+            time=layout.grid * plan.step_time,
+            mean={name: moments.mean for name, moments in self.moments.items()},
+            stderr={name: moments.stderr for name, moments in self.moments.items()},
+            final=states("final") if layout.keep != "means" else None,
+            diverged=Divergence(np.flatnonzero(first >= 0), first[first >= 0] * plan.step_time, layout.paths),
+            config=config,
+            provenance=store.provenance(),
+            values={name: self.tables[f"values.{name}"] for name in names} if layout.keep in ("values", "trajectories") else None,
+            trajectory=states("trajectory") if layout.keep == "trajectories" else None,
+        )
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """The normals of one step of many paths, as they are carried and as a stepper takes them."""
+
+    shape: tuple[int, ...] | None
+    dtype: str
+    normals: Normals
+    antithetic: bool
+
+    def make(self, key: jax.Array, step: jax.Array, ids: jax.Array) -> Any:
+        """To be carried: one array, which is all that XLA computes once."""
+        if self.shape is None:
+            return ()
+        of = ids // 2 if self.antithetic else ids
+        precision = jnp.promote_types(self.dtype, jnp.float32)
+        if self.normals == "counter":
+            made = packed_normals(key, step, of, math.prod(self.shape), precision)
+        else:
+            shape = self.shape
+            made = jax.vmap(lambda path: jax.random.normal(jax.random.split(_key(key, path, step), 3)[0], shape, self.dtype))(of)
+        if self.antithetic:
+            sign = (1 - 2 * (ids % 2).astype(jnp.int32)).astype(precision)
+            made = made * jnp.expand_dims(sign, tuple(range(1, made.ndim)))
+        return made
+
+    def take(self, made: Any) -> Any:
+        """For a stepper: one array of `shape` for each path."""
+        if self.shape is None:
+            return None
+        return unpack(made, self.shape).astype(self.dtype) if self.normals == "counter" else made.astype(self.dtype)
+
+
+def _key(key: jax.Array, path: jax.Array, step: jax.Array) -> jax.Array:
+    """The key of one path and step."""
+    return jax.random.fold_in(jax.random.fold_in(key, path), step)
+
+
+def _dtype(x: PyTree) -> Any:
+    return jnp.result_type(*jax.tree.leaves(x))
+
+
+@lru_cache(maxsize=1)
+def _compiler_options() -> dict[str, Any] | None:
+    """The widest vectors: the cipher runs 1.8 times as fast on a CPU with AVX-512, and others take what they have."""
+    options = {"xla_cpu_prefer_vector_width": 512}
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=options)(np.float32(0))
+    except Exception:  # an XLA that no longer has the option
+        return None
+    return options
+
+
+@lru_cache(maxsize=1)
+def _advance() -> Any:
+    """`(stepper, draw, mesh, params, key, ids, ensemble, start, stop)` -> the ensemble after steps `start .. stop - 1`; compiled."""
+    return jax.jit(_steps, static_argnums=(0, 1, 2), donate_argnums=6, compiler_options=_compiler_options())
+
+
+def _steps(
     stepper: Stepper,
+    draw: _Draw,
     mesh: Mesh,
-    antithetic: bool,
     params: Any,
     key: jax.Array,
     ids: jax.Array,
-    x: PyTree,
-    diverged: jax.Array,
+    ensemble: _Ensemble,
     start: jax.Array,
     stop: jax.Array,
-) -> tuple[PyTree, jax.Array]:
-    """Steps `start .. stop - 1` of the paths `ids`, and the step after which each first was not finite."""
+) -> _Ensemble:
+    def many(params: Any, key: jax.Array, ids: jax.Array, ensemble: _Ensemble, start: jax.Array, stop: jax.Array) -> _Ensemble:
+        of = ids // 2 if draw.antithetic else ids
 
-    def one(params: Any, key: jax.Array, path: jax.Array, x: PyTree, diverged: jax.Array, start: Any, stop: Any) -> Any:
-        path_key = jax.random.fold_in(key, path // 2 if antithetic else path)
-        mirror = 1 - 2 * (path % 2).astype(jnp.int32) if antithetic else jnp.int32(1)
+        def body(step: jax.Array, carry: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
+            x, noise = carry
+            keys = jax.vmap(lambda path: _key(key, path, step))(of)
+            x = jax.vmap(partial(stepper, params))(x, keys, draw.take(noise))
+            return x, draw.make(key, step + 1, ids)
 
-        def body(step: jax.Array, carry: tuple[PyTree, jax.Array]) -> tuple[PyTree, jax.Array]:
-            x, diverged = carry
-            x = stepper(params, x, jax.random.fold_in(path_key, step), mirror)
-            finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(x)]))
-            return x, jnp.where((diverged < 0) & ~finite, step + 1, diverged)
+        x, noise = jax.lax.fori_loop(start, stop, body, (ensemble.x, ensemble.noise))
+        return _Ensemble(x, noise, _mark(ensemble.first, x, stop))
 
-        return jax.lax.fori_loop(start, stop, body, (x, diverged))
-
-    many = jax.vmap(one, in_axes=(None, None, 0, 0, 0, None, None))
-    mapped = jax.shard_map(many, mesh=mesh, in_specs=(P(), P(), P("paths"), P("paths"), P("paths"), P(), P()), out_specs=P("paths"), check_vma=False)
-    result: tuple[PyTree, jax.Array] = mapped(params, key, ids, x, diverged, jnp.int32(start), jnp.int32(stop))
+    mapped = jax.shard_map(many, mesh=mesh, in_specs=(P(), P(), P("paths"), P("paths"), P(), P()), out_specs=P("paths"), check_vma=False)
+    result: _Ensemble = mapped(params, key, ids, ensemble, start, stop)
     return result
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _first_noise(draw: _Draw, mesh: Mesh, key: jax.Array, ids: jax.Array) -> Any:
+    """The normals of step 0."""
+
+    def many(key: jax.Array, ids: jax.Array) -> Any:
+        return draw.make(key, jnp.int32(0), ids)
+
+    return jax.shard_map(many, mesh=mesh, in_specs=(P(), P("paths")), out_specs=P("paths"), check_vma=False)(key, ids)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -286,10 +719,70 @@ def _observe(observer: Observer, mesh: Mesh, together: int, data: Any, x: PyTree
     return values
 
 
-def _chunk_size(paths: int, chunk: int | None, devices: int, step_bytes: int, antithetic: bool) -> int:
+@partial(jax.jit, static_argnums=(0, 1))
+def _digest(
+    mesh: Mesh, antithetic: bool, values: dict[str, jax.Array], good: jax.Array, first: jax.Array, step: jax.Array
+) -> tuple[dict[str, Any], jax.Array]:
+    """Mean and sum of squared deviations over the good paths of each device, and `first` with the paths whose values are not finite."""
+
+    def many(values: dict[str, jax.Array], good: jax.Array, first: jax.Array, step: jax.Array) -> Any:
+        units = good.reshape(-1, 2).all(axis=1) if antithetic else good
+        count = jnp.sum(units, dtype=jnp.float64)
+
+        def moments(table: jax.Array) -> tuple[jax.Array, jax.Array]:
+            exact = table.astype(jnp.float64)
+            exact = exact.reshape(-1, 2, *exact.shape[1:]).mean(axis=1) if antithetic else exact
+            mask = jnp.expand_dims(units, tuple(range(1, exact.ndim)))
+            mean = jnp.where(mask, exact, 0).sum(axis=0) / count
+            return mean[None], jnp.where(mask, (exact - mean) ** 2, 0).sum(axis=0)[None]
+
+        return {name: moments(table) for name, table in values.items()}, _mark(first, values, step)
+
+    specs = P("paths"), P("paths"), P("paths"), P()
+    found: tuple[dict[str, Any], jax.Array] = jax.shard_map(many, mesh=mesh, in_specs=specs, out_specs=P("paths"), check_vma=False)(
+        values, good, first, step
+    )
+    return found
+
+
+def _mark(first: jax.Array, values: PyTree, step: jax.Array) -> jax.Array:
+    """`first`, with `step` where one of `values` (leading axis paths) is not finite and none was before."""
+    finite = [jnp.isfinite(leaf).reshape(len(first), -1).all(axis=1) for leaf in jax.tree.leaves(values)]
+    return jnp.where((first < 0) & ~jnp.stack(finite).all(axis=0), step, first)
+
+
+def _identity(layout: Layout) -> dict[str, Any]:
+    """All that a run depends on to the last bit: a snapshot is read by the same run only."""
+    plan = layout.plan
+    keys = layout.key
+    xi = None if plan.noise_shape is None else jnp.zeros(plan.noise_shape, _dtype(plan.x0))
+    versions = store.provenance()["versions"]
+    return {
+        **plan.config,
+        "functions and numbers": fingerprint([(plan.stepper, (plan.params, plan.x0, keys, xi)), (plan.observer, (plan.data, plan.x0))]),
+        "key": np.asarray(jax.random.key_data(keys)),
+        "paths": layout.paths,
+        "antithetic": layout.antithetic,
+        "keep": layout.keep,
+        "observation steps": layout.grid,
+        "observables": plan.observer.names,
+        "chunk": layout.size,
+        "devices": layout.mesh.size,
+        "device": layout.mesh.devices.flat[0].device_kind,
+        "processes": [machine.process_index(), machine.process_count()],
+        "versions": {name: versions[name] for name in ("sdesam", "jax", "jaxlib")},
+    }
+
+
+def _chunk_bytes(mesh: Mesh) -> int:
+    return _CHUNK_BYTES.get(mesh.devices.flat[0].platform, _ACCELERATOR_BYTES)
+
+
+def _chunk_size(paths: int, chunk: int | None, mesh: Mesh, step_bytes: int, antithetic: bool) -> int:
     """Paths per chunk: a multiple of the devices, of even size over as few chunks as the memory allows."""
-    unit = devices * (2 if antithetic and devices % 2 else 1)
-    most = whole("chunk", chunk) if chunk is not None else max(1, _CHUNK_BYTES // step_bytes) * devices
+    unit = mesh.size * (2 if antithetic else 1)
+    together = min(max(1, _chunk_bytes(mesh) // step_bytes), _CHUNK_PATHS.get(mesh.devices.flat[0].platform, paths))
+    most = whole("chunk", chunk) if chunk is not None else together * mesh.size
     chunks = math.ceil(paths / most)
     even = math.ceil(paths / chunks)
     return math.ceil(even / unit) * unit
@@ -297,26 +790,24 @@ def _chunk_size(paths: int, chunk: int | None, devices: int, step_bytes: int, an
 
 @dataclass
 class _Moments:
-    """Mean and variance over paths, merged chunk by chunk in float64 (Chan, Golub & LeVeque 1983)."""
+    """Mean and sum of squared deviations over paths, merged in float64 (Chan, Golub & LeVeque 1983)."""
 
-    count: int = 0
-    mean: Any = np.nan
-    squares: Any = 0.0
+    count: int
+    mean: np.ndarray
+    squares: np.ndarray
 
-    def add(self, values: np.ndarray) -> None:
-        """Merge `values`, leading axis paths."""
-        count = len(values)
-        if self.count == 0:
-            self.mean = np.full(values.shape[1:], np.nan)
-        if not count:
+    def add(self, other: _Moments) -> None:
+        """Merge those of other paths."""
+        if not other.count:
             return
-        mean = values.mean(axis=0)
-        squares = ((values - mean) ** 2).sum(axis=0)
-        if self.count:
-            gap = mean - self.mean
-            squares = self.squares + squares + gap**2 * (self.count * count / (self.count + count))
-            mean = self.mean + gap * (count / (self.count + count))
-        self.count, self.mean, self.squares = self.count + count, mean, squares
+        if not self.count:
+            self.count, self.mean, self.squares = other.count, other.mean.copy(), other.squares.copy()
+            return
+        total = self.count + other.count
+        gap = other.mean - self.mean
+        self.squares = self.squares + other.squares + gap**2 * (self.count * other.count / total)
+        self.mean = self.mean + gap * (other.count / total)
+        self.count = total
 
     @property
     def stderr(self) -> np.ndarray:
@@ -324,3 +815,7 @@ class _Moments:
         if self.count < 2:
             return np.full(np.shape(self.mean), np.nan)
         return np.asarray(np.sqrt(self.squares / (self.count - 1) / self.count))
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.3g} GB"

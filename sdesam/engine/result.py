@@ -53,7 +53,7 @@ class Result:
         time: SDE time (`t = k eta`), shape `(times,)`.
         mean: per observable, the mean over the paths that stayed finite to the end, shape `(times, ...)`.
         stderr: its standard error; NaN where fewer than two independent paths are left.
-        final: the last state of every path, diverged ones included; structure of `x0`, leading axis `paths`.
+        final: the last state of every path, diverged ones included; structure of `x0`, leading axis `paths`; None with `keep="means"`.
         diverged: which paths diverged, and when.
         config: all that the run depends on, the key included.
         provenance: versions, device, revision, time.
@@ -113,12 +113,14 @@ class Result:
             config=meta["config"],
             provenance=meta["provenance"],
             values=group("values") or None,
-            trajectory=_nest(meta["leaves"], group("trajectory")) if group("trajectory") else None,
+            trajectory=_nest(meta["leaves"], group("trajectory")),
         )
 
 
 def _nest(keys: list[list[Any]], leaves: dict[str, np.ndarray]) -> Any:
     ordered = [leaves[str(k)] for k in range(len(leaves))]
+    if not leaves:
+        return None
     if keys == [[]]:
         return ordered[0]
     if not all(isinstance(part, str) for where in keys for part in where):

@@ -118,6 +118,14 @@ class FiniteSum:
         return _observe(self.observer([name]), self.data, self.check_params(x))[name]
 
     @cached_property
+    def curvature(self) -> float:
+        """The largest curvature of `f` at the start: of the eigenvalues of its Hessian the one largest in size, from below, if it is positive.
+
+        By 20 power iterations from a fixed vector; 0 where that eigenvalue is negative.
+        """
+        return max(0.0, float(_curvature(self.sample_loss, self.chunk, self.data, self.x0)))
+
+    @cached_property
     def nonsmooth(self) -> tuple[str, ...]:
         """The operations that keep the loss from being three times differentiable; empty where none was found."""
         return nonsmooth_operations(self.sample_loss, self.x0, self.sample(0))
@@ -248,6 +256,25 @@ def _observe(observer: Observer, data: PyTree, x: PyTree) -> dict[str, jax.Array
 @partial(jax.jit, static_argnums=(0, 1))
 def _mean_grad(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> PyTree:
     return mean_grad(sample_loss, chunk, data, x)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _curvature(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> jax.Array:
+    """Rayleigh's quotient of the Hessian after 20 power iterations."""
+    flat, rebuild = ravel_pytree(x)
+
+    def times(v: jax.Array) -> jax.Array:
+        product = jax.jvp(lambda y: mean_grad(sample_loss, chunk, data, y), (x,), (rebuild(v),))[1]
+        flat_product: jax.Array = ravel_pytree(product)[0]
+        return flat_product
+
+    def normal(v: jax.Array) -> jax.Array:
+        size = jnp.linalg.norm(v)
+        return jnp.where(size > 0, v / size, v)
+
+    v = jax.lax.fori_loop(0, 20, lambda _, v: normal(times(v)), normal(jax.random.normal(jax.random.key(0), flat.shape, flat.dtype)))
+    quotient: jax.Array = v @ times(v)
+    return quotient
 
 
 def _samples(data: PyTree) -> int:

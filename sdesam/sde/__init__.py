@@ -1,6 +1,6 @@
 """SDEs as jax functions, and their simulation."""
 
 from sdesam.sde.equation import SDE, bind
-from sdesam.sde.stepping import simulate
+from sdesam.sde.stepping import plan, simulate
 
-__all__ = ["SDE", "bind", "simulate"]
+__all__ = ["SDE", "bind", "plan", "simulate"]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_batching import custom_vmap
 from jax.flatten_util import ravel_pytree
 
 from sdesam.discrete.kernel import check_delta
@@ -164,18 +165,37 @@ class _WrittenKernel:
 
     drift_fn: Callable[[PyTree], PyTree]
     noise_fn: Callable[[PyTree, jax.Array], PyTree]
+    batched: bool
 
     def drift(self, params: Any, x: PyTree) -> PyTree:
-        return self.drift_fn(x)
+        return _for_many(self.drift_fn)(x) if self.batched else self.drift_fn(x)
 
     def step_drift(self, params: Any, x: PyTree, key: jax.Array) -> PyTree:
-        return self.drift_fn(x)
+        return self.drift(params, x)
 
     def apply_noise(self, params: Any, x: PyTree, xi: jax.Array) -> PyTree:
-        return self.noise_fn(x, xi)
+        return _for_many(self.noise_fn)(x, xi) if self.batched else self.noise_fn(x, xi)
 
     def step_noise(self, params: Any, x: PyTree, xi: jax.Array, key: jax.Array) -> PyTree:
-        return self.noise_fn(x, xi)
+        return self.apply_noise(params, x, xi)
+
+
+def _for_many(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """A function of many paths at once as a function of one, which jax.vmap turns back into `fn` itself."""
+
+    @custom_vmap
+    def one(*arguments: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: leaf[0], fn(*jax.tree.map(lambda leaf: leaf[None], arguments)))
+
+    @one.def_vmap
+    def many(size: int, mapped: Any, *arguments: PyTree) -> Any:
+        def spread(leaf: jax.Array, has_axis: bool) -> jax.Array:
+            return leaf if has_axis else jnp.broadcast_to(leaf, (size, *leaf.shape))
+
+        out = fn(*jax.tree.map(spread, arguments, tuple(mapped)))
+        return out, jax.tree.map(lambda leaf: True, out)
+
+    return one
 
 
 class SDE:
@@ -186,6 +206,8 @@ class SDE:
         apply_noise: `(x, xi) -> A(x) xi`, linear in `xi`; a step adds `sqrt(dt)` times it, `xi ~ N(0, I)`.
         noise_shape: the shape of `xi`.
         x0: the start, any pytree of floating-point arrays.
+        batched: `drift` and `apply_noise` take many paths at once: every array, `xi` too, has a leading axis of paths of any length, and each
+            path must depend on itself alone. For functions written by hand as matrix products over all paths; `x0` has no such axis.
 
     Derived SDEs come from :meth:`sdesam.symbolic.ModifiedEquation.bind`.
 
@@ -193,6 +215,10 @@ class SDE:
     >>> ou.covariance(ou.x0)
     Array([[1., 0.],
            [0., 1.]], dtype=float32)
+    >>> A = jax.numpy.array([[2.0, 1.0], [1.0, 3.0]])
+    >>> many = SDE(lambda x: -x @ A, lambda x, xi: xi, noise_shape=(2,), x0=jax.numpy.ones(2), batched=True)
+    >>> many.drift(many.x0)
+    Array([-3., -4.], dtype=float32)
     """
 
     def __init__(
@@ -201,19 +227,23 @@ class SDE:
         apply_noise: Callable[[PyTree, jax.Array], PyTree],
         noise_shape: tuple[int, ...],
         x0: PyTree,
+        *,
+        batched: bool = False,
     ):
         start = parameters(x0)
         if not isinstance(noise_shape, (tuple, list)) or any(not isinstance(k, int) or k < 0 for k in noise_shape):
             raise ValueError(f"noise_shape={noise_shape!r}: it must be a tuple of sizes, such as (3,), or () for one number")
         shape = tuple(noise_shape)
-        kernel = _WrittenKernel(drift, apply_noise)
-        moved = {
-            "drift(x0)": jax.eval_shape(drift, start),
-            "apply_noise(x0, xi)": jax.eval_shape(apply_noise, start, jax.ShapeDtypeStruct(shape, _dtype(start))),
-        }
+        kernel = _WrittenKernel(drift, apply_noise, bool(batched))
+        # three paths tell the axis of paths from one of the state, or from one that is broadcast
+        like, xi = start, jax.ShapeDtypeStruct(shape, _dtype(start))
+        if batched:
+            like, xi = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((3, *leaf.shape), leaf.dtype), (start, xi))
+        moved = {"drift(x0)": jax.eval_shape(drift, like), "apply_noise(x0, xi)": jax.eval_shape(apply_noise, like, xi)}
         for what, value in moved.items():
-            if jax.tree.map(jnp.shape, value) != jax.tree.map(jnp.shape, start):
-                raise ValueError(f"{what} must have the shapes of x0, {jax.tree.map(jnp.shape, start)}, not {value}")
+            if jax.tree.map(jnp.shape, value) != jax.tree.map(jnp.shape, like):
+                behind = " behind a leading axis of 3 paths" if batched else ""
+                raise ValueError(f"{what} must have the shapes of x0{behind}, {jax.tree.map(jnp.shape, like)}, not {value}")
         self._set(kernel, (), shape, start, None, {"sde": "written by hand"})
 
     def _set(

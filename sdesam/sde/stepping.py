@@ -5,8 +5,10 @@ The schemes are for small noise, `dX = B dt + sqrt(eta) S dW` with small `eta`, 
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdesam._names import unknown
-from sdesam.engine import Keep, Plan, Result, run, steps_of, time_grid
+from sdesam.engine import Forecast, Keep, Normals, Plan, Result, forecast, run, steps_of, time_grid
 from sdesam.problems.finite_sum import Observer
 from sdesam.sampling import positive, whole
 from sdesam.sde.equation import SDE, Kernel
@@ -35,12 +37,11 @@ class Euler:
     """
 
     kernel: Kernel
-    noise_shape: tuple[int, ...]
 
-    def __call__(self, params: _StepNumbers, x: PyTree, key: jax.Array, mirror: jax.Array) -> PyTree:
+    def __call__(self, params: _StepNumbers, x: PyTree, key: jax.Array, xi: jax.Array) -> PyTree:
         """One step."""
         key_noise, key_drift, _ = jax.random.split(key, 3)
-        noise = _noise(self, params, x, key_noise, mirror)
+        noise = _noise(self.kernel, params, x, xi, key_noise)
         drift = self.kernel.step_drift(params.kernel, x, key_drift)
         return jax.tree.map(lambda x, b, s: x + params.dt * b + s, x, drift, noise)
 
@@ -57,12 +58,11 @@ class Heun:
     """
 
     kernel: Kernel
-    noise_shape: tuple[int, ...]
 
-    def __call__(self, params: _StepNumbers, x: PyTree, key: jax.Array, mirror: jax.Array) -> PyTree:
+    def __call__(self, params: _StepNumbers, x: PyTree, key: jax.Array, xi: jax.Array) -> PyTree:
         """One step."""
         key_noise, key_drift, key_ahead = jax.random.split(key, 3)
-        noise = _noise(self, params, x, key_noise, mirror)
+        noise = _noise(self.kernel, params, x, xi, key_noise)
         drift = self.kernel.step_drift(params.kernel, x, key_drift)
         ahead = jax.tree.map(lambda x, b, s: x + params.dt * b + s, x, drift, noise)
         # a probe of its own: with the same one, the predictor and the drift there would be correlated, which is a bias
@@ -70,7 +70,49 @@ class Heun:
         return jax.tree.map(lambda x, b, c, s: x + 0.5 * params.dt * (b + c) + s, x, drift, drift_ahead, noise)
 
 
-METHODS: dict[str, type[Euler] | type[Heun]] = {"euler": Euler, "heun": Heun}
+@dataclass(frozen=True)
+class Richardson:
+    """Richardson extrapolation of Euler-Maruyama: weak error `O(dt^2)`, large noise and small.
+
+    The state is a pair: a path with one step of `dt` and one with two of `dt/2`, driven by the same Brownian motion. An observable is
+    `2 phi(fine) - phi(coarse)`, in which the term `O(dt)` of the weak error cancels and much of the variance with it; only means of
+    observables are extrapolated, not paths.
+
+    Source: Talay & Tubaro 1990, Stochastic Anal. Appl. 8, "Expansion of the global error for numerical schemes solving stochastic
+    differential equations".
+    """
+
+    kernel: Kernel
+
+    def __call__(self, params: _StepNumbers, x: tuple[PyTree, PyTree], key: jax.Array, xi: jax.Array) -> tuple[PyTree, PyTree]:
+        """One step of `dt`; the last axis of `xi` are its halves."""
+        coarse, fine = x
+        whole_step, half_step = Euler(self.kernel), params._replace(dt=params.dt / 2)
+        keys = jax.random.split(key, 3)
+        coarse = whole_step(params, coarse, keys[0], (xi[..., 0] + xi[..., 1]) * np.sqrt(0.5).astype(xi.dtype))
+        for half in (0, 1):
+            fine = whole_step(half_step, fine, keys[1 + half], xi[..., half])
+        return coarse, fine
+
+
+@dataclass(frozen=True)
+class _Extrapolated:
+    """Observables of the pair that :class:`Richardson` carries."""
+
+    single: Observer
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Their names."""
+        return self.single.names
+
+    def __call__(self, data: PyTree, x: tuple[PyTree, PyTree]) -> dict[str, jax.Array]:
+        """`2 phi(fine) - phi(coarse)`."""
+        coarse, fine = (self.single(data, state) for state in x)
+        return {name: 2 * fine[name] - coarse[name] for name in fine}
+
+
+METHODS: dict[str, type[Euler] | type[Heun] | type[Richardson]] = {"euler": Euler, "heun": Heun, "richardson": Richardson}
 
 
 def simulate(
@@ -88,31 +130,48 @@ def simulate(
     chunk: int | None = None,
     devices: Sequence[jax.Device] | None = None,
     progress: bool | None = None,
+    normals: Normals = "counter",
+    dtype: str | None = None,
+    snapshot: str | os.PathLike[str] | None = None,
+    snapshot_every: float = 60.0,
 ) -> Result:
     """Simulate many paths of an SDE and average observables on a time grid.
 
     Args:
         sde: the SDE.
-        key: a jax random key; the same key gives the same paths for any `chunk`, `devices` and `times`.
+        key: a jax random key; the same key gives the same paths for any `chunk`, `devices`, number of processes and `times`.
         paths: how many.
         horizon: SDE time to reach, a multiple of `dt`.
         dt: the step.
-        method: `"euler"` (Euler-Maruyama) or `"heun"` (small-noise Heun).
+        method: `"euler"` (Euler-Maruyama), `"heun"` (small-noise Heun) or `"richardson"` (two Euler paths of `dt` and `dt/2` with the same
+            noise, extrapolated: observables are `2 phi(fine) - phi(coarse)`, states those of the fine path).
         times: SDE times to observe at, multiples of `dt`; by default about ten even ones.
         observe: names of the problem's observables (`"loss"`, `"grad_norm2"`, `"trace_cov"`, ...), or a mapping from names to functions
             `x -> array`.
-        keep: `"statistics"`; `"values"` to keep each path's observables; `"trajectories"` to keep each path's states too.
+        keep: `"statistics"` and the final states; `"means"`, statistics alone; `"values"` to keep each path's observables;
+            `"trajectories"` to keep each path's states too.
         antithetic: paths `2j` and `2j+1` use opposite noise; standard errors are those of the pairs' means.
         chunk: paths advanced together; by default as many as fit the cache.
-        devices: jax devices to spread paths over; by default all.
+        devices: jax devices to spread paths over; by default all. Under `jax.distributed` every process advances its share of the paths and
+            returns the whole result.
         progress: show a bar; by default on a terminal, after two seconds.
+        normals: `"counter"`, or `"jax"` for numbers from `jax.random`: slower, as a reference.
+        dtype: precision of the state, `"float32"` or `"float64"`; by default that of `sde.x0`.
+        snapshot: a file to write the state of the run to; if it is there, the run goes on from it, to the same numbers. It stays when the
+            run is through.
+        snapshot_every: seconds between two snapshots.
 
     Returns:
         A :class:`sdesam.Result`.
 
     Raises:
-        ValueError: numbers that do not fit, an unknown observable or method.
+        ValueError: numbers that do not fit, an unknown observable or method, more devices than paths, a run that does not fit into memory, a
+            snapshot of another run or cut short, float64 where jax has 64 bits turned off.
         TypeError: `key` is no jax random key.
+        OSError: the snapshot cannot be written.
+
+    Warns:
+        UserWarning: `dt` is beyond `2 / l`, `l` the largest curvature of the problem's loss at the start.
 
     >>> ou = SDE(lambda x: -x, lambda x, xi: 0.1 * xi, noise_shape=(), x0=1.0)
     >>> out = simulate(ou, jax.random.key(0), paths=100, horizon=1.0, dt=0.25, method="heun", observe={"x": lambda x: x})
@@ -121,34 +180,113 @@ def simulate(
     >>> bool(abs(out.mean["x"][-1] - (1 - 0.25 + 0.25**2 / 2) ** 4) < 4 * out.stderr["x"][-1])
     True
     """
-    dt, steps = check_stepping(horizon, dt, method)
-    observer, data = _observer(sde, observe)
-    samples = sde.problem.chunk if sde.problem is not None else 1
-    plan = Plan(
-        stepper=METHODS[method](sde.kernel, sde.noise_shape),
-        params=_StepNumbers(sde.params, dt),
-        x0=sde.x0,
-        observer=observer,
-        data=data,
-        steps=steps,
-        step_time=dt,
-        # about eight vectors per sample of a chunk in a step, four while observing
-        step_bytes=8 * sde.vector_bytes * samples,
-        observe_bytes=4 * sde.vector_bytes * samples,
-        config={**sde.config, "method": method, "dt": dt, "horizon": steps * dt},
-    )
-    return run(
-        plan,
+    made, grid = _plan(sde, horizon, dt, method, times, observe, normals, dtype)
+    out = run(
+        made,
         key,
         paths=whole("paths", paths),
-        grid=time_grid(times, steps, dt, "dt"),
+        grid=grid,
         keep=keep,
         antithetic=antithetic,
         chunk=chunk,
         devices=devices,
         progress=progress,
         label="SDE",
+        snapshot=snapshot,
+        snapshot_every=positive("snapshot_every", snapshot_every, zero=True),
     )
+    if method == "richardson":  # the coarse path was there for the observables
+        fine = {name: pair[1] for name, pair in (("final", out.final), ("trajectory", out.trajectory)) if pair is not None}
+        out = replace(out, **fine)
+    return out
+
+
+def plan(
+    sde: SDE,
+    paths: int,
+    horizon: float,
+    dt: float,
+    method: str = "euler",
+    times: Sequence[float] | np.ndarray | None = None,
+    observe: Sequence[str] | Mapping[str, Callable[[PyTree], Any]] = (),
+    *,
+    keep: Keep = "statistics",
+    antithetic: bool = False,
+    chunk: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    normals: Normals = "counter",
+    dtype: str | None = None,
+) -> Forecast:
+    """What :func:`simulate` would need with these arguments: steps, memory, and time, from a trial of a fraction of a second.
+
+    Args and errors are those of :func:`simulate`; a run that cannot fit into memory is refused.
+
+    Returns:
+        A :class:`sdesam.Forecast`.
+
+    >>> ou = SDE(lambda x: -x, lambda x, xi: 0.1 * xi, noise_shape=(), x0=1.0)
+    >>> expected = plan(ou, paths=1000, horizon=1.0, dt=0.25)
+    >>> expected.steps, expected.chunks, expected.seconds > 0
+    (4, 1, True)
+    """
+    made, grid = _plan(sde, horizon, dt, method, times, observe, normals, dtype)
+    options: dict[str, Any] = {"keep": keep, "antithetic": antithetic, "chunk": chunk, "devices": devices}
+    return forecast(made, jax.random.key(0), paths=whole("paths", paths), grid=grid, **options)
+
+
+def _plan(sde: SDE, horizon: float, dt: float, method: str, times: Any, observe: Any, normals: Normals, dtype: str | None) -> tuple[Plan, np.ndarray]:
+    """What to run and the steps at which to observe, or one sentence saying what does not fit."""
+    dt, steps = check_stepping(horizon, dt, method)
+    observer, data = _observer(sde, observe)
+    x0 = _in_precision(sde.x0, dtype)
+    if sde.problem is not None:
+        _warn_if_unstable(sde.problem.curvature, dt, method)
+    samples = sde.problem.chunk if sde.problem is not None else 1
+    extrapolate = method == "richardson"
+    made = Plan(
+        stepper=METHODS[method](sde.kernel),
+        params=_StepNumbers(sde.params, dt),
+        x0=(x0, x0) if extrapolate else x0,
+        observer=_Extrapolated(observer) if extrapolate else observer,
+        data=data,
+        steps=steps,
+        step_time=dt,
+        # about eight vectors per sample of a chunk in a step, four while observing
+        step_bytes=(16 if extrapolate else 8) * sde.vector_bytes * samples,
+        observe_bytes=4 * sde.vector_bytes * samples,
+        config={**sde.config, "method": method, "dt": dt, "horizon": steps * dt, "normals": normals},
+        noise_shape=(*sde.noise_shape, 2) if extrapolate else sde.noise_shape,
+        normals=normals,
+    )
+    return made, time_grid(times, steps, dt, "dt")
+
+
+def _in_precision(x0: PyTree, dtype: str | None) -> PyTree:
+    """`x0` in the precision asked for."""
+    if dtype is None:
+        return x0
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f"dtype={dtype!r}: choose 'float32' or 'float64', or leave it out for the precision of x0")
+    if dtype == "float64" and not jax.config.read("jax_enable_x64"):
+        raise ValueError(
+            "dtype='float64', but jax has 64 bits turned off and would compute in float32: make problem and SDE and simulate within "
+            "`with jax.enable_x64(True):`, or set JAX_ENABLE_X64=1 before jax starts"
+        )
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), x0)
+
+
+def _warn_if_unstable(curvature: float, dt: float, method: str) -> None:
+    """On a quadratic of curvature `l` the factor of a step is `1 - z` (Euler) or `1 - z + z^2/2` (Heun), `z = dt l`: below 1 for `z < 2`.
+
+    With Richardson's method the coarse path decides. A perturbation towards larger loss makes the drift steeper and the bound smaller.
+    """
+    if dt * curvature > 2:
+        warnings.warn(
+            f"dt={dt:g} is beyond 2 / l = {2 / curvature:.3g}, where l = {curvature:.3g} is the largest curvature of the loss at the start: on a "
+            f"quadratic with it the {method} scheme grows without bound; choose a smaller dt",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def check_stepping(horizon: float, dt: float, method: str) -> tuple[float, int]:
@@ -162,12 +300,9 @@ def check_stepping(horizon: float, dt: float, method: str) -> tuple[float, int]:
     return dt, steps
 
 
-def _noise(scheme: Euler | Heun, params: _StepNumbers, x: PyTree, key: jax.Array, mirror: jax.Array) -> PyTree:
-    """`sqrt(dt) A(x) xi`."""
-    dtype = jnp.result_type(*jax.tree.leaves(x))
-    xi = jax.random.normal(key, scheme.noise_shape, dtype)
-    scaled = xi * (mirror * jnp.sqrt(params.dt)).astype(dtype)
-    return scheme.kernel.step_noise(params.kernel, x, scaled, jax.random.fold_in(key, 1))
+def _noise(kernel: Kernel, params: _StepNumbers, x: PyTree, xi: jax.Array, key: jax.Array) -> PyTree:
+    """`sqrt(dt) A(x) xi`; `key` is for fresh micro-batches, where there are some."""
+    return kernel.step_noise(params.kernel, x, xi * jnp.sqrt(params.dt).astype(xi.dtype), key)
 
 
 def _observer(sde: SDE, observe: Any) -> tuple[Observer, Any]:

@@ -97,9 +97,9 @@ def test_antithetic_pairs():
 
 def test_merged_moments_equal_those_of_the_whole():
     values = 1e6 + np.random.default_rng(0).normal(size=(101, 2))
-    moments = _Moments()
+    moments = _Moments(0, np.full(2, np.nan), np.zeros(2))
     for part in np.split(values, [1, 1, 40, 99]):
-        moments.add(part)
+        moments.add(_Moments(len(part), part.mean(axis=0) if len(part) else np.full(2, np.nan), part.var(axis=0) * len(part) if len(part) else 0))
     np.testing.assert_allclose(moments.mean, values.mean(axis=0), rtol=1e-14)
     np.testing.assert_allclose(moments.stderr, values.std(axis=0, ddof=1) / np.sqrt(101), rtol=1e-9)
 
