@@ -35,16 +35,14 @@ class Size:
 
 FULL = Size(
     {"W1": (w1.PATHS, w1.STEPS, w1.EVERY), "W2": (w2.PATHS, w2.STEPS, 20), "W3": (w3.PATHS, w3.STEPS, 20)},
-    5,
-    (100, 1000, 10_000),
-    10**4,
-    10**6,
-    10**3,
-    10**4,
+    repeats=5,
+    sweep=(100, 1000, 10_000),
+    few_paths=10**4,
+    many_paths=10**6,
+    few_steps=10**3,
+    many_steps=10**4,
 )
-QUICK = Size({"W1": (2000, w1.EVERY, w1.EVERY), "W2": (500, 20, 20), "W3": (2, 2, 2)}, 1, (), 2000, 4000, 100, 200)
-
-Answer = tuple[Any, ...]
+QUICK = Size({"W1": (10_000, 100, 100), "W2": (1000, 40, 40), "W3": (2, 2, 2)}, 1, (), few_paths=2000, many_paths=4000, few_steps=100, many_steps=200)
 
 
 def run(workloads: Sequence[str], quick: bool = False, show: Callable[[str], Any] = lambda _: None) -> dict[str, Any]:
@@ -101,7 +99,9 @@ def _scaling(size: Size, contenders: Any, show: Callable[[str], Any]) -> dict[st
     ours = [c for c in contenders if c.name == "sdesam"]
     show("W1: many paths, many steps")
     layouts = {"few": (size.few_paths, size.few_steps), "paths": (size.many_paths, 2 * w1.EVERY), "steps": (size.few_paths, size.many_steps)}
-    costs = {name: _without_statistics(in_turn(ours, paths, steps, w1.EVERY, 3)["sdesam"]) for name, (paths, steps) in layouts.items()}
+    costs = {
+        name: _without_statistics(in_turn(ours, paths, steps, w1.EVERY, min(3, size.repeats))["sdesam"]) for name, (paths, steps) in layouts.items()
+    }
     return {"sweep": sweep, "scaling": costs}
 
 

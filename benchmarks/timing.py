@@ -111,6 +111,7 @@ def in_turn(
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     for repeat in range(repeats):
         show(f"round {repeat + 1} of {repeats}")
+        gc.collect()
         for contender, run, *_ in ready:
             seconds[contender.name].append(_clock(run, repeat + 1)[0])
     return {contender.name: Timing(tuple(seconds[contender.name]), first, here, many, seen) for contender, _, here, many, first, seen in ready}
@@ -156,7 +157,6 @@ def wide_vectors() -> dict[str, Any] | None:
 
 
 def _clock(run: Run, seed: int) -> tuple[float, Statistics]:
-    gc.collect()
     start = time.perf_counter()
     seen = run(seed)
     return time.perf_counter() - start, seen

@@ -266,5 +266,5 @@ CONTENDERS = (
     Contender("torchsde", "peer", _prepare_torchsde, "sdeint, method euler", 0.1, ("torch", "torchsde"), True),
     Contender("diffrax", "peer", partial(_prepare_diffrax, False, False), "vmap(diffeqsolve): Euler, UnsafeBrownianPath", 0.1, ("diffrax",)),
     Contender("diffrax, all cores", "peer", partial(_prepare_diffrax, False, True), "the same, spread over the devices by us", 0.1, ("diffrax",)),
-    Contender("diffrax, tree", "peer", partial(_prepare_diffrax, True, False), "Euler, VirtualBrownianTree", 0.1, ("diffrax",), most_paths=5000),
+    Contender("diffrax, tree", "peer", partial(_prepare_diffrax, True, False), "Euler, VirtualBrownianTree", 0.1, ("diffrax",), most_paths=2000),
 )

@@ -13,7 +13,7 @@ pytest.importorskip("benchmarks.bench", reason="not a checkout")
 from benchmarks import bench, floors, w1, w2
 from benchmarks.timing import Contender, taking_part
 
-# 5 standard errors of a difference: 6e-7 each; below 40 comparisons, together 2.4e-5
+# 5 standard errors of a difference: 6e-7 each; about 80 comparisons, together 5e-5
 SIGMAS = 5.0
 
 
@@ -47,33 +47,35 @@ def test_the_json_is_complete(quick):
 
 
 def apart(one, other):
-    """Standard errors between two means, each `(mean, variance, paths)`."""
-    return abs(one[0] - other[0]) / np.sqrt(one[1] / one[2] + other[1] / other[2])
-
-
-def last(contender, name):
-    return (*contender["statistics"][name][-1], contender["paths"])
+    """Standard errors between two means, and between two variances of laws of kurtosis up to 7; each `(mean, variance, paths)`."""
+    means = abs(one[0] - other[0]) / np.sqrt(one[1] / one[2] + other[1] / other[2])
+    return max(means, abs(np.log(one[1] / other[1])) / np.sqrt(6 / one[2] + 6 / other[2]))
 
 
 @pytest.mark.parametrize("workload", ["W1", "W2"])
 def test_all_contenders_solve_the_same_sde(quick, workload):
     contenders = {name: c for name, c in quick["results"][workload]["contenders"].items() if c["kind"] != "floor"}
     assert len(contenders) >= 4
+
+    def last(contender, name):
+        return (*contender["statistics"][name][-1], contender["paths"])
+
     for name in bench.WORKLOADS[workload].NAMES:
         for other, contender in contenders.items():
             assert apart(last(contender, name), last(contenders["numpy"], name)) < SIGMAS, f"{other} and numpy differ in {name}"
 
 
-@pytest.mark.parametrize(("module", "steps"), [(w1, 100), (w2, 100)])
-def test_another_sde_would_be_noticed(module, steps, monkeypatch):
-    """The control: without the rho term, and with half the noise, the means are others."""
+@pytest.mark.parametrize(("module", "wrong"), [(w1, {"RHO": 0.0, "LR": 0.05}), (w2, {"RHO": 0.0, "MICRO": 16, "BATCH": 8})])
+def test_another_sde_would_be_noticed(module, wrong, monkeypatch):
+    """The control, at the size of the test above: without the rho term, with another micro-batch, with half or twice the noise."""
     numpy = next(c for c in module.CONTENDERS if c.name == "numpy")
-    right = numpy.prepare(2000, steps)(0)
-    for name, value in (("RHO", 0.0), ("LR", 0.0)) if module is w1 else (("RHO", 0.0), ("BATCH", 10**9)):
+    paths, steps, _ = bench.QUICK.workloads["W1" if module is w1 else "W2"]
+    right = numpy.prepare(paths, steps)(0)
+    for name, value in wrong.items():
         with monkeypatch.context() as patch:
             patch.setattr(module, name, value)
-            wrong = numpy.prepare(2000, steps)(1)
-        assert max(apart((*right[k][-1], 2000), (*wrong[k][-1], 2000)) for k in module.NAMES) > SIGMAS
+            other = numpy.prepare(paths, steps)(1)
+        assert max(apart((*right[k][-1], paths), (*other[k][-1], paths)) for k in module.NAMES) > SIGMAS, name
 
 
 def test_the_normals_of_the_floor_are_normal():
