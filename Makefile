@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: help demo test test-slow lint figures clean
+.PHONY: help demo test test-slow lint bench figures clean
 
 help:
 	@echo "make demo       derive, simulate and compare on handwritten digits (about a minute)"
 	@echo "make test       linters, types and the test suite (about three minutes)"
 	@echo "make test-slow  digits at full size, twenty seeds of every claim and mutant (about half an hour)"
+	@echo "make bench      speed beside diffrax, torchsde, numpy and floors, on a machine that does nothing else (about ten minutes)"
 	@echo "make figures    make every figure under figures/ anew"
 
 $(READY): pyproject.toml
@@ -31,6 +32,10 @@ test: lint
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -n 2 -m slow
+
+bench: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/sdesam bench
 
 figures: demo
 	$(BIN)/python -m experiments.digits_m_usam

@@ -1,4 +1,4 @@
-"""The command line: `sdesam derive`, `simulate`, `train`, `compare`, `verify`.
+"""The command line: `sdesam derive`, `simulate`, `train`, `compare`, `verify`, `bench`.
 
 Exit status: 0 as recorded or confirmed, 1 refuted, inconclusive or other than recorded, 2 bad usage (one sentence, nothing written), 3 could
 not finish.
@@ -441,6 +441,53 @@ def verify(
     if json_file is not None:
         _write_or_print(json_file, found.to_json())
     sys.exit(0 if found.as_recorded else 1)
+
+
+@cli.command()
+@click.option(
+    "--workload",
+    "workloads",
+    type=click.Choice(["W1", "W2", "W3"]),
+    multiple=True,
+    help="W1: a small ensemble; W2: a finite sum; W3: a network. May be repeated.  [default: all]",
+)
+@click.option("--quick", is_flag=True, help="Small sizes, to see that all works; the numbers mean nothing.")
+@click.option("--output", default="figures", show_default=True, type=click.Path(), help="Folder for the table, the picture and the numbers.")
+@_json
+def bench(workloads: tuple[str, ...], quick: bool, output: str, json_file: str | None) -> None:
+    """Measure speed beside diffrax, torchsde, numpy and floors, in turn on this machine; some minutes.
+
+    Targets of the project are printed as reached or not. Run it from a checkout, on a machine that does nothing else.
+
+    \b
+    Example: sdesam bench --workload W1
+    """
+    with _usage_errors():
+        from sdesam import store
+
+        _check_files(json_file)
+        folder = store.check_folder(output)
+        root = Path(__file__).resolve().parent.parent
+        if not (root / "benchmarks" / "bench.py").exists():
+            raise ValueError("the benchmarks are not part of the installed package: run this from a checkout of the source")
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    from benchmarks import bench as benchmark
+
+    quiet = json_file == "-"
+    data = benchmark.run(workloads or tuple(benchmark.WORKLOADS), quick, lambda what: click.echo(what, err=True))
+    absent = sorted({name for result in data["results"].values() for name, why in result["not_taking_part"].items() if "not installed" in why})
+    if absent:
+        click.echo(f"not taking part because they are not installed: {', '.join(absent)}; pip install 'sdesam[bench]' adds them", err=True)
+    stem = folder / "bench"
+    store.write_json(stem.with_suffix(".json"), data)
+    store.write_atomically(stem.with_suffix(".md"), lambda file: file.write(f"{benchmark.table(data)}\n".encode()))
+    written = [stem.with_suffix(".json"), stem.with_suffix(".md"), *(benchmark.draw(data, stem) if "W1" in data["results"] else [])]
+    if json_file is not None:
+        _write_or_print(json_file, data)
+    if not quiet:
+        click.echo(benchmark.table(data))
+        click.echo("wrote " + ", ".join(str(path) for path in written))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from sdesam._names import unknown
+from sdesam.problems.ghost import dense_layers, deviations, factors
 from sdesam.problems.smoothness import nonsmooth_operations
 from sdesam.sampling import positive, whole
 
@@ -210,6 +211,12 @@ def grad_norm2(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> 
 
 
 def trace_cov(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> jax.Array:
+    """`tr V`, without the gradients of dense layers where the loss has any."""
+    layers = dense_layers(sample_loss, x, jax.tree.map(lambda leaf: leaf[0], data))
+    return _trace_cov_dense(sample_loss, layers, chunk, data, x) if layers else trace_cov_generic(sample_loss, chunk, data, x)
+
+
+def trace_cov_generic(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> jax.Array:
     """`tr V`, summed as squared deviations: the difference of two large means would lose digits in float32."""
     gbar = mean_grad(sample_loss, chunk, data, x)
 
@@ -219,6 +226,22 @@ def trace_cov(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> j
 
     total: jax.Array = fold_samples(lambda part: jnp.sum(jax.vmap(deviation)(part)), data, chunk)
     return total / _samples(data)
+
+
+def _trace_cov_dense(sample_loss: SampleLoss, layers: dict[int, Any], chunk: int, data: PyTree, x: PyTree) -> jax.Array:
+    """`tr V = mean |g_i - c|^2 - |gbar - c|^2`, where `c` is made of the mean factors of the first samples, so that the second part is small."""
+    leaves = jax.tree.leaves(x)
+    size = sum(leaf.size for leaf in leaves)
+    held = sum(sum(leaf.shape) if k in layers else leaf.size for k, leaf in enumerate(leaves))
+    many = chunk * max(1, size // held)  # as many samples as fill the memory that `chunk` vectors take
+    n = _samples(data)
+    first = factors(sample_loss, layers, x, jax.tree.map(lambda leaf: leaf[:many], data))
+    centre = jax.tree.map(lambda a: jnp.mean(a, axis=0), first)
+    if n <= many:
+        squares, sums = deviations(first, centre)
+    else:
+        squares, sums = fold_samples(lambda part: deviations(factors(sample_loss, layers, x, part), centre), data, many)
+    return squares / n - squared_norm([total / n for total in sums])
 
 
 BUILT_IN: dict[str, Callable[..., jax.Array]] = {"loss": mean_loss, "grad_norm2": grad_norm2, "trace_cov": trace_cov}

@@ -296,6 +296,39 @@ class SDE:
         matrix: jax.Array = _covariance(self.kernel, self.noise_shape, self.params, self._check(x))
         return matrix
 
+    def to_diffrax(self, solver: Any, control: Any) -> Any:
+        """The SDE as diffrax terms, `MultiTerm(ODETerm(B), ControlTerm(A, W))`, for one diffrax solver.
+
+        The drift is the exact expectation. `A` is a linear operator that is never formed; for `diffrax.ItoMilstein` alone, which differentiates
+        it, it is the dense matrix, and so for small problems (and, as diffrax says, for commutative noise).
+
+        Args:
+            solver: the diffrax solver that the terms are for: an Ito one (`diffrax.Euler`, `diffrax.ItoMilstein`); a Stratonovich one where
+                the noise does not depend on `x`.
+            control: a diffrax path with increments of shape `noise_shape`, such as `diffrax.VirtualBrownianTree(0, 1, 1e-3,
+                sde.noise_shape, key)`. One key is one path: give each path its own.
+
+        Returns:
+            A `diffrax.MultiTerm`, to be used with `solver` and `y0=sde.x0`.
+
+        Raises:
+            ModuleNotFoundError: diffrax is not installed.
+            TypeError: no SDE solver, or no diffrax path.
+            ValueError: a Stratonovich solver where the noise depends on `x` (the message tells the conversion); a control of another shape.
+
+        Source: Kidger 2021, arXiv 2202.02435, and the documentation of diffrax 0.7.
+
+        >>> import diffrax
+        >>> ou = SDE(lambda x: -x, lambda x, xi: 0.1 * xi, noise_shape=(2,), x0=jax.numpy.ones(2))
+        >>> solver, path = diffrax.Euler(), diffrax.VirtualBrownianTree(0, 1, 0.1, ou.noise_shape, jax.random.key(0))
+        >>> solution = diffrax.diffeqsolve(ou.to_diffrax(solver, path), solver, 0, 1, dt0=0.25, y0=ou.x0)
+        >>> solution.ys.shape
+        (1, 2)
+        """
+        from sdesam.sde.diffrax import to_diffrax
+
+        return to_diffrax(self, solver, control)
+
     def _check(self, x: PyTree) -> PyTree:
         return check_structure(x, self.x0)
 

@@ -1,0 +1,46 @@
+"""Peak memory of a process that streams many paths of W1, beside one that imported jax and ran one small jit. Children, so that each starts fresh."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+
+def peak(what: str, paths: int = 0, steps: int = 0) -> float:
+    """Peak resident memory in bytes of a child that does `what` ("idle" or "w1")."""
+    root = Path(__file__).resolve().parents[1]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "benchmarks.memory", what, str(paths), str(steps)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the child that measures memory failed: {done.stderr.strip().splitlines()[-1]}")
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def main(what: str, paths: int, steps: int) -> None:
+    """What a child does."""
+    if what == "w1":
+        from benchmarks import w1
+
+        w1.streamed(paths, steps)
+    else:
+        import jax
+
+        jax.block_until_ready(jax.jit(lambda x: x + 1)(jax.numpy.ones(8)))
+    print(json.dumps(_high_water()))
+
+
+def _high_water() -> int:
+    """Peak resident bytes of this process. Not `ru_maxrss` where it can be helped: on Linux a child begins with its parent's."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,144 @@
+"""`tr V` without per-sample gradients of dense layers.
+
+Where a weight matrix enters the loss of a sample once, as `a_i @ W`, the gradient of that sample is the outer product `a_i delta_i^T` of the
+layer's input and the derivative by its output: one reverse pass that stops at the outputs gives every norm. Which matrices enter so is read off
+the jaxpr of the loss; the gradients of all other parameters are formed.
+
+Source: Goodfellow 2015, "Efficient per-example gradient computations", arXiv 1510.01799.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal
+
+PyTree = Any
+
+
+class Factors(NamedTuple):
+    """Per sample: `a_i` and `delta_i` of every dense layer, and the gradients of the other parameters."""
+
+    inputs: list[jax.Array]
+    deltas: list[jax.Array]
+    others: list[jax.Array]
+
+
+class _Weight(NamedTuple):
+    """The value of parameter leaf number `leaf`, perhaps transposed, on its way to where it is used."""
+
+    leaf: int
+    value: jax.Array
+
+
+def dense_layers(sample_loss: Callable[[Any, Any], Any], x: PyTree, sample: PyTree) -> dict[int, Any]:
+    """The numbers of the leaves of `x` that enter as `a @ W` and not otherwise, each with the shape of its layer's output."""
+    uses: Counter[int] = Counter()
+    outputs: dict[int, Any] = {}
+
+    def dense(weight: _Weight, a: jax.Array, out: jax.Array) -> jax.Array:
+        uses[weight.leaf] += 1
+        outputs[weight.leaf] = jax.ShapeDtypeStruct(out.shape, out.dtype)
+        return out
+
+    def trace(x: PyTree, sample: PyTree) -> None:
+        matrices = [k for k, leaf in enumerate(jax.tree.leaves(x)) if leaf.ndim == 2]
+        _evaluate(sample_loss, x, sample, matrices, dense, lambda weight: uses.update([weight.leaf] * 2))
+
+    jax.eval_shape(trace, x, sample)
+    return {leaf: outputs[leaf] for leaf in sorted(outputs) if uses[leaf] == 1}
+
+
+def factors(sample_loss: Callable[[Any, Any], Any], layers: dict[int, Any], x: PyTree, samples: PyTree) -> Factors:
+    """The factors of the gradient of every sample, by one reverse pass that stops at the outputs of the layers."""
+    leaves, structure = jax.tree.flatten(x)
+
+    def loss(outputs: list[jax.Array], others: list[jax.Array], sample: PyTree) -> tuple[jax.Array, list[jax.Array]]:
+        inputs: dict[int, jax.Array] = {}
+        shift = dict(zip(layers, outputs, strict=True))
+
+        def dense(weight: _Weight, a: jax.Array, out: jax.Array) -> jax.Array:
+            inputs[weight.leaf] = a
+            return out + shift[weight.leaf]
+
+        rest = iter(others)
+        y = jax.tree.unflatten(structure, [leaf if k in layers else next(rest) for k, leaf in enumerate(leaves)])
+        value = _evaluate(sample_loss, y, sample, list(layers), dense, None)
+        return value, [inputs[k] for k in layers]
+
+    zeros = [jnp.zeros(like.shape, like.dtype) for like in layers.values()]
+    others = [leaf for k, leaf in enumerate(leaves) if k not in layers]
+
+    def one(sample: PyTree) -> Factors:
+        (deltas, rest), inputs = jax.grad(loss, argnums=(0, 1), has_aux=True)(zeros, others, sample)
+        return Factors(inputs, deltas, rest)
+
+    many: Factors = jax.vmap(one)(samples)
+    return many
+
+
+def deviations(part: Factors, centre: Factors) -> tuple[jax.Array, list[jax.Array]]:
+    """`sum_i |g_i - c|^2` and `sum_i (g_i - c)`, where `c` is the gradient with the factors `centre`.
+
+    With `a = a_0 + u` and `delta = delta_0 + v`, `g - c = u delta^T + a_0 v^T`: nothing large cancels where samples are alike, as it would in
+    `sum |g_i|^2 - n |gbar|^2`.
+    """
+    squares, sums = jnp.zeros(()), []
+    for a, a0, delta, delta0 in zip(part.inputs, centre.inputs, part.deltas, centre.deltas, strict=True):
+        u, v = a - a0, delta - delta0
+        cross = 2 * (u @ a0) * jnp.sum(delta * v, axis=1)
+        each = jnp.sum(u * u, axis=1) * jnp.sum(delta * delta, axis=1) + cross + (a0 @ a0) * jnp.sum(v * v, axis=1)
+        squares += jnp.sum(each)
+        sums.append(u.T @ delta + jnp.outer(a0, jnp.sum(v, axis=0)))
+    for g, g0 in zip(part.others, centre.others, strict=True):
+        squares += jnp.sum((g - g0) ** 2)
+        sums.append(jnp.sum(g - g0, axis=0))
+    return squares, sums
+
+
+def _evaluate(
+    sample_loss: Callable[[Any, Any], Any],
+    x: PyTree,
+    sample: PyTree,
+    watched: list[int],
+    dense: Callable[[_Weight, jax.Array, jax.Array], jax.Array],
+    otherwise: Callable[[_Weight], Any] | None,
+) -> Any:
+    """The loss; `dense` may change the output of a layer whose matrix is watched, `otherwise` hears of every other use of one."""
+
+    def run(jaxpr: Any, consts: Any, arguments: list[Any]) -> list[Any]:
+        known: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
+
+        def look(atom: Any) -> Any:
+            return atom.val if isinstance(atom, Literal) else known[atom]
+
+        for eqn in jaxpr.eqns:
+            values = [look(atom) for atom in eqn.invars]
+            plain = [v.value if isinstance(v, _Weight) else v for v in values]
+            weights = [v for v in values if isinstance(v, _Weight)]
+            body = eqn.params.get("jaxpr")
+            if weights and eqn.primitive.name in ("jit", "pjit") and body is not None:
+                known.update(zip(eqn.outvars, run(body.jaxpr, body.consts, values), strict=True))
+                continue
+            bound = eqn.primitive.get_bind_params(eqn.params)
+            rules, params = bound if isinstance(bound, tuple) else ((), bound)  # jax before and from 0.10
+            out = eqn.primitive.bind(*rules, *plain, **params)
+            result = out if eqn.primitive.multiple_results else [out]
+            if weights and eqn.primitive.name == "transpose":
+                result = [_Weight(weights[0].leaf, out)]
+            elif len(weights) == 1 and eqn.primitive.name == "dot_general" and sorted(v.ndim for v in plain) == [1, 2] and out.ndim == 1:
+                a = plain[0] if plain[0].ndim == 1 else plain[1]
+                result = [dense(weights[0], a, out)]
+            elif otherwise is not None:
+                for weight in weights:
+                    otherwise(weight)
+            known.update(zip(eqn.outvars, result, strict=True))
+        return [look(atom) for atom in jaxpr.outvars]
+
+    closed = jax.make_jaxpr(sample_loss)(x, sample)
+    leaves = [_Weight(k, leaf) if k in watched else leaf for k, leaf in enumerate(jax.tree.leaves(x))]
+    return run(closed.jaxpr, closed.consts, [*leaves, *jax.tree.leaves(sample)])[0]
