@@ -147,7 +147,8 @@ def test_one_run_that_diverged_is_enough_not_to_judge():
 
 
 def test_diverging_runs_are_named_and_not_judged(problem):
-    found = sdesam.compare("m-usam", problem, lr=5.0, rho=1.0, batch=8, micro=[1], steps=60, runs=8)
+    with pytest.warns(UserWarning, match=r"dt=5 is beyond 2 / l = 1\.44"):
+        found = sdesam.compare("m-usam", problem, lr=5.0, rho=1.0, batch=8, micro=[1], steps=60, runs=8)
     assert found.status == "inconclusive"
     assert "m = 1: inconclusive: optimizer: 8 of 8 paths diverged" in found.table()
     assert found.to_json()["results"]["rows"][0]["chain"]["mean"]["loss"][-1] is None
@@ -176,7 +177,7 @@ def test_other_variants(problem):
     ],
 )
 def test_bad_input_before_any_run(problem, change, message, monkeypatch):
-    monkeypatch.setattr("sdesam.engine.driver._run_chunk", lambda *a: pytest.fail("work was started"))
+    monkeypatch.setattr("sdesam.engine.driver._Work", lambda *a: pytest.fail("work was started"))
     with pytest.raises(ValueError, match=message):
         sdesam.compare("m-usam", problem, **{**SETTING, **change})
 
