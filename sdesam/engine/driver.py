@@ -40,6 +40,9 @@ Normals = Literal["counter", "jax"]
 _CHUNK_BYTES = {"cpu": 2**23}
 """Working memory of the paths that one device advances together. On a CPU larger chunks leave the cache and were slower."""
 _ACCELERATOR_BYTES = 2**28
+_BLOCK, _UNROLL = 32, 4
+"""Steps of the inner loop on an accelerator, and how many of them are compiled as one: a loop of known length runs without asking the host
+after each step whether to go on."""
 _CHUNK_PATHS = {"cpu": 2**15}
 """Paths that one device advances together at most: with more of them a step was no faster per path, and needed more memory."""
 _PATIENCE = 0.5
@@ -409,7 +412,7 @@ class _Work:
         self.layout, self.snapshot = layout, snapshot
         self.rows = layout.last - layout.first
         self.split = NamedSharding(layout.mesh, P("paths"))
-        self.draw = _Draw(plan.noise_shape, np.dtype(_dtype(plan.x0)).name, plan.normals, layout.antithetic)
+        self.draw = _Draw(plan.noise_shape, np.dtype(_dtype(plan.x0)).name, plan.normals, layout.antithetic, _on_cpu(layout.mesh))
         self.tables = {name: np.empty((self.rows, *shape[1:]), dtype) for name, (shape, dtype) in layout.tables.items()}
         shapes = {name: (len(layout.grid), *shape.shape) for name, shape in layout.observables.items()}
         self.moments = {name: _Moments(0, np.full(shape, np.nan), np.zeros(shape)) for name, shape in shapes.items()}
@@ -618,6 +621,13 @@ class _Draw:
     dtype: str
     normals: Normals
     antithetic: bool
+    carried: bool
+    """Whether the normals of a step are made in the step before and carried. A CPU makes them once then, and not anew for all that uses them; an
+    accelerator would only write and read them, where it could make them on the spot."""
+
+    def carry(self, key: jax.Array, step: jax.Array, ids: jax.Array) -> Any:
+        """What is carried into a step."""
+        return self.make(key, step, ids) if self.carried else ()
 
     def make(self, key: jax.Array, step: jax.Array, ids: jax.Array) -> Any:
         """To be carried: one array, which is all that XLA computes once."""
@@ -685,10 +695,20 @@ def _steps(
         def body(step: jax.Array, carry: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
             x, noise = carry
             keys = jax.vmap(lambda path: _key(key, path, step))(of)
-            x = jax.vmap(partial(stepper, params))(x, keys, draw.take(noise))
-            return x, draw.make(key, step + 1, ids)
+            xi = draw.take(noise if draw.carried else draw.make(key, step, ids))
+            x = jax.vmap(partial(stepper, params))(x, keys, xi)
+            return x, draw.carry(key, step + 1, ids)
 
-        x, noise = jax.lax.fori_loop(start, stop, body, (ensemble.x, ensemble.noise))
+        def block(k: jax.Array, carry: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
+            begin = start + k * _BLOCK
+            made: tuple[PyTree, Any] = jax.lax.fori_loop(0, _BLOCK, lambda j, now: body(begin + j, now), carry, unroll=_UNROLL)
+            return made
+
+        carry, at = (ensemble.x, ensemble.noise), start
+        if not _on_cpu(mesh):
+            blocks = (stop - start) // _BLOCK
+            carry, at = jax.lax.fori_loop(0, blocks, block, carry), start + blocks * _BLOCK
+        x, noise = jax.lax.fori_loop(at, stop, body, carry)
         return _Ensemble(x, noise, _mark(ensemble.first, x, stop))
 
     mapped = jax.shard_map(many, mesh=mesh, in_specs=(P(), P(), P("paths"), P("paths"), P(), P()), out_specs=P("paths"), check_vma=False)
@@ -701,7 +721,7 @@ def _first_noise(draw: _Draw, mesh: Mesh, key: jax.Array, ids: jax.Array) -> Any
     """The normals of step 0."""
 
     def many(key: jax.Array, ids: jax.Array) -> Any:
-        return draw.make(key, jnp.int32(0), ids)
+        return draw.carry(key, jnp.int32(0), ids)
 
     return jax.shard_map(many, mesh=mesh, in_specs=(P(), P("paths")), out_specs=P("paths"), check_vma=False)(key, ids)
 
@@ -772,6 +792,10 @@ def _identity(layout: Layout) -> dict[str, Any]:
         "processes": [machine.process_index(), machine.process_count()],
         "versions": {name: versions[name] for name in ("sdesam", "jax", "jaxlib")},
     }
+
+
+def _on_cpu(mesh: Mesh) -> bool:
+    return bool(mesh.devices.flat[0].platform == "cpu")
 
 
 def _chunk_bytes(mesh: Mesh) -> int:

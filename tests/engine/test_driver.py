@@ -160,3 +160,15 @@ def test_nested_states_come_back(tmp_path):
     final = sdesam.Result.load(tmp_path / "run.npz").final
     assert final["a"]["b"].shape == (2,)
     assert final["c"].shape == (2, 3)
+
+
+def test_the_loop_of_an_accelerator(monkeypatch):
+    """Blocks of known length, normals made on the spot: the same draws, whatever is left over of a block."""
+    problem = sdesam.problems.quadratic()
+    sde = sdesam.derive("m-usam").bind(problem, lr=0.1, rho=0.1, batch=4, micro=2)
+    numbers = {"paths": 6, "horizon": 7.0, "dt": 0.1, "times": [0.5, 3.7, 7.0], "observe": ["loss"], "antithetic": True}
+    here = sdesam.simulate(sde, jax.random.key(0), **numbers)
+    monkeypatch.setattr(sdesam.engine.driver, "_on_cpu", lambda mesh: False)
+    there = sdesam.simulate(sde, jax.random.key(0), **numbers)
+    np.testing.assert_allclose(there.final, here.final, rtol=2e-5, atol=1e-6)  # 70 steps in float32
+    np.testing.assert_allclose(there.mean["loss"], here.mean["loss"], rtol=2e-5)
