@@ -107,6 +107,9 @@ class ProbedDrift:
     def apply_noise(self, params, x, xi):
         return 0.0 * xi
 
+    def step_noise(self, params, x, xi, key):
+        return 0.0 * xi
+
 
 class OneProbe(stepping.Heun):
     """The mistake: predictor and corrector with the same probe."""
