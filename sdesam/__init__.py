@@ -17,7 +17,7 @@ from sdesam.symbolic import ModifiedEquation, derive
 from sdesam.variants import VARIANTS, NormEstimate, Variant
 
 if TYPE_CHECKING:
-    from sdesam import claims, exact, problems
+    from sdesam import claims, exact, optim, problems
     from sdesam.comparison import Comparison, compare
     from sdesam.coupling import Coupled, coupled
     from sdesam.discrete import Chain, train
@@ -50,6 +50,7 @@ __all__ = [
     "derive",
     "exact",
     "one_step",
+    "optim",
     "problems",
     "signature",
     "simulate",
@@ -78,7 +79,7 @@ _WITH_JAX = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("claims", "exact", "problems"):
+    if name in ("claims", "exact", "optim", "problems"):
         return importlib.import_module(f"sdesam.{name}")
     if name in _WITH_JAX:
         return getattr(importlib.import_module(_WITH_JAX[name]), name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import jax
@@ -36,8 +37,8 @@ class Perturbed(NamedTuple):
 
     Args:
         gradient: `grad f_I(x + rho u_I)`.
-        loss: `f_I(x)` where the step computes it on its way, else `f_I(x + rho u_I)`.
-        aux: the auxiliary values at the same place.
+        loss: `f_I(x)`.
+        aux: the auxiliary values at `x`: the perturbed pass changes no batch statistics.
     """
 
     gradient: PyTree
@@ -55,8 +56,9 @@ def perturbed_gradient(
     eps: Any,
     lam: Any,
     key: jax.Array | None = None,
+    together: str | None = None,
 ) -> Perturbed:
-    """`grad f_I(x + rho u_I)` of one micro-batch.
+    """`grad f_I(x + rho u_I)` of one micro-batch, or of the part of it that this device holds.
 
     Args:
         rule: the variant.
@@ -67,7 +69,8 @@ def perturbed_gradient(
         rho: perturbation radius.
         eps: of the normaliser.
         lam: of the Gibbs weights.
-        key: for the random directions of an estimate.
+        key: for the random directions of an estimate; the same for all parts of a micro-batch.
+        together: the name of the device axis over which a micro-batch is spread, in equal parts; None if one device holds it.
     """
 
     def mean(y: PyTree) -> tuple[jax.Array, Any]:
@@ -79,23 +82,28 @@ def perturbed_gradient(
         (loss, aux), G = gradient(x)
         return Perturbed(G, loss, aux)
     if rule.perturbation == "data set":
-        (loss, aux), G = gradient(moved(x, rho, normalised(rule, whole_set, whole_set, eps)))
+        loss, aux = mean(x)  # nobody asks for them in a chain, and compilation leaves them out
+        _, G = gradient(moved(x, rho, normalised(rule, whole_set, whole_set, eps)))
         return Perturbed(G, loss, aux)
     if rule.weights == "equal":
         (loss, aux), own = gradient(x)
+        own = own if together is None else jax.lax.pmean(own, together)
     else:
         assert norms is not None
-        own, values, aux = weighted_gradient(norms, losses, x, lam, key)
+        own, values, aux = weighted_gradient(norms, losses, x, lam, key, together)
         loss = jnp.mean(values)
     _, G = gradient(moved(x, rho, normalised(rule, own, whole_set, eps)))
     return Perturbed(G, loss, aux)
 
 
-def weighted_gradient(norms: NormEstimate, losses: Losses, x: PyTree, lam: Any, key: jax.Array | None) -> tuple[PyTree, jax.Array, Any]:
-    """`sum_i p_i g_i` with Gibbs weights, the per-sample losses on the way, and the auxiliary values."""
+def weighted_gradient(
+    norms: NormEstimate, losses: Losses, x: PyTree, lam: Any, key: jax.Array | None, together: str | None = None
+) -> tuple[PyTree, jax.Array, Any]:
+    """`sum_i p_i g_i` with Gibbs weights, the per-sample losses on the way, and the auxiliary values; `together` as in `perturbed_gradient`."""
     values, pull, aux = jax.vjp(losses, x, has_aux=True)
-    p = gibbs(estimated_norms(norms, lambda y: losses(y)[0], x, values, key), lam)
-    return pull(p.astype(values.dtype))[0], values, aux
+    p = gibbs(estimated_norms(norms, lambda y: losses(y)[0], x, values, key), lam, together)
+    (own,) = pull(p.astype(values.dtype))
+    return own if together is None else jax.lax.psum(own, together), values, aux
 
 
 def normalised(rule: Variant, own: PyTree, whole_set: PyTree, eps: Any) -> PyTree:
@@ -122,9 +130,18 @@ def inverse_norm(v: PyTree, eps: Any) -> jax.Array:
     return inverse
 
 
-def gibbs(nu: jax.Array, lam: Any) -> jax.Array:
-    """The weights `p_i` proportional to `exp(lam nu_i)`: they solve `max_p sum_i p_i nu_i + entropy(p)/lam`."""
-    return jax.nn.softmax(lam * nu)
+def gibbs(nu: jax.Array, lam: Any, together: str | None = None) -> jax.Array:
+    """The weights `p_i` proportional to `exp(lam nu_i)`: they solve `max_p sum_i p_i nu_i + entropy(p)/lam`.
+
+    With `together`, the name of a device axis, they sum to 1 over the samples of all its devices.
+    """
+    if together is None:
+        return jax.nn.softmax(lam * nu)
+    exponents = lam * nu
+    # the largest exponent cancels: it is no part of the derivative, and pmax has none
+    weights = jnp.exp(exponents - jax.lax.pmax(jax.lax.stop_gradient(jnp.max(exponents)), together))
+    p: jax.Array = weights / jax.lax.psum(jnp.sum(weights), together)
+    return p
 
 
 def estimated_norms(norms: NormEstimate, losses: Callable[[PyTree], jax.Array], x: PyTree, values: jax.Array, key: jax.Array | None) -> jax.Array:
@@ -139,7 +156,8 @@ def estimated_norms(norms: NormEstimate, losses: Callable[[PyTree], jax.Array], 
     """
     wide = jnp.promote_types(values.dtype, jnp.float32)
     if norms.law == "exact":
-        each = jax.vmap(lambda e: jax.vjp(losses, x)[1](e)[0])(jnp.eye(values.shape[0], dtype=values.dtype))
+        numbers = jnp.arange(values.shape[0])
+        each = jax.vmap(lambda i: jax.vjp(losses, x)[1](jnp.where(numbers == i, jnp.ones_like(values), 0))[0])(numbers)
         square = sum(jnp.sum(leaf.astype(wide) ** 2, axis=range(1, leaf.ndim)) for leaf in jax.tree.leaves(each))
     else:
         assert key is not None, "random directions need a key"
@@ -153,19 +171,32 @@ def estimated_norms(norms: NormEstimate, losses: Callable[[PyTree], jax.Array], 
 
 
 def check_delta(norms: NormEstimate | None, x: PyTree) -> None:
-    """Refuse a difference quotient whose step is below the rounding of the parameters."""
-    dtype = jnp.result_type(*jax.tree.leaves(x))
-    rounding = float(jnp.finfo(dtype).eps)  # type: ignore[no-untyped-call]
-    if norms is not None and norms.random and norms.delta < rounding:
-        raise ValueError(f"delta={norms.delta:g} is below the rounding level {rounding:.1g} of {dtype}: choose a larger delta, such as 1e-3")
+    """Refuse a difference quotient whose step is below the rounding of the parameters, or of the losses."""
+    if norms is None or not norms.random:
+        return
+    dtype = max((leaf.dtype for leaf in jax.tree.leaves(x)), key=_rounding)
+    if norms.delta < _rounding(dtype):
+        raise ValueError(
+            f"delta={norms.delta:g} is below the rounding level {_rounding(dtype):.1g} of {dtype}: choose a larger delta, or float32 with delta=1e-3"
+        )
+
+
+def _rounding(dtype: Any) -> float:
+    return float(jnp.finfo(dtype).eps)  # type: ignore[no-untyped-call]
 
 
 def direction(norms: NormEstimate, x: PyTree, key: jax.Array) -> PyTree:
     """One random direction `z` with the structure of `x`, independent entries of mean 0 and variance 1."""
-    draw = jax.random.rademacher if norms.law == "rademacher" else jax.random.normal
     leaves, structure = jax.tree.flatten(x)
-    keys = jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(structure, [draw(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)])
+    ends = list(accumulate(leaf.size for leaf in leaves))
+    if norms.law == "rademacher":
+        # 32 signs from each random word: the hash would cost more than the rest of the extra forward pass
+        words = jax.random.bits(key, (-(-ends[-1] // 32),), jnp.uint32)
+        entries = ((words[:, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1).ravel().astype(jnp.int8) * 2 - 1
+    else:
+        entries = jax.random.normal(key, (ends[-1],), jnp.result_type(*leaves))
+    parts = [entries[end - leaf.size : end].reshape(leaf.shape).astype(leaf.dtype) for leaf, end in zip(leaves, ends, strict=True)]
+    return jax.tree.unflatten(structure, parts)
 
 
 def moved(x: PyTree, radius: Any, u: PyTree) -> PyTree:
