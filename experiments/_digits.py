@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from time import monotonic
 from typing import Any
 
@@ -13,11 +13,9 @@ import sdesam
 from sdesam import plots, statistics
 from sdesam.runs import Numbers, Run
 
-SETTING = {"train": 1000, "width": 64, "batch": 64, "lr": 0.1, "rho": 0.1, "steps": 3000}
+SETTING = {"train": 1000, "width": 64, "batch": 64, "lr": 0.1, "rho": 0.1, "steps": 3000, "replace": False, "observations": 16}
 MICRO = (64, 16, 4, 1)
 OBSERVED = ("loss", "train_accuracy", "test_accuracy", "trace_cov")
-TIMES = 16
-"""Observations along a run, the start included."""
 
 Config = Mapping[str, Any]
 
@@ -53,15 +51,15 @@ def problem(config: Config, start: Any = None) -> sdesam.FiniteSum:
 
 def chain(config: Config, start: Any = None) -> sdesam.Chain:
     """The optimizer of a configuration."""
-    variant, names = config["variant"], ("lr", "rho", "batch", "micro", "lam")
-    return sdesam.Chain(variant, problem(config, start), **{name: config[name] for name in names if name in config}, replace=False)
+    variant, names = config["variant"], ("lr", "rho", "batch", "micro", "lam", "replace")
+    return sdesam.Chain(variant, problem(config, start), **{name: config[name] for name in names if name in config})
 
 
 def train(config: Config, start: Any, device: Any) -> Numbers:
     """One run: curves of the observables, and the last parameters."""
     optimizer = chain(config, start)
     steps = config["steps"]
-    times = np.unique(np.linspace(0, steps, TIMES).round()) * optimizer.lr
+    times = np.unique(np.linspace(0, steps, config["observations"]).round()) * optimizer.lr
     out = sdesam.train(
         optimizer, jax.random.key(config["seed"]), runs=1, steps=steps, times=times, observe=OBSERVED, keep="values", devices=[device], progress=False
     )
@@ -185,7 +183,9 @@ def by_condition(data: Mapping[str, Any]) -> dict[str, list[Any]]:
     return rows
 
 
-def curves(axes: Any, data: Mapping[str, Any], observable: str, names: Sequence[str], unit: float = 1.0, gain: bool = False, log: bool = False) -> None:
+def curves(
+    axes: Any, data: Mapping[str, Any], observable: str, names: Sequence[str], unit: float = 1.0, gain: bool = False, log: bool = False
+) -> None:
     """Mean over seeds against steps, with the 95 % interval of the mean as a band.
 
     Args:
@@ -231,14 +231,38 @@ def pretty(name: str) -> str:
     return f"${name}$" if name.startswith("m=") else name.replace("λ=", r"$\lambda=$").replace(" $", " $")
 
 
-def dots(axes: Any, values: Mapping[str, np.ndarray], unit: float = 1.0) -> None:
-    """One place per condition: every seed, the mean and its 95 % interval."""
+def dots(axes: Any, values: Mapping[str, np.ndarray], unit: float = 1.0, log: bool = False) -> None:
+    """One place per condition: every seed, the mean (`log`: the geometric one) and its 95 % interval."""
     for k, (name, many) in enumerate(values.items()):
         colour, _ = style(name, k)
-        spread = np.linspace(-0.22, 0.22, len(many)) if len(many) > 1 else np.zeros(1)
-        axes.plot(k + spread, unit * np.asarray(many), ".", ms=2.5, mew=0, color=colour, alpha=0.5)
-        mean = statistics.interval(many)
-        axes.errorbar([k], [unit * mean.mean], [[unit * (mean.mean - mean.lower)], [unit * (mean.upper - mean.mean)]], fmt="o", ms=4, color=colour,
-                      mfc="white", capsize=2.5, zorder=3)  # fmt: skip
-    axes.set_xticks(range(len(values)), [pretty(name) for name in values], rotation=40, ha="right", rotation_mode="anchor")
+        spread = np.linspace(-0.25, 0.25, len(many)) if len(many) > 1 else np.zeros(1)
+        axes.plot(k + spread, unit * np.asarray(many), ".", ms=3, mew=0, color=colour, alpha=0.7)
+        mean, lower, upper = ends(unit * np.asarray(many), log)
+        axes.errorbar([k], [mean], [[mean - lower], [upper - mean]], fmt="o", ms=4, color=colour, mfc="white", capsize=2.5, zorder=3)
+    name_places(axes, values)
+    if log:
+        plain_log(axes)
+
+
+def ends(values: Any, log: bool = False) -> tuple[float, float, float]:
+    """Mean and interval; `log`: of the logarithm, taken back."""
+    found = statistics.interval(np.log(values) if log else values)
+    parts = found.mean, found.lower, found.upper
+    return tuple(float(np.exp(part)) for part in parts) if log else parts  # type: ignore[return-value]
+
+
+def name_places(axes: Any, names: Iterable[str]) -> None:
+    """Conditions along the axis."""
+    words = [pretty(name) for name in names]
+    axes.set_xticks(range(len(words)), words, rotation=40, ha="right", rotation_mode="anchor")
     axes.margins(x=0.06)
+
+
+def plain_log(axes: Any) -> None:
+    """A logarithmic axis over about a decade, with ordinary numbers on it."""
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())

@@ -18,7 +18,7 @@ from sdesam.runs import Numbers, Run
 
 CONDITIONS = (digits.SGD, *digits.M_SAM, digits.RW_SAM)
 PROBES, ITERATIONS = 100, 40
-QUANTITIES = {"trace_cov": plots.LABELS["trace_cov"], "hessian_trace": r"Hessian trace $\mathrm{tr}\,H$", "eigenvalue": r"largest eigenvalue of $H$"}
+QUANTITIES = {"trace_cov": plots.LABELS["trace_cov"], "hessian_trace": r"Hessian trace $\mathrm{tr}\,H$", "eigenvalue": r"largest eigenvalue"}
 
 
 def runs(preset: str, seeds: int | None = None, steps: int = digits.SETTING["steps"]) -> list[dict[str, Any]]:
@@ -52,7 +52,9 @@ def execute(config: digits.Config, needed: Sequence[Run], device: Any) -> Number
 def summarise(stored: Sequence[Run]) -> dict[str, Any]:
     """Trends over m of the three quantities, SAM and RW-SAM beside SGD; the verdict on L-TrV (table 6)."""
     # the table reads arrays that hold the value at the end
-    ends = [Run(run.config["of"], Numbers({}, {name: np.array([run.numbers.values[name]]) for name in QUANTITIES}), run.seconds, {}) for run in stored]
+    ends = [
+        Run(run.config["of"], Numbers({}, {name: np.array([run.numbers.values[name]]) for name in QUANTITIES}), run.seconds, {}) for run in stored
+    ]
     table = digits.Table(ends)
     summary = digits.summary_of(table, tuple(QUANTITIES))
     if "final" not in summary:
@@ -85,9 +87,8 @@ def figure(data: Mapping[str, Any]) -> Any:
     for run in data["results"]["runs"]:
         rows.setdefault(digits.label({**data["config"]["common"], **run["config"]}["of"]), []).append(run)
     for axes, (name, title) in zip(drawn.subplots(3, 1, sharex=True), QUANTITIES.items(), strict=True):
-        digits.dots(axes, {digits.label(c): np.array([run[name] for run in rows[digits.label(c)]]) for c in CONDITIONS})
+        digits.dots(axes, {digits.label(c): np.array([run[name] for run in rows[digits.label(c)]]) for c in CONDITIONS}, log=True)
         axes.set_ylabel(title)
-        axes.set_yscale("log")
     return drawn
 
 

@@ -21,8 +21,8 @@ from sdesam.runs import Numbers, Run
 SIZES = (200, 1000, 5000, 25000)
 SIGMA = 0.5
 LINES = {
-    "softmax, V and H": "softmax, model true: $V$, $H$",
-    "softmax, V and F": "softmax, model true: $V$, $F$",
+    "softmax, V and H": "softmax, model true: $V$, $H$ (the same: $V$, $F$)",
+    "softmax, V and F": "",
     "misspecified, V and H": "softmax, model wrong: $V$, $H$",
     "least squares, V and sigma^2 H": r"least squares: $V$, $\sigma^2H$",
     "least squares, V and H": "least squares: $V$, $H$",
@@ -153,7 +153,9 @@ def summarise(stored: Sequence[Run]) -> dict[str, Any]:
     expected = {name: name in ("softmax, V and H", "softmax, V and F", "least squares, V and sigma^2 H") for name in LINES}
     vanishes = left["trace_cov"].upper < 0.01 and left["hessian_trace"].lower > 0.2
     general = {"status": "confirmed" if all(holds.values()) else "refuted", "reason": "V ~ H at every minimum"}
-    general["reason"] += f": relative distance {at_largest['misspecified, V and H']} for a wrong model, {at_largest['least squares, V and H']} for least squares"
+    general["reason"] += (
+        f": relative distance {at_largest['misspecified, V and H']} for a wrong model, {at_largest['least squares, V and H']} for least squares"
+    )
     conditional = {
         "status": "confirmed" if holds == expected and vanishes else "refuted",
         "reason": f"V ~ F ~ H for a true likelihood (distance {at_largest['softmax, V and H']} at n = {SIZES[-1]}), sigma^2 H for least squares "
@@ -171,10 +173,10 @@ def figure(data: Mapping[str, Any]) -> Any:
     """Distances against n; loss, tr V and tr H of the network against steps."""
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(plots.COLUMN, 4.8), layout="constrained")
+    drawn = Figure(figsize=(plots.COLUMN, 5.2), layout="constrained")
     upper, lower = drawn.subplots(2, 1)
     runs = data["results"]["runs"]
-    for k, (name, words) in enumerate(LINES.items()):
+    for k, (name, words) in enumerate((name, words) for name, words in LINES.items() if words):
         columns = [[run[name] for run in runs if run["config"].get("n") == n and name in run] for n in SIZES]
         if not all(columns):
             continue
@@ -187,7 +189,7 @@ def figure(data: Mapping[str, Any]) -> Any:
     upper.set_yscale("log")
     upper.set_xlabel("samples $n$")
     upper.set_ylabel("relative Frobenius distance")
-    upper.legend(fontsize=6.5, loc="center left", bbox_to_anchor=(1, 0.5))
+    upper.legend(fontsize=6.5, loc="lower center", bbox_to_anchor=(0.45, 1))
     nets = [run for run in runs if "hessian_trace" in run]
     names = {"loss": plots.LABELS["loss"], "trace_cov": r"$\mathrm{tr}\,V$", "hessian_trace": r"$\mathrm{tr}\,H$"}
     for k, (name, words) in enumerate(names.items()):
@@ -199,7 +201,7 @@ def figure(data: Mapping[str, Any]) -> Any:
     lower.set_yscale("log")
     lower.set_xlabel("SGD steps (first mark: the start)")
     lower.set_ylabel("squared loss, interpolating")
-    lower.legend(fontsize=6.5, loc="center left", bbox_to_anchor=(1, 0.5))
+    lower.legend(fontsize=6.5)
     return drawn
 
 

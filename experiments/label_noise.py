@@ -20,9 +20,7 @@ NAMES = tuple(map(digits.label, CONDITIONS))
 def runs(preset: str, seeds: int | None = None, steps: int = digits.SETTING["steps"]) -> list[dict[str, Any]]:
     """All optimizers and shares of wrong labels for each seed."""
     count = seeds or {"quick": 10, "full": 50}[preset]
-    return [
-        digits.training(seed, condition, steps=steps, label_noise=level) for seed in range(count) for level in LEVELS for condition in CONDITIONS
-    ]
+    return [digits.training(seed, condition, steps=steps, label_noise=level) for seed in range(count) for level in LEVELS for condition in CONDITIONS]
 
 
 def summarise(stored: Sequence[Run]) -> dict[str, Any]:
@@ -50,7 +48,9 @@ def summarise(stored: Sequence[Run]) -> dict[str, Any]:
     # every level must show it: Holm's correction is over all tests of this experiment
     states = [statistics.Trend(t.direction, t.statistic, p[name], t.p_reversed * len(p), t.ends).verdict() for name, t in trends.items()]
     status = "refuted" if "refuted" in states else "confirmed" if set(states) == {"confirmed"} else "inconclusive"
-    reason = "accuracy rises as m falls: " + "; ".join(f"{name.split(':')[0]} {s} (Holm p = {p[name]:.2g})" for name, s in zip(trends, states, strict=True))
+    reason = "accuracy rises as m falls: " + "; ".join(
+        f"{name.split(':')[0]} {s} (Holm p = {p[name]:.2g})" for name, s in zip(trends, states, strict=True)
+    )
     return summary | {"tests": tests, "p (Holm)": p, "verdicts": {"L-Noise": {"status": status, "reason": reason}}}
 
 
@@ -62,7 +62,8 @@ def figure(data: Mapping[str, Any]) -> Any:
     axes = drawn.subplots()
     common, runs = data["config"]["common"], data["results"]["runs"]
     found = {
-        (digits.label({**common, **run["config"]}), {**common, **run["config"]}["label_noise"], {**common, **run["config"]}["seed"]): run for run in runs
+        (digits.label({**common, **run["config"]}), {**common, **run["config"]}["label_noise"], {**common, **run["config"]}["seed"]): run
+        for run in runs
     }
     seeds = sorted({where[2] for where in found})
     for k, name in enumerate(NAMES[1:]):

@@ -107,6 +107,7 @@ def figure(data: Mapping[str, Any]) -> Any:
             c = costs[name]
             colour, _ = digits.style(name, k)
             lower.bar(k, c["mean"], color=colour, width=0.6, yerr=[[c["mean"] - c["lower"]], [c["upper"] - c["mean"]]], capsize=2)
+    digits.name_places(lower, names)
     lower.set_ylabel("time of a step\n(SGD = 1)")
     upper.set_title("dots: seeds; bars: 95 % of the mean", fontsize=7)
     return drawn

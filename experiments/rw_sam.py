@@ -18,7 +18,8 @@ from sdesam.runs import Run
 
 LAMBDAS = (1.0, 10.0, 100.0, 1000.0)
 STARTS = {"random": "from scratch", "bad minimum": "from the bad minimum"}
-CONDITIONS = (*digits.M_SAM, *({"variant": "rw-sam", "lam": lam} for lam in LAMBDAS))
+SHARE = "share of SAM's fall of log tr V"
+CONDITIONS = (digits.SGD, *digits.M_SAM, *({"variant": "rw-sam", "lam": lam} for lam in LAMBDAS))
 
 
 def runs(preset: str, seeds: int | None = None, steps: int = digits.SETTING["steps"]) -> list[dict[str, Any]]:
@@ -58,6 +59,8 @@ def summarise(stored: Sequence[Run]) -> dict[str, Any]:
             middle = statistics.interval(logs)
             part["effective m"][name] = {end: float(np.exp(getattr(middle, end))) for end in ("mean", "lower", "upper")}
             part["effective m"][name]["seeds at 64 or above"] = int(np.sum(np.array(logs) > np.log(64) - 1e-9))
+            sgd, sam, own = (np.log(table.last(n, "trace_cov")) for n in ("SGD", "m=64", name))
+            part["effective m"][name][SHARE] = statistics.interval((sgd - own) / (sgd - sam))
     p = digits.adjusted(tests)
     for name, test in tests.items():
         summary["lines"].append(f"{digits.difference(test, f'{name}, accuracy (%)', 100)}; Holm: {p[name]:.2g}")
@@ -65,7 +68,8 @@ def summarise(stored: Sequence[Run]) -> dict[str, Any]:
         for name, m in summary[words]["effective m"].items():
             summary["lines"].append(
                 f"{words}, {name}: effective m {m['mean']:.3g} [{m['lower']:.3g}, {m['upper']:.3g}], "
-                f"{m['seeds at 64 or above']} of {summary[words]['seeds']} seeds at the batch (64) or above"
+                f"{m['seeds at 64 or above']} of {summary[words]['seeds']} seeds at the batch (64) or above; "
+                f"its fall of log tr V from SGD's is {m[SHARE]} of SAM's"
             )
     return summary | {"tests": tests, "p (Holm)": p}
 
@@ -82,24 +86,22 @@ def figure(data: Mapping[str, Any]) -> Any:
         config = {**common, **run["config"]}
         found[config["start"], digits.label(config), config["seed"]] = run
     seeds = sorted({where[2] for where in found})
-    names = [digits.label(c) for c in CONDITIONS[1:]]
+    names = [digits.label(c) for c in CONDITIONS if c != digits.M_SAM[0]]
     for s, (start, words) in enumerate(STARTS.items()):
         for axes, observable, log in zip(panels, ("test_accuracy", "trace_cov"), (False, True), strict=True):
             for k, name in enumerate(names):
                 both = [(found.get((start, name, seed)), found.get((start, "m=64", seed))) for seed in seeds]
                 pairs = np.array([(a[observable][-1], b[observable][-1]) for a, b in both if a and b])
-                value = statistics.interval(np.log(pairs[:, 0] / pairs[:, 1]) if log else 100 * (pairs[:, 0] - pairs[:, 1]))
-                mean, low, high = (np.exp(e) if log else e for e in (value.mean, value.lower, value.upper))
+                mean, low, high = digits.ends(pairs[:, 0] / pairs[:, 1] if log else 100 * (pairs[:, 0] - pairs[:, 1]), log)
                 axes.errorbar([k + 0.16 * (2 * s - 1)], [mean], [[mean - low], [high - mean]], fmt=plots.MARKERS[s], color=plots.COLOURS[s], ms=4,
                               mfc="white", capsize=2, label=words if k == 0 else None)  # fmt: skip
     for axes, at in zip(panels, (0, 1), strict=True):
         axes.axhline(at, color="0.45", lw=0.8, ls="--")
-        axes.axvline(2.5, color="0.8", lw=0.8)
+        axes.axvline(3.5, color="0.8", lw=0.8)
     panels[0].set_ylabel("test accuracy\nabove SAM (points)")
     panels[1].set_ylabel(r"$\mathrm{tr}\,V$ / that of SAM")
-    panels[1].set_yscale("log")
-    ticks = [f"m-SAM ${n}$" if n.startswith("m=") else rf"RW-SAM $\lambda={float(n.split('=')[1]):g}$" for n in names]
-    panels[1].set_xticks(range(len(names)), ticks, rotation=40, ha="right", rotation_mode="anchor")
+    digits.plain_log(panels[1])
+    digits.name_places(panels[1], names)
     panels[0].legend(fontsize=7, title="bars: 95 % of the mean", title_fontsize=7)
     return drawn
 

@@ -28,7 +28,9 @@ def runs(preset: str, seeds: int | None = None) -> list[dict[str, Any]]:
     """One comparison for each optimizer; `seeds` is how many runs it rests on."""
     count = seeds or {"quick": 32, "full": 256}[preset]
     conditions = [condition for family in FAMILIES.values() for condition in family]
-    return [{"run": "digits comparison", **SETTING, **c, **({} if c["variant"] == "sgd" else {"rho": 0.1}), "runs": count, "seed": 0} for c in conditions]
+    return [
+        {"run": "digits comparison", **SETTING, **c, **({} if c["variant"] == "sgd" else {"rho": 0.1}), "runs": count, "seed": 0} for c in conditions
+    ]
 
 
 def execute(config: Mapping[str, Any], needed: Sequence[Run], device: Any) -> Numbers:

@@ -36,9 +36,7 @@ def _squared(params: Any, sample: Any) -> Any:
 _LOSSES = {"cross-entropy": _cross_entropy, "squared": _squared}
 
 
-def digits(
-    train: int = 256, width: int = 16, seed: int = 0, label_noise: float = 0.0, loss: str = "cross-entropy", start: Any = None
-) -> FiniteSum:
+def digits(train: int = 256, width: int = 16, seed: int = 0, label_noise: float = 0.0, loss: str = "cross-entropy", start: Any = None) -> FiniteSum:
     """Mean loss of a 64-`width`-10 tanh network on the first `train` images of scikit-learn's digits, pixels/16 - 0.3.
 
     Start: `W1 ~ N(0, 1/64)`, `W2 ~ N(0, 1/width)`, zero biases. Observables `train_accuracy`, on the labels that are trained on, and, where
