@@ -165,7 +165,8 @@ def reason(found: statistics.Trend, what: str, unit: float = 1.0) -> str:
     ends = found.ends
     return (
         f"{what} {found.direction} from m = {MICRO[0]} to {MICRO[-1]}: Page's L = {found.statistic:g}, p = {found.p:.2g} "
-        f"(reversed order {found.p_reversed:.2g}), change {unit * ends.mean:+.3g} [{unit * ends.lower:.3g}, {unit * ends.upper:.3g}], {ends.count} seeds"
+        f"(reversed order {found.p_reversed:.2g}), change {unit * ends.mean:+.3g} [{unit * ends.lower:.3g}, {unit * ends.upper:.3g}], "
+        f"{ends.count} seeds"
     )
 
 

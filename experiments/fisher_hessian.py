@@ -89,7 +89,7 @@ def softmax(n: int, seed: int, well_specified: bool) -> dict[str, float]:
     if not well_specified:
         moved = (np.asarray(a)[:, 0] < 0) & (rng.uniform(size=n) < 0.5)
         label = np.where(moved, (label + 1) % 3, label)
-    x, gradients, H, F = (np.asarray(part) for part in _maximum_likelihood(a, jnp.asarray(label)))
+    gradients, H, F = (np.asarray(part) for part in _maximum_likelihood(a, jnp.asarray(label)))
     V = covariance(gradients)
     assert np.linalg.norm(gradients.mean(axis=0)) < 1e-8, "Newton's method has not arrived"
     return {"V and H": distance(V, H), "V and F": distance(V, F)}
@@ -118,7 +118,7 @@ def _maximum_likelihood(a: jax.Array, label: jax.Array) -> tuple[jax.Array, ...]
     p = jax.vmap(lambda row: jax.nn.softmax(scores(x, row)))(a)
     each = jax.vmap(lambda k: jax.vmap(jax.grad(loss), (None, 0, None))(x, a, k))(jnp.arange(3))
     F = jnp.einsum("nk,kni,knj->ij", p, each, each) / len(a)
-    return x, gradients, jax.hessian(mean)(x), F
+    return gradients, jax.hessian(mean)(x), F
 
 
 def network(config: Mapping[str, Any], device: Any) -> Numbers:
@@ -159,7 +159,8 @@ def summarise(stored: Sequence[Run]) -> dict[str, Any]:
     conditional = {
         "status": "confirmed" if holds == expected and vanishes else "refuted",
         "reason": f"V ~ F ~ H for a true likelihood (distance {at_largest['softmax, V and H']} at n = {SIZES[-1]}), sigma^2 H for least squares "
-        f"({at_largest['least squares, V and sigma^2 H']}); interpolation leaves {left['trace_cov'].mean:.2g} of tr V and {left['hessian_trace'].mean:.2g} of tr H",
+        f"({at_largest['least squares, V and sigma^2 H']}); interpolation leaves {left['trace_cov'].mean:.2g} "
+        f"of tr V and {left['hessian_trace'].mean:.2g} of tr H",
     }
     return {
         "relative distance at the largest n": at_largest,

@@ -95,7 +95,7 @@ def execute(config: Mapping[str, Any], needed: Sequence[Run], device: Any) -> Nu
 
 
 def _trace(problem: sdesam.FiniteSum, x: Any) -> jax.Array:
-    """tr V, from per-sample gradients."""
+    """The trace of V, from per-sample gradients."""
     each = jax.vmap(lambda sample: ravel_pytree(jax.grad(problem.sample_loss)(x, sample))[0])(problem.data)
     return jnp.sum((each - each.mean(axis=0)) ** 2) / problem.n
 

@@ -1,6 +1,7 @@
 """Section 3: the weak order of the SDE, term by term, without sampling: the signature of m-USAM and of smoothed m-SAM on a torus.
 
-Along rho = c eta^(2/3) the full SDE must differ from the optimizer like eta^2, and leaving one term out must change expectations at that term's own power.
+Along rho = c eta^(2/3) the full SDE must differ from the optimizer like eta^2, and leaving one term out must change expectations at that term's
+own power.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def figure(data: Mapping[str, Any]) -> Any:
             axes.plot([], [], ls=dash, lw=0.9, label=f"{plots.math(name)}: {curve['slope']:.2f} ({curve['predicted']:.2f})", **look)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_xticks(rates, [f"1/{1 / rate:g}" for rate in rates])
+        axes.set_xticks(rates, [f"1/{1 / rate:.0f}" for rate in rates])
         axes.minorticks_off()
         axes.set_ylabel("change when left out (sup norm)")
         axes.set_title(TITLES[condition["variant"]], fontsize=8)

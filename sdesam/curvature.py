@@ -104,7 +104,8 @@ def _product(sample_loss: Any, chunk: int, data: PyTree, x: PyTree) -> Any:
     flat, back = ravel_pytree(x)
 
     def gradient(y: jax.Array) -> jax.Array:
-        return ravel_pytree(mean_grad(sample_loss, chunk, data, back(y)))[0]
+        g: jax.Array = ravel_pytree(mean_grad(sample_loss, chunk, data, back(y)))[0]
+        return g
 
     return lambda v: jax.jvp(gradient, (flat,), (v,))[1]
 

@@ -208,5 +208,6 @@ def _write(figure: Any, path: str | os.PathLike[str]) -> list[Path]:
 
 
 def math(term: str) -> str:
+    """The name of a term in mathematical type."""
     symbols = {"rho^1": r"$\rho^1$", "rho^2": r"$\rho^2$", "rho^3": r"$\rho^3$", "eta": r"$\eta$"}
     return " ".join(symbols.get(word, word) for word in term.split())

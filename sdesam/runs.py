@@ -165,6 +165,20 @@ class RunStore:
                 return  # another process wrote the same run meanwhile
             raise
 
+    def check_room(self) -> None:
+        """See before any work that runs can be written; nothing is created.
+
+        Raises:
+            OSError: the folder cannot be written, or its disk has no room.
+        """
+        store.check_folder(self.folder)
+        place = next(place for place in (self.folder, *self.folder.absolute().parents) if place.exists())
+        free = shutil.disk_usage(place).free
+        if free < _LEAST_FREE:
+            raise OSError(
+                f"no room for the store {str(self.folder)!r}: {free / 2**20:.0f} MB are free on its disk, {_LEAST_FREE >> 20} MB are needed"
+            )
+
     @contextmanager
     def sweep(self) -> Iterator[None]:
         """Held while runs are made: a second sweep into the same store is refused, and what a killed one left half-written is cleared.
@@ -173,11 +187,8 @@ class RunStore:
             OSError: the store cannot be written, or the disk has no room.
             ValueError: another sweep is at work in it.
         """
-        store.check_folder(self.folder)
+        self.check_room()
         self._begin()
-        free = shutil.disk_usage(self.folder).free
-        if free < _LEAST_FREE:
-            raise OSError(f"no room for the store {str(self.folder)!r}: {free / 2**20:.0f} MB are free on its disk, {_LEAST_FREE >> 20} are needed")
         lock = FileLock(self.folder / ".lock", timeout=0)
         try:
             lock.acquire()
