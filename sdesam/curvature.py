@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from math import sqrt
 from typing import Any, NamedTuple
@@ -99,7 +100,7 @@ def largest_eigenvalue(problem: FiniteSum, x: PyTree, key: jax.Array, iterations
     return Estimate(float(values[-1]), float(b[count - 1] * abs(vectors[-1, -1])))
 
 
-def _product(sample_loss: Any, chunk: int, data: PyTree, x: PyTree) -> Any:
+def _product(sample_loss: Any, chunk: int, data: PyTree, x: PyTree) -> Callable[[jax.Array], jax.Array]:
     """`v -> H v`, flat vectors."""
     flat, back = ravel_pytree(x)
 
@@ -107,7 +108,12 @@ def _product(sample_loss: Any, chunk: int, data: PyTree, x: PyTree) -> Any:
         g: jax.Array = ravel_pytree(mean_grad(sample_loss, chunk, data, back(y)))[0]
         return g
 
-    return lambda v: jax.jvp(gradient, (flat,), (v,))[1]
+    return partial(_along, gradient, flat)
+
+
+def _along(gradient: Callable[[jax.Array], jax.Array], x: jax.Array, v: jax.Array) -> jax.Array:
+    product: jax.Array = jax.jvp(gradient, (x,), (v,))[1]
+    return product
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

@@ -320,7 +320,8 @@ class _Cluster(_Here):
         """Wait until a run has come back; Dask gives a lost worker's runs to another."""
         from distributed import wait as wait_for
 
-        return set(wait_for(list(pending), return_when="FIRST_COMPLETED").done)
+        with self.client.as_current():
+            return set(wait_for(list(pending), return_when="FIRST_COMPLETED").done)
 
     def __exit__(self, *error: object) -> None:
         self.client.close()

@@ -175,9 +175,7 @@ class RunStore:
         place = next(place for place in (self.folder, *self.folder.absolute().parents) if place.exists())
         free = shutil.disk_usage(place).free
         if free < _LEAST_FREE:
-            raise OSError(
-                f"no room for the store {str(self.folder)!r}: {free / 2**20:.0f} MB are free on its disk, {_LEAST_FREE >> 20} MB are needed"
-            )
+            raise OSError(f"no room for the store {str(self.folder)!r}: {free >> 20} MB are free on its disk, {_LEAST_FREE >> 20} MB are needed")
 
     @contextmanager
     def sweep(self) -> Iterator[None]:
