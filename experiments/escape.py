@@ -64,7 +64,7 @@ def figure(data: Mapping[str, Any]) -> Any:
     drawn = Figure(figsize=(plots.COLUMN, 3.9), layout="constrained")
     left, right = drawn.subplots(2, 1, sharex=True)
     digits.curves(left, data, "test_accuracy", NAMES, 100, gain=True)
-    left.set_ylabel("gain in test accuracy (points)")
+    left.set_ylabel("gain in accuracy (points)")
     digits.curves(right, data, "trace_cov", NAMES, log=True)
     right.set_ylabel(plots.LABELS["trace_cov"])
     right.set_xlabel("steps from the bad minimum")

@@ -58,7 +58,7 @@ def figure(data: Mapping[str, Any]) -> Any:
     """Accuracy against the share of wrong labels, as the difference from SGD within seeds."""
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(plots.COLUMN, 2.9), layout="constrained")
+    drawn = Figure(figsize=(plots.COLUMN, 3.1), layout="constrained")
     axes = drawn.subplots()
     common, runs = data["config"]["common"], data["results"]["runs"]
     found = {
@@ -79,7 +79,7 @@ def figure(data: Mapping[str, Any]) -> Any:
     axes.set_xticks([100 * level for level in LEVELS])
     axes.set_xlabel("wrong training labels (%)")
     axes.set_ylabel("test accuracy above SGD (points)")
-    axes.legend(fontsize=7, title="bars: 95 % of the mean", title_fontsize=7)
+    drawn.legend(fontsize=7, loc="outside upper center", ncols=3, columnspacing=1, title="bars: 95 % of the mean", title_fontsize=7)
     return drawn
 
 

@@ -78,6 +78,7 @@ def execute(config: Mapping[str, Any], needed: Sequence[Run], device: Any) -> Nu
     n_usam, n_usam_error = mean((whole - plain) / config["rho"])
     return Numbers(
         {
+            "norm of grad tr V": norm,
             "n-SAM": [float(n_sam), float(n_sam_error)],
             "n-SAM predicted": float(g @ product / jnp.linalg.norm(g)),
             "n-USAM": [float(n_usam), float(n_usam_error)],
@@ -161,17 +162,21 @@ def summarise(stored: Sequence[Run]) -> dict[str, Any]:
         quotient = (sam * norm).sum(axis=1) / (norm * norm).sum(axis=1)
         zero = np.array([run.numbers.values["n-SAM"][0] / run.numbers.values["n-SAM predicted"] for run in rows])
         flat = np.array([run.numbers.values["n-USAM"][0] / run.numbers.values["n-USAM predicted"] for run in rows])
-        part = {"USAM": fits, "SAM / derivative of E|g_I|": statistics.interval(quotient)}
+        none = [(r.numbers.values["n-USAM"][0] - r.numbers.values["n-USAM predicted"]) / r.numbers.values["norm of grad tr V"] / 0.5 for r in rows]
+        part = {"n-USAM's strength / (rho/2)": statistics.interval(none), "USAM": fits, "SAM / derivative of E|g_I|": statistics.interval(quotient)}
         part |= {"n-SAM / derivative of |g|": statistics.interval(zero), "n-USAM / derivative of |g|^2/2": statistics.interval(flat)}
         summary[words] = part
-        good.append(abs(slope.mean - 1) <= WITHIN)
-        off.append(slope.lower > 1 + WITHIN or slope.upper < 1 - WITHIN)
+        none_found = part["n-USAM's strength / (rho/2)"]
+        for found in (slope, part["SAM / derivative of E|g_I|"]):
+            good.append(abs(found.mean - 1) <= WITHIN)
+            off.append(found.lower > 1 + WITHIN or found.upper < 1 - WITHIN)
         summary["lines"] += [
             f"{words}: USAM slope against c_m, in units of rho/2: {slope}, standard error {fits['c_m']['standard error']:.2g}; "
             f"at m = 64 strength / c_m {fits['c_m']['m = 64 / law']}, strength / (1/m) {fits['1/m']['m = 64 / law']}",
             f"{words}: SAM's regularisation / derivative of E|grad f_I|: {part['SAM / derivative of E|g_I|']}",
             f"{words}: n-SAM's / derivative of |grad f|: {part['n-SAM / derivative of |g|']}; "
-            f"n-USAM's / derivative of |grad f|^2/2: {part['n-USAM / derivative of |g|^2/2']} (1: no variance term is left)",
+            f"n-USAM's / derivative of |grad f|^2/2: {part['n-USAM / derivative of |g|^2/2']} ",
+            f"{words}: strength of grad tr V in n-USAM's step, in units of rho/2 (0: none): {none_found}",
         ]
     status = "confirmed" if all(good) else "refuted" if any(off) else "inconclusive"
     return summary | {
@@ -180,34 +185,44 @@ def summarise(stored: Sequence[Run]) -> dict[str, Any]:
 
 
 def figure(data: Mapping[str, Any]) -> Any:
-    """USAM's strength against 1/m with both laws; SAM's regularisation against the derivative of E|grad f_I|."""
+    """USAM's strength against 1/m, and its share of 1/m against m; SAM's regularisation against the derivative of E|grad f_I|."""
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(plots.COLUMN, 4.4), layout="constrained")
-    left, right = drawn.subplots(2, 1)
+    drawn = Figure(figsize=(plots.COLUMN, 6.2), layout="constrained")
+    line, share, sam = drawn.subplots(3, 1)
     at, rho, n = np.array(SIZES, float), SETTING["rho"], int(SETTING["train"])
-    fine = np.geomspace(1, 128, 200)
+    fine = np.geomspace(1, n, 200)
+    runs = data["results"]["runs"]
     for k, (replace, words) in enumerate(SAMPLINGS.items()):
-        rows = [run for run in data["results"]["runs"] if run["config"]["replace"] == replace]
-        mean, low, high = statistics.band([np.array(run["strength"]) / rho for run in rows])
-        left.errorbar(1 / at, mean, [mean - low, high - mean], fmt=plots.MARKERS[k], ms=4, mfc="white", color=plots.COLOURS[k], label=words, zorder=3)
-        law = factor(fine, n, replace) / 2
-        left.plot(1 / fine[law > 0], law[law > 0], color=plots.COLOURS[k], ls=("-", "--")[k], lw=0.9,
-                  label=(r"$\frac{1}{2m}$", r"$\frac{1}{2}\frac{n-m}{m(n-1)}$")[k])  # fmt: skip
+        rows = [run for run in runs if run["config"]["replace"] == replace]
+        look = {"fmt": plots.MARKERS[k], "ms": 4, "mfc": "white", "color": plots.COLOURS[k], "zorder": 3, "capsize": 2}
+        for axes, places, unit in ((line, 1 / at, 1 / rho), (share, at, 2 * at / rho)):
+            mean, low, high = statistics.band([unit * np.array(run["strength"]) for run in rows])
+            axes.errorbar(places, mean, [mean - low, high - mean], label=words, **look)
+        share.plot(fine, factor(fine, n, replace) * fine, color=plots.COLOURS[k], ls=("-", "--")[k], lw=0.9, label=("$1$", r"$(n-m)/(n-1)$")[k])
         x, y = (np.array([run[name] for run in rows]).ravel() for name in ("derivative of the norm", "derivative"))
-        right.plot(x, y, plots.MARKERS[k], ms=3.5, mfc="none", mew=0.7, color=plots.COLOURS[k], label=words)
-    n_sam = np.array([[run["n-SAM predicted"], run["n-SAM"][0]] for run in data["results"]["runs"]])
-    right.plot(*n_sam.T, "x", ms=4, color="0.3", label=r"n-SAM, against $\partial|\nabla f|$")
-    left.set_xscale("log")
-    left.set_yscale("log")
-    left.set_xlabel(r"$1/m$")
-    left.set_ylabel(r"strength of $\nabla\,\mathrm{tr}V$ in a step, $/\rho$")
-    left.legend(fontsize=7, title="USAM; bars: 95 % of the mean", title_fontsize=7)
-    ends = np.array(right.get_xlim())
-    right.plot(ends, ends, color="0.6", lw=0.8, zorder=0)
-    right.set_xlabel(r"derivative of $E|\nabla f_I|$ along $\nabla\,\mathrm{tr}V$")
-    right.set_ylabel(r"SAM's step minus SGD's, $/\rho$")
-    right.legend(fontsize=7)
+        sam.plot(x, y, plots.MARKERS[k], ms=3.5, mfc="none", mew=0.7, color=plots.COLOURS[k], label=words)
+    none = [(run["n-USAM"][0] - run["n-USAM predicted"]) / run["norm of grad tr V"] for run in runs]
+    line.plot(0, np.mean(none), "x", ms=5, color="0.3", label="n-USAM", zorder=4)
+    line.plot([0, 1], [0, 0.5], color="0.6", lw=0.8, label=r"slope $\frac{1}{2}$")
+    line.set_xlabel("$1/m$")
+    line.set_ylabel(r"strength of $\nabla\,\mathrm{tr}V$, $/\rho$")
+    share.axhline(0, color="0.3", lw=0.8, ls=":")
+    share.set_xscale("log")
+    share.set_xticks(SIZES, [str(m) for m in SIZES])
+    share.minorticks_off()
+    share.set_xlabel("micro-batch $m$")
+    share.set_ylabel(r"strength / $(\rho/2m)$")
+    line.set_title("USAM; bars: 95 % of the mean", fontsize=7)
+    n_sam = np.array([[run["n-SAM predicted"], run["n-SAM"][0]] for run in runs])
+    sam.plot(*n_sam.T, "x", ms=4, color="0.3", label=r"n-SAM, against $\partial|\nabla f|$")
+    ends = np.array(sam.get_xlim())
+    sam.plot(ends, ends, color="0.6", lw=0.8, zorder=0)
+    sam.set_xlabel(r"derivative of $E|\nabla f_I|$ along $\nabla\,\mathrm{tr}V$")
+    sam.set_ylabel(r"SAM's step minus SGD's, $/\rho$")
+    sam.set_title("SAM: every $m$ and seed", fontsize=7)
+    for axes in (line, share, sam):
+        axes.legend(fontsize=6.5)
     return drawn
 
 
