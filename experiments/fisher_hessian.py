@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import sdesam
+from experiments import _digits as digits
 from sdesam import curvature, plots, statistics
 from sdesam.reproduce import Experiment
 from sdesam.runs import Numbers, Run
@@ -187,7 +188,7 @@ def figure(data: Mapping[str, Any]) -> Any:
     guide = np.array(SIZES, float)
     upper.plot(guide, 3 * guide**-0.5, color="0.6", lw=0.8, ls=":", label=r"$\propto n^{-1/2}$")
     upper.set_xscale("log")
-    upper.set_yscale("log")
+    digits.plain_log(upper)
     upper.set_xlabel("samples $n$")
     upper.set_ylabel("relative Frobenius distance")
     upper.legend(fontsize=6.5, loc="lower center", bbox_to_anchor=(0.45, 1))

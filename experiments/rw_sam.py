@@ -102,7 +102,7 @@ def figure(data: Mapping[str, Any]) -> Any:
     panels[1].set_ylabel(r"$\mathrm{tr}\,V$ / that of SAM")
     digits.plain_log(panels[1])
     digits.name_places(panels[1], names)
-    panels[0].legend(fontsize=7, title="bars: 95 % of the mean", title_fontsize=7)
+    drawn.legend(fontsize=7, loc="outside upper center", ncols=2, title="bars: 95 % of the mean", title_fontsize=7)
     return drawn
 
 

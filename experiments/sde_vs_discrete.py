@@ -26,7 +26,7 @@ OBSERVED = ("loss", "grad_norm2", "trace_cov")
 
 def runs(preset: str, seeds: int | None = None) -> list[dict[str, Any]]:
     """One comparison for each optimizer; `seeds` is how many runs it rests on."""
-    count = seeds or {"quick": 32, "full": 256}[preset]
+    count = seeds or {"quick": 96, "full": 256}[preset]
     conditions = [condition for family in FAMILIES.values() for condition in family]
     return [
         {"run": "digits comparison", **SETTING, **c, **({} if c["variant"] == "sgd" else {"rho": 0.1}), "runs": count, "seed": 0} for c in conditions
@@ -85,11 +85,12 @@ def figure(data: Mapping[str, Any]) -> Any:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    drawn = Figure(figsize=(2 * plots.COLUMN, 5.4), layout="constrained")
+    drawn = Figure(figsize=(2 * plots.COLUMN, 5), layout="constrained")
     panels = drawn.subplots(3, 3, sharex=True, sharey="col")
     common = data["config"]["common"]
     found = {name({**common, **run["config"]}): run for run in data["results"]["runs"]}
-    for row, (family, conditions) in zip(panels, FAMILIES.items(), strict=True):
+    for place, (family, conditions) in enumerate(FAMILIES.items()):
+        row = panels[place]
         for axes, observable in zip(row, OBSERVED, strict=True):
             for k, condition in enumerate(conditions):
                 run = found.get(name(condition))
@@ -102,13 +103,14 @@ def figure(data: Mapping[str, Any]) -> Any:
                 axes.plot(time, run["series"]["sde"]["mean"][observable], color=colour, lw=1)
                 axes.plot(time, run["series"]["without"]["mean"][observable], color=colour, lw=1, ls=(0, (3, 2)))
             axes.margins(x=0)
-            if row is panels[0]:
+            if place == 0:
                 axes.set_title(plots.LABELS[observable], fontsize=8)
-            if row is panels[-1]:
+            if place == len(FAMILIES) - 1:
                 axes.set_xlabel(r"time $t=k\eta$")
         row[0].set_ylabel(f"{family} family" if family != "SGD" else "SGD")
         terms = {found[name(c)]["term"] for c in conditions if name(c) in found}
-        row[-1].legend(fontsize=6.5, title="without " + ", ".join(map(plots.math, sorted(terms))), title_fontsize=6.5)
+        words = "dashed: without\n" + ",\n".join(map(plots.math, sorted(terms)))
+        row[-1].legend(fontsize=6.5, title=words, title_fontsize=6.5, loc="center left", bbox_to_anchor=(1, 0.5))
     handles: list[Any] = [
         Patch(color="0.3", alpha=0.3, lw=0, label=r"optimizer, $\pm 2$ standard errors"),
         Line2D([], [], color="0.3", lw=1, label="SDE"),
