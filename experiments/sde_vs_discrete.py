@@ -80,10 +80,9 @@ def summarise(stored: Sequence[Run]) -> dict[str, Any]:
 
 
 def figure(data: Mapping[str, Any]) -> Any:
-    """Observables over time by family: bands for the optimizer, solid lines for the SDE, dashed ones without the term."""
+    """Observables over time by family: marks for the optimizer, solid lines for the SDE, dashed ones without the term."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
 
     drawn = Figure(figsize=(2 * plots.COLUMN, 5), layout="constrained")
     panels = drawn.subplots(3, 3, sharex=True, sharey="col")
@@ -99,7 +98,8 @@ def figure(data: Mapping[str, Any]) -> Any:
                 colour = plots.COLOURS[k]
                 time = np.array(run["time"])
                 mean, error = (np.array(run["series"]["chain"][what][observable], float) for what in ("mean", "stderr"))
-                axes.fill_between(time, mean - 2 * error, mean + 2 * error, color=colour, alpha=0.3, lw=0, label=name(condition))
+                look = {"fmt": plots.MARKERS[k], "ms": 3, "mfc": "white", "mew": 0.7, "lw": 0.7, "color": colour, "zorder": 3}
+                axes.errorbar(time, mean, 2 * error, label=name(condition), **look)
                 axes.plot(time, run["series"]["sde"]["mean"][observable], color=colour, lw=1)
                 axes.plot(time, run["series"]["without"]["mean"][observable], color=colour, lw=1, ls=(0, (3, 2)))
             axes.margins(x=0)
@@ -112,7 +112,7 @@ def figure(data: Mapping[str, Any]) -> Any:
         words = "dashed: without\n" + ",\n".join(map(plots.math, sorted(terms)))
         row[-1].legend(fontsize=6.5, title=words, title_fontsize=6.5, loc="center left", bbox_to_anchor=(1, 0.5))
     handles: list[Any] = [
-        Patch(color="0.3", alpha=0.3, lw=0, label=r"optimizer, $\pm 2$ standard errors"),
+        Line2D([], [], color="0.3", marker="o", ms=3, mfc="white", ls="", label=r"optimizer, bars: $\pm 2$ standard errors"),
         Line2D([], [], color="0.3", lw=1, label="SDE"),
         Line2D([], [], color="0.3", lw=1, ls=(0, (3, 2)), label="SDE without the term"),
     ]
