@@ -102,7 +102,7 @@ def figure(data: Mapping[str, Any]) -> Any:
                 axes.errorbar(time, mean, 2 * error, label=name(condition), **look)
                 axes.plot(time, run["series"]["sde"]["mean"][observable], color=colour, lw=1)
                 axes.plot(time, run["series"]["without"]["mean"][observable], color=colour, lw=1, ls=(0, (3, 2)))
-            axes.margins(x=0)
+            axes.margins(x=0.03)
             if place == 0:
                 axes.set_title(plots.LABELS[observable], fontsize=8)
             if place == len(FAMILIES) - 1:
