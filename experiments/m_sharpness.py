@@ -19,7 +19,7 @@ from sdesam.reproduce import Experiment
 from sdesam.runs import Numbers, Run
 
 CONDITIONS = (digits.SGD, digits.N_SAM, *digits.M_SAM, digits.RW_SAM)
-COST = {"run": "digits cost of a step", "steps": 300, "rounds": 7, "conditions": CONDITIONS, "seed": 0}
+COST = {"run": "digits cost of a step", "steps": 2000, "rounds": 7, "conditions": CONDITIONS, "seed": 0}
 
 
 def runs(preset: str, seeds: int | None = None, steps: int = digits.SETTING["steps"]) -> list[dict[str, Any]]:

@@ -94,7 +94,7 @@ def figure(data: Mapping[str, Any]) -> Any:
                 pairs = np.array([(a[observable][-1], b[observable][-1]) for a, b in both if a and b])
                 mean, low, high = digits.ends(pairs[:, 0] / pairs[:, 1] if log else 100 * (pairs[:, 0] - pairs[:, 1]), log)
                 axes.errorbar([k + 0.16 * (2 * s - 1)], [mean], [[mean - low], [high - mean]], fmt=plots.MARKERS[s], color=plots.COLOURS[s], ms=4,
-                              mfc="white", capsize=2, label=words if k == 0 else None)  # fmt: skip
+                              mfc="white", capsize=2, label=words if k == 0 and not log else None)  # fmt: skip
     for axes, at in zip(panels, (0, 1), strict=True):
         axes.axhline(at, color="0.45", lw=0.8, ls="--")
         axes.axvline(3.5, color="0.8", lw=0.8)
