@@ -448,7 +448,7 @@ def reproduce(
     """Reproduce figures and tables of a paper: make the runs that the store lacks, test, draw.
 
     NAME is an experiment, or `all`. Runs are stored one by one, so a sweep that was stopped goes on where it was. Verdicts are printed, whichever
-    they are: a finished reproduction ends with status 0.
+    they are: a finished reproduction ends with status 0. Dask workers need this package and the folder `experiments` at hand.
 
     \b
     Example: sdesam reproduce escape --preset quick

@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 from sdesam import store
 from sdesam._names import unknown
 from sdesam.runs import Numbers, Run, RunStore, key
+from sdesam.sampling import positive, whole
 
 Config = Mapping[str, Any]
 Preset = Literal["quick", "full"]
@@ -76,12 +77,14 @@ class Experiment:
         """The runs of a preset, in order.
 
         Raises:
-            ValueError: an option that this experiment does not have.
+            ValueError: an option that this experiment does not have, or a value that does not do: counts are whole numbers of at least 1.
         """
         asked = dict(options or {})
-        known = [name for name in inspect.signature(self.runs).parameters if name != "preset"]
-        for name in asked:
-            if name not in known:
+        known = {name: parameter.default for name, parameter in inspect.signature(self.runs).parameters.items() if name != "preset"}
+        for name, value in asked.items():
+            if name in known:
+                positive(name, value) if isinstance(known[name], float) else whole(name, value)
+            else:
                 raise ValueError(f"experiment {self.name!r} has no option {name!r}: its options are {', '.join(known) or 'none'}")
         configs = list(self.runs(preset, **asked))
         if not configs:

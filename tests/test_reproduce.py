@@ -269,6 +269,8 @@ def test_the_figures_are_drawn_from_their_data_alone(tmp_path, monkeypatch):
         (["reproduce"], "nothing to reproduce: name experiments, or all (covariance_trace, escape,"),
         (["reproduce", "escpe"], "sde_vs_discrete, variance_regularizer, weak_order; did you mean 'escape'?"),
         (["reproduce", "escape", "--option", "epochs=3"], "experiment 'escape' has no option 'epochs': its options are seeds, steps"),
+        (["reproduce", "escape", "--option", "seeds=many"], "seeds='many'"),
+        (["reproduce", "escape", "--option", "seeds=0"], "seeds=0"),
         (["reproduce", "escape", "--minutes", "0"], "minutes=0: it must be a number above 0"),
         (["reproduce", "escape", "--store", "{folder}/photos"], "holds other things than runs"),
         (["figures", "--output", "{folder}/none"], "there are no data in"),
