@@ -19,7 +19,7 @@ from sdesam.reproduce import Experiment
 from sdesam.runs import Numbers, Run
 
 CONDITIONS = (digits.SGD, digits.N_SAM, *digits.M_SAM, digits.RW_SAM)
-COST = {"run": "digits cost of a step", "steps": 2000, "rounds": 7, "conditions": CONDITIONS, "seed": 0}
+COST = {"run": "digits cost of a step", "steps": 2000, "rounds": 7, "replace": True, "conditions": CONDITIONS, "seed": 0}
 
 
 def runs(preset: str, seeds: int | None = None, steps: int = digits.SETTING["steps"]) -> list[dict[str, Any]]:
@@ -39,8 +39,11 @@ def execute(config: digits.Config, needed: Sequence[Run], device: Any) -> Number
 
 
 def cost(config: digits.Config, device: Any) -> Numbers:
-    """Seconds per step of each optimizer, in turn, `rounds` times; compilation apart."""
-    chains = {digits.label(c): digits.chain(digits.training(0, c)) for c in config["conditions"]}
+    """Milliseconds per step of each optimizer, in turn, `rounds` times; compilation apart.
+
+    With replacement: at this size a draw without, which sorts all indices, would take longer than a step of SGD.
+    """
+    chains = {digits.label(c): digits.chain(digits.training(0, c, replace=config["replace"])) for c in config["conditions"]}
 
     def seconds(chain: sdesam.Chain) -> float:
         begun = monotonic()
