@@ -92,10 +92,16 @@ def _run_variance(preset: Preset, seed: int) -> Outcome:
     return Outcome(tuple(measurements), tuple(controls), "The order is that of the paper's table 6; its numbers belong to a network on CIFAR-10.")
 
 
+_NOISE_REMARK = (
+    "At one share of wrong labels. In `experiments/label_noise.py` the order holds at 20, 40 and 60 % and not at 80 %, where m = 1 regularises too much "
+    "at the same rho; and RW-SAM, of which the paper's table speaks, is below SAM at every share."
+)
+
+
 def _run_noise(preset: Preset, seed: int) -> Outcome:
     ends = _ends(_SMALL, "random", 0.4, 0.1, 1000, _seeds(preset), seed)
     measurement, controls = _trend("test accuracy after training with 40 % wrong labels", _SMALL[1], ends["test_accuracy"], "rises")
-    return Outcome((measurement,), controls, "All of table 4's shares of wrong labels are in `experiments/label_noise.py`.")
+    return Outcome((measurement,), controls, _NOISE_REMARK)
 
 
 def _run_generalisation(preset: Preset, seed: int) -> Outcome:
