@@ -93,8 +93,8 @@ def _run_variance(preset: Preset, seed: int) -> Outcome:
 
 
 _NOISE_REMARK = (
-    "At one share of wrong labels. In `experiments/label_noise.py` the order holds at 20, 40 and 60 % and not at 80 %, where m = 1 regularises too much "
-    "at the same rho; and RW-SAM, of which the paper's table speaks, is below SAM at every share."
+    "At one share of wrong labels. In `experiments/label_noise.py` the order holds at 20, 40 and 60 % and not at 80 %, where m = 1 regularises too "
+    "much at the same rho; and RW-SAM, of which the paper's table speaks, is below SAM at every share."
 )
 
 
