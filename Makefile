@@ -4,14 +4,15 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: help demo test test-slow lint bench figures clean
+.PHONY: help demo test test-slow lint bench figures reproduce clean
 
 help:
 	@echo "make demo       derive, simulate and compare on handwritten digits (about a minute)"
 	@echo "make test       linters, types and the test suite (about three minutes)"
 	@echo "make test-slow  digits at full size, twenty seeds of every claim and mutant (about half an hour)"
 	@echo "make bench      speed beside diffrax, torchsde, numpy and floors, on a machine that does nothing else (about ten minutes)"
-	@echo "make figures    make every figure under figures/ anew"
+	@echo "make reproduce  the quick presets of all experiments; goes on where it was stopped (about a quarter of an hour)"
+	@echo "make figures    make every figure under figures/ anew, these among them"
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sdesam needs Python 3.11 or newer; set PYTHON=python3.11 or similar")'
@@ -37,9 +38,12 @@ bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(BIN)/sdesam bench
 
-figures: demo
+figures: demo reproduce
 	$(BIN)/python -m experiments.digits_m_usam
 	$(BIN)/sdesam verify all --output figures/report --json figures/report/report.json
+
+reproduce: $(READY)
+	$(BIN)/sdesam reproduce all --preset quick
 
 clean:
 	rm -rf $(VENV)

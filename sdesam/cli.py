@@ -1,4 +1,4 @@
-"""The command line: `sdesam derive`, `simulate`, `train`, `compare`, `verify`, `bench`.
+"""The command line: `sdesam derive`, `simulate`, `train`, `compare`, `verify`, `reproduce`, `figures`, `bench`.
 
 Exit status: 0 as recorded or confirmed, 1 refuted, inconclusive or other than recorded, 2 bad usage (one sentence, nothing written), 3 could
 not finish.
@@ -488,6 +488,84 @@ def bench(workloads: tuple[str, ...], quick: bool, output: str, json_file: str |
     if not quiet:
         click.echo(benchmark.table(data))
         click.echo("wrote " + ", ".join(str(path) for path in written))
+
+
+@cli.command()
+@click.argument("names", metavar="NAME...", nargs=-1)
+@click.option("--list", "listing", is_flag=True, help="List the experiments.")
+@click.option("--preset", type=click.Choice(["quick", "full"]), default="quick", show_default=True, help="full: more seeds.")
+@click.option("--option", "options", type=_Setting(), multiple=True, help="An option of the experiment, such as seeds=3 or steps=500.")
+@click.option("--minutes", type=float, default=None, help="Begin no run that would not end within these minutes; say what was left out.")
+@click.option("--scheduler", default=None, metavar="ADDRESS", help="A Dask scheduler whose workers make the runs, such as tcp://host:8786.")
+@click.option("--store", "store_folder", default="runs", show_default=True, type=click.Path(), help="Folder of the runs; a sweep goes on there.")
+@click.option("--output", default="figures", show_default=True, type=click.Path(), help="Folder for the pictures and their data.")
+def reproduce(
+    names: tuple[str, ...],
+    listing: bool,
+    preset: str,
+    options: tuple[tuple[str, Any], ...],
+    minutes: float | None,
+    scheduler: str | None,
+    store_folder: str,
+    output: str,
+) -> None:
+    """Reproduce figures and tables of a paper: make the runs that the store lacks, test, draw.
+
+    NAME is an experiment, or `all`. Runs are stored one by one, so a sweep that was stopped goes on where it was. Verdicts are printed, whichever
+    they are: a finished reproduction ends with status 0. Dask workers need this package and the folder `experiments` at hand.
+
+    \b
+    Example: sdesam reproduce escape --preset quick
+    """
+    with _usage_errors():
+        from sdesam import reproduce as work
+        from sdesam import store
+        from sdesam.runs import RunStore
+
+        if listing:
+            for name in work.names():
+                found = work.experiment(name)
+                click.echo(f"{name:<22}{found.title} ({found.shows})")
+            return
+        if not names:
+            raise ValueError(f"nothing to reproduce: name experiments, or all ({', '.join(work.names())})")
+        chosen = [work.experiment(name) for name in (work.names() if "all" in names else dict.fromkeys(names))]
+        configurations = [what.configurations(preset, dict(options)) for what in chosen]  # type: ignore[arg-type]
+        runs = RunStore(store_folder)
+        runs.check_room()
+        folder = store.check_folder(output)
+    command = " ".join(["sdesam reproduce", "{}", f"--preset {preset}", *(f"--option {name}={json.dumps(value)}" for name, value in options)])
+    for what, configs in zip(chosen, configurations, strict=True):
+        try:
+            done = work.sweep(what, configs, runs, minutes=minutes, scheduler=scheduler)
+            click.echo(f"{what.name}: {done}")
+            data = work.collect(what, configs, runs, preset, command.format(what.name))  # type: ignore[arg-type]
+        except ValueError as error:  # minutes or a scheduler that do not do; a run that fails is a RuntimeError
+            raise click.UsageError(str(error)) from error
+        click.echo(work.text(data))
+        click.echo("wrote " + ", ".join(str(path) for path in work.write(what, data, folder)))
+
+
+@cli.command()
+@click.argument("names", metavar="[NAME...]", nargs=-1)
+@click.option("--output", default="figures", show_default=True, type=click.Path(), help="Folder of the data and the pictures.")
+def figures(names: tuple[str, ...], output: str) -> None:
+    """Draw the pictures of experiments from their stored data, and from nothing else; without NAME, all whose data are there.
+
+    \b
+    Example: sdesam figures escape
+    """
+    with _usage_errors():
+        from sdesam import reproduce as work
+
+        folder = Path(output)
+        chosen = [work.experiment(name) for name in dict.fromkeys(names)]
+        if not chosen:
+            chosen = [work.experiment(name) for name in work.names() if (folder / name / f"{name}.json").exists()]
+        if not chosen:
+            raise ValueError(f"there are no data in {output!r}: make them with `sdesam reproduce all`")
+        for what in chosen:
+            click.echo("wrote " + ", ".join(str(path) for path in work.draw(what, folder)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,17 @@ import numpy as np
 from sdesam import store
 
 # Okabe & Ito 2008: told apart with any colour vision, and in grey with the markers
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = ("o", "s", "^", "D", "v", "P")
-_LABELS = {
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+LABELS = {
     "loss": r"loss $f$",
     "grad_norm2": r"$|\nabla f|^2$",
     "trace_cov": r"gradient variance $\mathrm{tr}\,V$",
     "test_accuracy": "test accuracy",
     "train_accuracy": "training accuracy",
 }
+COLUMN = 3.3
+"""Width of a column of a paper, inches."""
 _STYLE: Any = {
     "font.size": 8,
     "axes.spines.top": False,
@@ -55,7 +57,7 @@ def comparison(data: Mapping[str, Any], path: str | os.PathLike[str]) -> list[Pa
         figure = Figure(figsize=(2.4 * len(names), 2.9), layout="constrained")
         for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True):
             for k, row in enumerate(results["rows"]):
-                colour, marker = _COLOURS[k % len(_COLOURS)], _MARKERS[k % len(_MARKERS)]
+                colour, marker = COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
                 time = np.array(row["time"])
                 chain, error = (np.array(row["chain"][what][name], float) for what in ("mean", "stderr"))
                 axes.errorbar(time, chain, 2 * error, fmt=marker, color=colour, ms=3, lw=0.8, mfc="white", mew=0.8, zorder=3)
@@ -64,16 +66,16 @@ def comparison(data: Mapping[str, Any], path: str | os.PathLike[str]) -> list[Pa
                     axes.plot(time, mean, color=colour, ls=line, zorder=2)
                     axes.fill_between(time, mean - 2 * error, mean + 2 * error, color=colour, alpha=0.2, lw=0)
             axes.set_xlabel(r"time $t = k\eta$")
-            axes.set_ylabel(_LABELS.get(name, name))
+            axes.set_ylabel(LABELS.get(name, name))
             axes.margins(x=0.03)
         handles: list[Any] = [
-            Line2D([], [], color=_COLOURS[k % 6], marker=_MARKERS[k % 6], ms=3, mfc="white", ls="", label=f"$m={row['micro']}$")
+            Line2D([], [], color=COLOURS[k % 6], marker=MARKERS[k % 6], ms=3, mfc="white", ls="", label=f"$m={row['micro']}$")
             for k, row in enumerate(results["rows"])
         ]
         handles += [
             Line2D([], [], color="0.3", marker="o", ms=3, mfc="white", ls="", label="optimizer"),
             Line2D([], [], color="0.3", label="SDE"),
-            Line2D([], [], color="0.3", ls=(0, (4, 2)), label=f"SDE without {_math(results['term'])}"),
+            Line2D([], [], color="0.3", ls=(0, (4, 2)), label=f"SDE without {math(results['term'])}"),
             Patch(color="0.3", alpha=0.2, lw=0, label=r"$\pm 2$ standard errors"),
         ]
         lr, b, runs = config["lr"], config["batch"], config["runs"]
@@ -107,7 +109,7 @@ def path(data: Mapping[str, Any], target: str | os.PathLike[str]) -> list[Path]:
     rates = np.array([c["config"]["lr"] for c in comparisons])
     rows = [c["results"]["rows"][0] for c in comparisons]
     names = [name for name in ("loss", "trace_cov") if name in rows[0]["chain"]["mean"]]
-    term = _math(comparisons[0]["results"]["term"])
+    term = math(comparisons[0]["results"]["term"])
 
     def last(row: Any, which: str, what: str, name: str) -> float:
         return float(row[which][what][name][-1])
@@ -119,7 +121,7 @@ def path(data: Mapping[str, Any], target: str | os.PathLike[str]) -> list[Path]:
                 gap = np.array([abs(last(r, which, "mean", name) - last(r, "chain", "mean", name)) for r in rows])
                 error = np.array([np.hypot(last(r, which, "stderr", name), last(r, "chain", "stderr", name)) for r in rows])
                 low = np.minimum(2 * error, 0.9 * gap)  # a bar that reaches zero is cut, because a logarithm has none
-                axes.errorbar(rates, gap, (low, 2 * error), color=_COLOURS[1 - k], marker=_MARKERS[k], ms=4, ls=style, label=label, capsize=2)
+                axes.errorbar(rates, gap, (low, 2 * error), color=COLOURS[1 - k], marker=MARKERS[k], ms=4, ls=style, label=label, capsize=2)
                 if which == "sde":
                     axes.plot(rates, gap[0] * (rates / rates[0]) ** 2, color="0.5", lw=0.8, ls=":", label="slope 2")
             axes.set_xscale("log")
@@ -128,7 +130,7 @@ def path(data: Mapping[str, Any], target: str | os.PathLike[str]) -> list[Path]:
             axes.minorticks_off()
             axes.set_xlabel(r"learning rate $\eta$,  $\rho=\eta^{2/3}$")
             axes.set_ylabel("|SDE - optimizer| at the end")
-            axes.set_title(_LABELS[name], fontsize=8)
+            axes.set_title(LABELS[name], fontsize=8)
             axes.legend(title=r"bars: $\pm 2$ standard errors", title_fontsize=7, fontsize=7)
         return _write(figure, target)
 
@@ -155,12 +157,12 @@ def signature(data: Mapping[str, Any], target: str | os.PathLike[str]) -> list[P
         styles = ("-", "--", "-.", ":")
         for k, (name, curve) in enumerate((n, c) for n, c in curves.items() if not c["vanishes"]):
             rates, values = np.array(curve["rates"]), np.array(curve["values"])
-            colour = "black" if name == "full error" else _COLOURS[(k - 1) % len(_COLOURS)]
-            label = f"{_math(name)}: {curve['slope']:.2f} ({curve['predicted']:.2f})"
-            axes.plot(rates, values, color=colour, marker=_MARKERS[k % len(_MARKERS)], ms=3.5, ls="", zorder=3)
+            colour = "black" if name == "full error" else COLOURS[(k - 1) % len(COLOURS)]
+            label = f"{math(name)}: {curve['slope']:.2f} ({curve['predicted']:.2f})"
+            axes.plot(rates, values, color=colour, marker=MARKERS[k % len(MARKERS)], ms=3.5, ls="", zorder=3)
             # a guide of the predicted slope through the smallest rate
             axes.plot(rates, values[-1] * (rates / rates[-1]) ** curve["predicted"], color=colour, ls=styles[k % 4], lw=0.9)
-            axes.plot([], [], color=colour, marker=_MARKERS[k % len(_MARKERS)], ms=3.5, ls=styles[k % 4], lw=0.9, label=label)
+            axes.plot([], [], color=colour, marker=MARKERS[k % len(MARKERS)], ms=3.5, ls=styles[k % 4], lw=0.9, label=label)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xticks(rates, [f"1/{1 / rate:g}" for rate in rates])
@@ -175,6 +177,23 @@ def signature(data: Mapping[str, Any], target: str | os.PathLike[str]) -> list[P
             fontsize=8,
         )
         return _write(figure, target)
+
+
+def experiment(figure: Callable[[Mapping[str, Any]], Any], data: Mapping[str, Any], target: str | os.PathLike[str]) -> list[Path]:
+    """Draw the figure of an experiment in the style of all others.
+
+    Args:
+        figure: `(data) -> matplotlib figure`.
+        data: the JSON of `sdesam reproduce`.
+        target: where to write, without suffix; a PDF and a PNG are made.
+
+    Returns:
+        The files written.
+    """
+    import matplotlib as mpl
+
+    with mpl.rc_context(_STYLE):
+        return _write(figure(data), target)
 
 
 def effective(data: Mapping[str, Any], target: str | os.PathLike[str]) -> list[Path]:
@@ -211,7 +230,7 @@ def effective(data: Mapping[str, Any], target: str | os.PathLike[str]) -> list[P
                     mine = [row for row in here if row["norms"] == name]
                     lams = [row["lam"] for row in mine]
                     share, error = (np.array([row["step_reading"][what] for row in mine]) for what in ("share", "stderr"))
-                    axes.errorbar(lams, share, 2 * error, color=_COLOURS[k], marker=_MARKERS[k], ms=3, mfc="white", lw=0.9, label=name)
+                    axes.errorbar(lams, share, 2 * error, color=COLOURS[k], marker=MARKERS[k], ms=3, mfc="white", lw=0.9, label=name)
                 axes.set_xscale("log")
                 axes.set_title(f"{problem}, step {step}, loss {here[-1]['loss']:.2g}", fontsize=7)
         for axes in figure.axes[-len(steps) :]:
@@ -240,6 +259,7 @@ def _write(figure: Any, path: str | os.PathLike[str]) -> list[Path]:
     return written
 
 
-def _math(term: str) -> str:
+def math(term: str) -> str:
+    """The name of a term in mathematical type."""
     symbols = {"rho^1": r"$\rho^1$", "rho^2": r"$\rho^2$", "rho^3": r"$\rho^3$", "eta": r"$\eta$"}
     return " ".join(symbols.get(word, word) for word in term.split())

@@ -9,11 +9,11 @@ from functools import partial
 from typing import Any
 
 from sdesam._names import unknown
-from sdesam.problems.digits import digits
+from sdesam.problems.digits import bad_minimum, digits
 from sdesam.problems.finite_sum import FiniteSum, fold_samples, mean_grad
 from sdesam.problems.synthetic import linear_regression, quadratic, torus
 
-__all__ = ["READY", "FiniteSum", "digits", "fold_samples", "linear_regression", "load", "mean_grad", "quadratic", "torus"]
+__all__ = ["READY", "FiniteSum", "bad_minimum", "digits", "fold_samples", "linear_regression", "load", "mean_grad", "quadratic", "torus"]
 
 READY: dict[str, Callable[..., FiniteSum]] = {
     "digits": digits,

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from sdesam.problems.finite_sum import FiniteSum
+from sdesam.problems.finite_sum import FiniteSum, check_structure
 from sdesam.sampling import whole
 
 _IMAGES = 1797
+_LOOK = 50
+"""Steps of a full-batch fit between looks at the training error."""
 
 
 def _network(params: Any, image: Any) -> Any:
@@ -25,27 +29,41 @@ def _cross_entropy(params: Any, sample: Any) -> Any:
     return jax.nn.logsumexp(scores) - scores[sample["label"]]
 
 
-def digits(train: int = 256, width: int = 16, seed: int = 0) -> FiniteSum:
-    """Cross entropy of a 64-`width`-10 tanh network on the first `train` images of scikit-learn's digits, pixels/16 - 0.3.
+def _squared(params: Any, sample: Any) -> Any:
+    return 0.5 * jnp.sum((_network(params, sample["image"]) - jax.nn.one_hot(sample["label"], 10)) ** 2)
 
-    Start: `W1 ~ N(0, 1/64)`, `W2 ~ N(0, 1/width)`, zero biases. Observables `train_accuracy` and, where images are left to test on,
-    `test_accuracy`.
+
+_LOSSES = {"cross-entropy": _cross_entropy, "squared": _squared}
+
+
+def digits(train: int = 256, width: int = 16, seed: int = 0, label_noise: float = 0.0, loss: str = "cross-entropy", start: Any = None) -> FiniteSum:
+    """Mean loss of a 64-`width`-10 tanh network on the first `train` images of scikit-learn's digits, pixels/16 - 0.3.
+
+    Start: `W1 ~ N(0, 1/64)`, `W2 ~ N(0, 1/width)`, zero biases. Observables `train_accuracy`, on the labels that are trained on, and, where
+    images are left to test on, `test_accuracy`, on true labels.
 
     Args:
         train: how many of the 1,797 images to train on.
         width: hidden units.
-        seed: of the start.
+        seed: of the start and of the noise.
+        label_noise: the share of training labels that are replaced by one of the nine others, drawn evenly; 0.9 leaves no information.
+        loss: "cross-entropy", or "squared" for half the squared distance of the scores from the one-hot label.
+        start: other parameters to start from, such as another run's last ones.
+
+    Raises:
+        ValueError: too many images, a share outside [0, 1], an unknown loss.
 
     >>> digits()
     FiniteSum('digits', n=256, parameters=1210)
     """
-    from sklearn.datasets import load_digits
-
     hidden = whole("width", width)
     if whole("train", train) > _IMAGES:
         raise ValueError(f"train={train}: there are {_IMAGES} images")
-    source = load_digits()
-    data = {"image": (source.data / 16 - 0.3).astype(np.float32), "label": source.target.astype(np.int32)}
+    if not 0 <= label_noise <= 1:
+        raise ValueError(f"label_noise={label_noise}: it must be a share from 0 to 1")
+    if loss not in _LOSSES:
+        raise ValueError(f"loss={loss!r}: choose one of {', '.join(_LOSSES)}")
+    first, observables = _split(train, float(label_noise), seed if label_noise else 0)
     rng = np.random.default_rng(seed)
     x0 = {
         "W1": rng.normal(size=(64, hidden)) / 8,
@@ -53,12 +71,88 @@ def digits(train: int = 256, width: int = 16, seed: int = 0) -> FiniteSum:
         "W2": rng.normal(size=(hidden, 10)) / np.sqrt(hidden),
         "b2": np.zeros(10),
     }
+    if start is not None:
+        x0 = check_structure(start, x0)
+    return FiniteSum(_LOSSES[loss], first, x0, observables=observables, name="digits")
+
+
+def bad_minimum(
+    train: int = 1000, width: int = 64, seed: int = 0, label_noise: float = 0.9, rate: float = 3e-3, most: int = 20_000
+) -> tuple[Any, dict[str, int]]:
+    """Parameters with zero training error that generalise badly: fitted to wrong labels first, then to the true ones, each to zero error.
+
+    The fit is Adam on the whole training set, so nothing on the way prefers a flat minimum.
+
+    Args:
+        train: how many images to train on.
+        width: hidden units.
+        seed: of the start and of the wrong labels.
+        label_noise: the share of wrong labels; at 0.9 they say nothing about the image.
+        rate: learning rate of Adam.
+        most: steps after which to give up, for each of the two fits.
+
+    Returns:
+        The parameters, and how many steps each fit took.
+
+    Raises:
+        RuntimeError: no zero training error within `most` steps.
+
+    Source: Luo et al., arXiv 2509.18001, figures 1 and 2 (the protocol); S. Liu, Papailiopoulos & Achlioptas 2020 (bad minima).
+    """
+    x = None
+    steps = {}
+    for name, share in (("wrong", label_noise), ("true", 0.0)):
+        problem = digits(train, width, seed, share, start=x)
+        x, count, accuracy = _fit(_cross_entropy, problem.observables["train_accuracy"], rate, problem.data, problem.x0, most)
+        if accuracy < 1:
+            raise RuntimeError(f"the {name} labels are not fitted within most={most} steps (accuracy {float(accuracy):.3f}): give it more")
+        steps[f"steps to {name} labels"] = int(count)
+    return x, steps
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _fit(sample_loss: Any, accuracy: Any, rate: float, data: Any, x: Any, most: Any) -> Any:
+    """Adam on the whole data set until the training accuracy is 1: parameters, steps, accuracy."""
+    adam = optax.adam(rate)
+
+    def loss(x: Any) -> Any:
+        return jnp.mean(jax.vmap(sample_loss, (None, 0))(x, data))
+
+    def step(_: Any, state: Any) -> Any:
+        x, moments = state
+        update, moments = adam.update(jax.grad(loss)(x), moments)
+        return optax.apply_updates(x, update), moments
+
+    def more(state: Any) -> Any:
+        return (state[1] < most) & (state[2] < 1)
+
+    def some(state: Any) -> Any:
+        moved = jax.lax.fori_loop(0, _LOOK, step, state[0])
+        return moved, state[1] + _LOOK, accuracy(moved[0])
+
+    (x, _), steps, reached = jax.lax.while_loop(more, some, ((x, adam.init(x)), 0, accuracy(x)))
+    return x, steps, reached
+
+
+@lru_cache(maxsize=32)
+def _split(train: int, label_noise: float, seed: int) -> tuple[dict[str, np.ndarray], dict[str, Callable[[Any], jax.Array]]]:
+    """The training data, and the observables as the same functions for every start, so that what is compiled for one serves all."""
+    from sklearn.datasets import load_digits
+
+    source = load_digits()
+    data = {"image": (source.data / 16 - 0.3).astype(np.float32), "label": source.target.astype(np.int32)}
     first = {name: values[:train] for name, values in data.items()}
     rest = {name: values[train:] for name, values in data.items()}
+    if label_noise:
+        rng = np.random.default_rng([seed, 1])  # apart from the draws of the start
+        wrong = rng.permutation(train)[: round(label_noise * train)]
+        label = first["label"].copy()
+        label[wrong] = (label[wrong] + rng.integers(1, 10, size=len(wrong))) % 10
+        first["label"] = label
     observables = {"train_accuracy": _accuracy(first)}
     if train < _IMAGES:
         observables["test_accuracy"] = _accuracy(rest)
-    return FiniteSum(_cross_entropy, first, x0, observables=observables, name="digits")
+    return first, observables
 
 
 def _accuracy(data: dict[str, np.ndarray]) -> Callable[[Any], jax.Array]:

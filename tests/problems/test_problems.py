@@ -125,3 +125,47 @@ def test_smooth_losses_pass(name):
 @pytest.mark.parametrize("name", KINKED)
 def test_kinks_are_found(name):
     assert nonsmooth_operations(lambda x, s: KINKED[name](x) * s, jnp.ones(3), 1.0)
+
+
+def test_digits_with_wrong_labels():
+    clean, noisy = (sdesam.problems.digits(train=200, width=4, seed=3, label_noise=share) for share in (0.0, 0.4))
+    wrong = np.asarray(clean.data["label"] != noisy.data["label"])
+    assert wrong.sum() == 80, "a wrong label is never the true one"
+    assert noisy.data["label"].min() >= 0
+    assert noisy.data["label"].max() <= 9
+    moved = np.bincount(np.asarray(noisy.data["label"] - clean.data["label"])[wrong] % 10, minlength=10)
+    assert (moved[1:] > 0).all(), "to every other label"
+    other = sdesam.problems.digits(train=200, width=4, seed=4, label_noise=0.4)
+    assert (np.asarray(other.data["label"]) != np.asarray(noisy.data["label"])).any()
+    # the same test labels, and the very same function, so that what is compiled for one seed serves all
+    assert clean.observables["test_accuracy"] is sdesam.problems.digits(train=200, width=4, seed=5).observables["test_accuracy"]
+    assert float(clean.observables["test_accuracy"](clean.x0)) == pytest.approx(float(noisy.observables["test_accuracy"](clean.x0)))
+    with pytest.raises(ValueError, match=r"label_noise=1\.2: it must be a share from 0 to 1"):
+        sdesam.problems.digits(label_noise=1.2)
+
+
+def test_digits_with_the_squared_loss_and_another_start():
+    problem = sdesam.problems.digits(train=7, width=3, loss="squared")
+    x = {name: np.asarray(leaf, np.float64) for name, leaf in problem.x0.items()}
+    scores = np.tanh(np.asarray(problem.data["image"]) @ x["W1"] + x["b1"]) @ x["W2"] + x["b2"]
+    wanted = np.mean(np.sum((scores - np.eye(10)[np.asarray(problem.data["label"])]) ** 2, axis=1)) / 2
+    assert float(problem.loss(problem.x0)) == pytest.approx(wanted, rel=1e-5)
+    moved = {name: leaf + 1 for name, leaf in problem.x0.items()}
+    assert float(sdesam.problems.digits(train=7, width=3, start=moved).x0["b2"][0]) == 1
+    with pytest.raises(ValueError, match="they must be like the start"):
+        sdesam.problems.digits(train=7, width=4, start=moved)
+    with pytest.raises(ValueError, match="loss='hinge': choose one of cross-entropy, squared"):
+        sdesam.problems.digits(loss="hinge")
+
+
+def test_a_bad_minimum_is_bad():
+    x, steps = sdesam.problems.bad_minimum(train=60, width=32, seed=0)
+    problem = sdesam.problems.digits(train=60, width=32, seed=0)
+    assert set(steps) == {"steps to wrong labels", "steps to true labels"}
+    assert float(problem.observables["train_accuracy"](x)) == 1
+    # the control: the same fit without the wrong labels
+    good, _ = sdesam.problems.bad_minimum(train=60, width=32, seed=0, label_noise=0.0)
+    assert float(problem.observables["train_accuracy"](good)) == 1
+    assert float(problem.observables["test_accuracy"](x)) < float(problem.observables["test_accuracy"](good)) - 0.05
+    with pytest.raises(RuntimeError, match="the wrong labels are not fitted within most=50 steps"):
+        sdesam.problems.bad_minimum(train=60, width=2, seed=0, most=50)

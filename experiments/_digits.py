@@ -1,0 +1,271 @@
+"""What the experiments on digits share: chains trained from one start, tables of their ends by seed, curves with bands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from time import monotonic
+from typing import Any
+
+import jax
+import numpy as np
+
+import sdesam
+from sdesam import plots, statistics
+from sdesam.runs import Numbers, Run
+
+SETTING = {"train": 1000, "width": 64, "batch": 64, "lr": 0.1, "rho": 0.1, "steps": 3000, "replace": False, "observations": 16}
+MICRO = (64, 16, 4, 1)
+OBSERVED = ("loss", "train_accuracy", "test_accuracy", "trace_cov")
+
+Config = Mapping[str, Any]
+
+SGD = {"variant": "sgd"}
+N_SAM = {"variant": "n-sam"}
+M_SAM = tuple({"variant": "m-sam", "micro": m} for m in MICRO)
+BAD = {"run": "digits bad minimum", "train": 1000, "width": 64, "label_noise": 0.9, "adam": 3e-3, "most_steps": 20_000}
+LAM = 2.0
+RW_SAM = {"variant": "rw-sam", "lam": LAM}
+
+
+def label(config: Config) -> str:
+    """The name of a condition as figures print it; `m = b` is SAM."""
+    if config["variant"] == "m-sam":
+        return f"m={config['micro']}"
+    if config["variant"] == "rw-sam":
+        return f"RW-SAM λ={config['lam']:g}"
+    return str(config["variant"]).upper().replace("N-", "n-")
+
+
+def training(seed: int, condition: Config, **changes: Any) -> dict[str, Any]:
+    """The configuration of one training run; equal ones are shared between experiments."""
+    config = {"run": "digits training", **SETTING, "label_noise": 0.0, "start": "random", **condition, **changes, "seed": seed}
+    if config["variant"] == "sgd":
+        del config["rho"]
+    return config
+
+
+def problem(config: Config, start: Any = None) -> sdesam.FiniteSum:
+    """The problem of a configuration."""
+    return sdesam.problems.digits(config["train"], config["width"], config["seed"], config["label_noise"], start=start)
+
+
+def chain(config: Config, start: Any = None) -> sdesam.Chain:
+    """The optimizer of a configuration."""
+    variant, names = config["variant"], ("lr", "rho", "batch", "micro", "lam", "replace")
+    return sdesam.Chain(variant, problem(config, start), **{name: config[name] for name in names if name in config})
+
+
+def train(config: Config, start: Any, device: Any) -> Numbers:
+    """One run: curves of the observables, and the last parameters."""
+    optimizer = chain(config, start)
+    steps = config["steps"]
+    times = np.unique(np.linspace(0, steps, config["observations"]).round()) * optimizer.lr
+    out = sdesam.train(
+        optimizer, jax.random.key(config["seed"]), runs=1, steps=steps, times=times, observe=OBSERVED, keep="values", devices=[device], progress=False
+    )
+    assert out.values is not None
+    curves = {name: out.values[name][0].astype(np.float64) for name in OBSERVED}
+    return Numbers({"diverged": bool(out.diverged)}, {"step": np.round(out.time / optimizer.lr), **curves, **pack(out.final)})
+
+
+def starts(config: Config) -> list[Config]:
+    """The run that gives a training run its start: the bad minimum of its seed, or none."""
+    return [{**BAD, "seed": config["seed"]}] if config.get("start") == "bad minimum" else []
+
+
+def bad_minimum(config: Config, device: Any) -> Numbers:
+    """Fit wrong labels, then the true ones, each to zero training error."""
+    with jax.default_device(device):
+        x, steps = sdesam.problems.bad_minimum(
+            config["train"], config["width"], config["seed"], config["label_noise"], config["adam"], config["most_steps"]
+        )
+    return Numbers(steps, {f"params.{name}": np.asarray(leaf) for name, leaf in x.items()})
+
+
+def execute(config: Config, needed: Sequence[Run], device: Any) -> Numbers:
+    """A bad minimum, or a training run."""
+    if config["run"] == BAD["run"]:
+        return bad_minimum(config, device)
+    return train(config, unpack(needed[0]) if starts(config) else None, device)
+
+
+def pack(final: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The parameters of the only run, under names that stay in the store."""
+    return {f"params.{name}": np.asarray(leaf[0]) for name, leaf in final.items()}
+
+
+def unpack(run: Run) -> dict[str, np.ndarray]:
+    """The last parameters of a run."""
+    return {name.removeprefix("params."): array for name, array in run.numbers.arrays.items() if name.startswith("params.")}
+
+
+def epoch_seconds(config: Config, device: Any) -> float:
+    """The time that one epoch takes, compilation apart; 0 for a run without epochs."""
+    if "variant" not in config:
+        return 0.0
+    optimizer = chain(config)
+    times = []
+    for seed in range(2):
+        begun = monotonic()
+        steps = -(-config["train"] // config["batch"])
+        sdesam.train(optimizer, jax.random.key(seed), runs=1, steps=steps, devices=[device], progress=False)
+        times.append(monotonic() - begun)
+    return times[-1]
+
+
+class Table:
+    """The runs by condition and seed; seeds that lack a condition, or diverged in one, are left out of all and counted."""
+
+    def __init__(self, runs: Sequence[Run]):
+        self.by_condition: dict[str, dict[int, Run]] = {}
+        self.diverged: dict[str, int] = {}
+        for run in runs:
+            name = label(run.config)
+            found = self.by_condition.setdefault(name, {})
+            if run.numbers.values.get("diverged"):
+                self.diverged[name] = self.diverged.get(name, 0) + 1
+            else:
+                found[run.config["seed"]] = run
+        self.names = list(self.by_condition)
+        self.seeds = sorted(set.intersection(*(set(found) for found in self.by_condition.values())))
+
+    def last(self, name: str, observable: str) -> np.ndarray:
+        """The last values of an observable, by seed."""
+        return np.array([self.by_condition[name][seed].numbers.arrays[observable][-1] for seed in self.seeds])
+
+    def seconds(self, name: str) -> float:
+        """The median time of a run."""
+        return float(np.median([run.seconds for run in self.by_condition[name].values()]))
+
+    def columns(self, names: Sequence[str], observable: str) -> np.ndarray:
+        """Last values, shape `(seeds, conditions)`."""
+        return np.stack([self.last(name, observable) for name in names], axis=1)
+
+
+def summary_of(table: Table, observables: Sequence[str] = ("test_accuracy", "trace_cov")) -> dict[str, Any]:
+    """What every summary begins with: how many whole seeds there are, and the last values of each condition."""
+    summary: dict[str, Any] = {"seeds": len(table.seeds), "diverged": table.diverged, "verdicts": {}, "lines": []}
+    if len(table.seeds) < 2:
+        summary["lines"] = ["too few whole seeds for statistics"]
+    else:
+        summary["final"] = {name: {o: statistics.interval(table.last(name, o)) for o in observables} for name in table.names}
+    return summary
+
+
+def adjusted(tests: Mapping[str, statistics.Trend | statistics.Paired]) -> dict[str, float]:
+    """Holm's p-values of all tests of an experiment."""
+    return dict(zip(tests, statistics.holm([test.p for test in tests.values()]), strict=True))
+
+
+def micro_trend(table: Table, observable: str, direction: statistics.Direction) -> statistics.Trend:
+    """Page's test over m = 64, 16, 4, 1, paired by seed."""
+    return statistics.trend(table.columns([f"m={m}" for m in MICRO], observable), direction)
+
+
+def reason(found: statistics.Trend, what: str, unit: float = 1.0) -> str:
+    """A trend in words."""
+    ends = found.ends
+    return (
+        f"{what} {found.direction} from m = {MICRO[0]} to {MICRO[-1]}: Page's L = {found.statistic:g}, p = {found.p:.2g} "
+        f"(reversed order {found.p_reversed:.2g}), change {unit * ends.mean:+.3g} [{unit * ends.lower:.3g}, {unit * ends.upper:.3g}], "
+        f"{ends.count} seeds"
+    )
+
+
+def difference(found: statistics.Paired, what: str, unit: float = 1.0) -> str:
+    """A paired difference in words."""
+    d = found.difference
+    return f"{what}: {unit * d.mean:+.2f} [{unit * d.lower:.2f}, {unit * d.upper:.2f}], paired t test p = {found.p:.2g}, {d.count} seeds"
+
+
+def by_condition(data: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The collected runs of each condition."""
+    rows: dict[str, list[Any]] = {}
+    for run in data["results"]["runs"]:
+        rows.setdefault(label({**data["config"]["common"], **run["config"]}), []).append(run)
+    return rows
+
+
+def curves(
+    axes: Any, data: Mapping[str, Any], observable: str, names: Sequence[str], unit: float = 1.0, gain: bool = False, log: bool = False
+) -> None:
+    """Mean over seeds against steps, with the 95 % interval of the mean as a band.
+
+    Args:
+        axes: where to draw.
+        data: the collected data.
+        observable: what.
+        names: the conditions.
+        unit: factor.
+        gain: draw the difference from the first value of the same seed; else the spread of the starts hides that of the optimizers.
+        log: draw the geometric mean, on a logarithmic axis.
+    """
+    rows = by_condition(data)
+    for k, name in enumerate(names):
+        if name not in rows:
+            continue
+        values = unit * np.array([run[observable] for run in rows[name]])
+        if gain:
+            values -= values[:, :1]
+        parts = statistics.band(np.log(values) if log else values)
+        mean, lower, upper = (np.exp(part) if log else part for part in parts)
+        colour, dash = style(name, k)
+        axes.plot(rows[name][0]["step"], mean, color=colour, ls=dash, label=pretty(name))
+        axes.fill_between(rows[name][0]["step"], lower, upper, color=colour, alpha=0.2, lw=0)
+    axes.margins(x=0)
+    if log:
+        axes.set_yscale("log")
+
+
+def style(name: str, k: int) -> tuple[str, Any]:
+    """Colour and dash of a condition, the same in every figure; m runs from light to dark."""
+    ramp = {"m=64": "#9ECAE1", "m=16": "#56A0D3", "m=4": "#0072B2", "m=1": "#08306B"}  # one hue: m is an ordered quantity
+    if name in ramp:
+        return ramp[name], "-"
+    if name.startswith("RW"):
+        return "#009E73", (0, (1, 1))
+    return {"SGD": ("0.45", "--"), "n-SAM": ("#D55E00", "-.")}.get(name, (plots.COLOURS[k % 6], "-"))
+
+
+def pretty(name: str) -> str:
+    """A condition in mathematical type."""
+    if name == f"m={SETTING['batch']}":
+        return f"SAM ($m={SETTING['batch']}$)"
+    return f"${name}$" if name.startswith("m=") else name.replace("λ=", r"$\lambda=$").replace(" $", " $")
+
+
+def dots(axes: Any, values: Mapping[str, np.ndarray], unit: float = 1.0, log: bool = False) -> None:
+    """One place per condition: every seed, the mean (`log`: the geometric one) and its 95 % interval."""
+    for k, (name, many) in enumerate(values.items()):
+        colour, _ = style(name, k)
+        spread = np.linspace(-0.25, 0.25, len(many)) if len(many) > 1 else np.zeros(1)
+        axes.plot(k + spread, unit * np.asarray(many), ".", ms=3, mew=0, color=colour, alpha=0.7)
+        mean, lower, upper = ends(unit * np.asarray(many), log)
+        axes.errorbar([k], [mean], [[mean - lower], [upper - mean]], fmt="o", ms=4, color=colour, mfc="white", capsize=2.5, zorder=3)
+    name_places(axes, values)
+    if log:
+        plain_log(axes)
+
+
+def ends(values: Any, log: bool = False) -> tuple[float, float, float]:
+    """Mean and interval; `log`: of the logarithm, taken back."""
+    found = statistics.interval(np.log(values) if log else values)
+    parts = found.mean, found.lower, found.upper
+    return tuple(float(np.exp(part)) for part in parts) if log else parts  # type: ignore[return-value]
+
+
+def name_places(axes: Any, names: Iterable[str]) -> None:
+    """Conditions along the axis."""
+    words = [pretty(name) for name in names]
+    axes.set_xticks(range(len(words)), words, rotation=40, ha="right", rotation_mode="anchor")
+    axes.margins(x=0.06)
+
+
+def plain_log(axes: Any) -> None:
+    """A logarithmic axis over about a decade, with ordinary numbers on it."""
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,86 @@
+"""Figures 1 and 2: from a bad minimum, which optimizers get away, and what happens to the gradient variance on the way.
+
+The bad minimum: the network is fitted without noise, by full-batch Adam, to labels of which nine in ten are wrong (no information), and from there to
+the true labels, each to zero training error. The paper's prediction: from there accuracy rises and tr V falls, the more the smaller m; n-SAM, which
+perturbs along the gradient of the whole data set, does no better than SGD.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments import _digits as digits
+from sdesam import plots, statistics
+from sdesam.reproduce import Experiment
+from sdesam.runs import Run
+
+CONDITIONS = (digits.SGD, digits.N_SAM, *digits.M_SAM, digits.RW_SAM)
+NAMES = tuple(map(digits.label, CONDITIONS))
+
+
+def runs(preset: str, seeds: int | None = None, steps: int = digits.SETTING["steps"]) -> list[dict[str, Any]]:
+    """All optimizers from each seed's bad minimum."""
+    count = seeds or {"quick": 20, "full": 50}[preset]
+    return [digits.training(seed, condition, steps=steps, start="bad minimum") for seed in range(count) for condition in CONDITIONS]
+
+
+def summarise(stored: Sequence[Run]) -> dict[str, Any]:
+    """Trends over m, n-SAM beside SGD, and the verdict on L-Esc and L-TrV."""
+    table = digits.Table(stored)
+    summary = digits.summary_of(table)
+    if "final" not in summary:
+        return summary
+    rw = digits.label(digits.RW_SAM)
+
+    def against(first: str, second: str) -> statistics.Paired:
+        return statistics.paired(table.last(first, "test_accuracy"), table.last(second, "test_accuracy"))
+
+    accuracy, variance = digits.micro_trend(table, "test_accuracy", "rises"), digits.micro_trend(table, "trace_cov", "falls")
+    pairs = {f"{a} - {b}": against(a, b) for a, b in (("n-SAM", "SGD"), ("n-SAM", "m=64"), ("m=1", "SGD"), (rw, "m=64"))}
+    tests = {"trend of accuracy": accuracy, "trend of tr V": variance, **pairs}
+    p = digits.adjusted(tests)
+    return summary | {
+        "tests": tests,
+        "p (Holm)": p,
+        "verdicts": {
+            "L-Esc": {
+                "status": accuracy.verdict(),
+                "reason": f"{digits.reason(accuracy, 'test accuracy (%)', 100)}; Holm over {len(p)} tests: {p['trend of accuracy']:.2g}",
+            },
+            "L-TrV": {"status": variance.verdict(), "reason": f"{digits.reason(variance, 'tr V')}; Holm: {p['trend of tr V']:.2g}"},
+        },
+        "lines": [
+            *(f"{n}: test accuracy {100 * f['test_accuracy'].mean:.2f} %, tr V {f['trace_cov']}" for n, f in summary["final"].items()),
+            *(f"{digits.difference(pair, f'{name}, accuracy (%)', 100)}; Holm: {p[name]:.2g}" for name, pair in pairs.items()),
+        ],
+    }
+
+
+def figure(data: Mapping[str, Any]) -> Any:
+    """Gain in test accuracy, and tr V, against steps."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(plots.COLUMN, 3.9), layout="constrained")
+    left, right = drawn.subplots(2, 1, sharex=True)
+    digits.curves(left, data, "test_accuracy", NAMES, 100, gain=True)
+    left.set_ylabel("gain in accuracy (points)")
+    digits.curves(right, data, "trace_cov", NAMES, log=True)
+    right.set_ylabel(plots.LABELS["trace_cov"])
+    right.set_xlabel("steps from the bad minimum")
+    handles, labels = left.get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=7, columnspacing=1, title="bands: 95 % of the mean", title_fontsize=7)
+    return drawn
+
+
+EXPERIMENT = Experiment(
+    name="escape",
+    title="Escape from a bad minimum",
+    shows="arXiv 2509.18001, figures 1 and 2",
+    runs=runs,
+    execute=digits.execute,
+    needs=digits.starts,
+    summarise=summarise,
+    figure=figure,
+    epoch_seconds=digits.epoch_seconds,
+)

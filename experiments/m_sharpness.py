@@ -1,0 +1,129 @@
+"""Tables 1 and 3: accuracy from scratch against m, with n-SAM and RW-SAM beside it, and what a step costs.
+
+The paper trains CIFAR-10 and -100; the quick preset asks the same of digits. The full preset is `python -m experiments.cifar10`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from time import monotonic
+from typing import Any
+
+import jax
+import numpy as np
+
+import sdesam
+from experiments import _digits as digits
+from sdesam import plots, statistics
+from sdesam.reproduce import Experiment
+from sdesam.runs import Numbers, Run
+
+CONDITIONS = (digits.SGD, digits.N_SAM, *digits.M_SAM, digits.RW_SAM)
+COST = {"run": "digits cost of a step", "steps": 2000, "rounds": 7, "replace": True, "conditions": CONDITIONS, "seed": 0}
+
+
+def runs(preset: str, seeds: int | None = None, steps: int = digits.SETTING["steps"]) -> list[dict[str, Any]]:
+    """All optimizers from each seed's random start; once, the cost of a step."""
+    count = seeds or {"quick": 20, "full": 50}[preset]
+    return [COST, *(digits.training(seed, condition, steps=steps) for seed in range(count) for condition in CONDITIONS)]
+
+
+def needs(config: digits.Config) -> list[digits.Config]:
+    """The cost is measured before anything else, so that this process does nothing beside it."""
+    return [] if config["run"] == COST["run"] else [COST]
+
+
+def execute(config: digits.Config, needed: Sequence[Run], device: Any) -> Numbers:
+    """Train, or measure what a step costs."""
+    return cost(config, device) if config["run"] == COST["run"] else digits.execute(config, needed, device)
+
+
+def cost(config: digits.Config, device: Any) -> Numbers:
+    """Milliseconds per step of each optimizer, in turn, `rounds` times; compilation apart.
+
+    With replacement: at this size a draw without, which sorts all indices, would take longer than a step of SGD.
+    """
+    chains = {digits.label(c): digits.chain(digits.training(0, c, replace=config["replace"])) for c in config["conditions"]}
+
+    def seconds(chain: sdesam.Chain) -> float:
+        begun = monotonic()
+        sdesam.train(chain, jax.random.key(0), runs=1, steps=config["steps"], times=[0], devices=[device], progress=False)
+        return (monotonic() - begun) / config["steps"]
+
+    for chain in chains.values():
+        seconds(chain)
+    rounds = [{name: seconds(chain) for name, chain in chains.items()} for _ in range(config["rounds"])]
+    return Numbers({"milliseconds": {name: [1e3 * one[name] for one in rounds] for name in chains}})
+
+
+def summarise(stored: Sequence[Run]) -> dict[str, Any]:
+    """Trend over m, n-SAM and RW-SAM beside their neighbours, cost; the verdict on L-Gen."""
+    table = digits.Table([run for run in stored if run.config["run"] != COST["run"]])
+    summary = digits.summary_of(table)
+    if "final" not in summary:
+        return summary
+    rw = digits.label(digits.RW_SAM)
+
+    def against(first: str, second: str) -> statistics.Paired:
+        return statistics.paired(table.last(first, "test_accuracy"), table.last(second, "test_accuracy"))
+
+    accuracy = digits.micro_trend(table, "test_accuracy", "rises")
+    pairs = {f"{a} - {b}": against(a, b) for a, b in (("m=64", "SGD"), ("n-SAM", "SGD"), ("n-SAM", "m=64"), ("m=1", "SGD"), (rw, "m=64"))}
+    tests = {"trend of accuracy": accuracy, **pairs}
+    p = digits.adjusted(tests)
+    costs = {
+        name: statistics.interval(np.array(times) / np.array(run.numbers.values["milliseconds"]["SGD"]))
+        for run in stored
+        if run.config["run"] == COST["run"]
+        for name, times in run.numbers.values["milliseconds"].items()
+    }
+    return summary | {
+        "tests": tests,
+        "p (Holm)": p,
+        "cost": costs,
+        "verdicts": {
+            "L-Gen": {
+                "status": accuracy.verdict(),
+                "reason": f"{digits.reason(accuracy, 'test accuracy (%)', 100)}; Holm over {len(p)} tests: {p['trend of accuracy']:.2g}",
+            }
+        },
+        "lines": [
+            *(f"{n}: test accuracy {100 * f['test_accuracy'].mean:.2f} %, a step costs {costs[n]} of SGD's" for n, f in summary["final"].items()),
+            *(f"{digits.difference(pair, f'{name}, accuracy (%)', 100)}; Holm: {p[name]:.2g}" for name, pair in pairs.items()),
+        ],
+    }
+
+
+def figure(data: Mapping[str, Any]) -> Any:
+    """Accuracy at the end by condition, and the cost of a step."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(plots.COLUMN, 3.6), layout="constrained")
+    upper, lower = drawn.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    rows = digits.by_condition({**data, "results": {"runs": [r for r in data["results"]["runs"] if "test_accuracy" in r]}})
+    names = [digits.label(c) for c in CONDITIONS]
+    digits.dots(upper, {name: np.array([run["test_accuracy"][-1] for run in rows[name]]) for name in names}, 100)
+    upper.set_ylabel("test accuracy (%)")
+    costs = data["results"]["summary"].get("cost", {})
+    for k, name in enumerate(names):
+        if name in costs:
+            c = costs[name]
+            colour, _ = digits.style(name, k)
+            lower.bar(k, c["mean"], color=colour, width=0.6, yerr=[[c["mean"] - c["lower"]], [c["upper"] - c["mean"]]], capsize=2)
+    digits.name_places(lower, names)
+    lower.set_ylabel("time of a step\n(SGD = 1)")
+    upper.set_title("dots: seeds; bars: 95 % of the mean", fontsize=7)
+    return drawn
+
+
+EXPERIMENT = Experiment(
+    name="m_sharpness",
+    title="Accuracy from scratch against m",
+    shows="arXiv 2509.18001, tables 1 and 3",
+    runs=runs,
+    execute=execute,
+    needs=needs,
+    summarise=summarise,
+    figure=figure,
+    epoch_seconds=digits.epoch_seconds,
+)

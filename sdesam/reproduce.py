@@ -1,0 +1,417 @@
+"""Experiments: figures and tables of a paper, each as runs in a store, statistics with a verdict, and a picture.
+
+    runs(preset) --execute, one by one--> RunStore --collect--> figures/NAME/NAME.json --figure--> NAME.pdf, NAME.png
+
+An experiment is a module of the folder `experiments` with an `EXPERIMENT`. Runs are resumed where a sweep was killed; pictures are drawn from the
+collected JSON alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import math
+import pkgutil
+import queue
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from sdesam import store
+from sdesam._names import unknown
+from sdesam.runs import Numbers, Run, RunStore, key
+from sdesam.sampling import positive, whole
+
+Config = Mapping[str, Any]
+Preset = Literal["quick", "full"]
+
+SCHEMA = "sdesam.experiment/1"
+_DIGITS = 5
+"""Significant digits of the collected curves: far below their spread, and half the file."""
+_CONNECT_SECONDS = 10
+
+
+def _nothing(config: Config) -> list[Config]:
+    return []
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a module of `experiments` declares.
+
+    Args:
+        name: of the module, too.
+        title: a few words.
+        shows: what it reproduces, and of what paper.
+        runs: `(preset, **options) -> configurations`, seed by seed, so that a sweep cut short has whole seeds. All that a run depends on is in
+            its configuration.
+        execute: `(configuration, needed runs, device) -> Numbers`; arrays whose name begins with `params.` stay in the store.
+        summarise: `(runs) -> summary`, JSON's types and this package's dataclasses; `summary["verdicts"]` maps a claim to its verdict and reason.
+        figure: `(collected data) -> matplotlib figure`.
+        needs: `configuration -> configurations` of the runs that must be there before it.
+        epoch_seconds: `(configuration, device) -> seconds` that one epoch takes, measured; for `--minutes`.
+        alone: whether a run uses all devices by itself.
+    """
+
+    name: str
+    title: str
+    shows: str
+    runs: Callable[..., Sequence[Config]]
+    execute: Callable[[Config, Sequence[Run], Any], Numbers]
+    summarise: Callable[[Sequence[Run]], dict[str, Any]]
+    figure: Callable[[Mapping[str, Any]], Any]
+    needs: Callable[[Config], Sequence[Config]] = _nothing
+    epoch_seconds: Callable[[Config, Any], float] | None = None
+    alone: bool = False
+
+    def configurations(self, preset: Preset, options: Mapping[str, Any] | None = None) -> list[Config]:
+        """The runs of a preset, in order.
+
+        Raises:
+            ValueError: an option that this experiment does not have, or a value that does not do: counts are whole numbers of at least 1.
+        """
+        asked = dict(options or {})
+        known = {name: parameter.default for name, parameter in inspect.signature(self.runs).parameters.items() if name != "preset"}
+        for name, value in asked.items():
+            if name in known:
+                positive(name, value) if isinstance(known[name], float) else whole(name, value)
+            else:
+                raise ValueError(f"experiment {self.name!r} has no option {name!r}: its options are {', '.join(known) or 'none'}")
+        configs = list(self.runs(preset, **asked))
+        if not configs:
+            raise ValueError(f"experiment {self.name!r} has no runs with {asked or preset}: ask for at least one seed")
+        return configs
+
+
+@dataclass
+class Sweep:
+    """What a sweep did.
+
+    Args:
+        done: runs made now.
+        found: runs that were there already.
+        left: configurations left out because the time was up.
+        seconds: how long it took.
+    """
+
+    done: int = 0
+    found: int = 0
+    left: list[Config] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        text = f"{self.done} runs made in {self.seconds:.0f} s, {self.found} found in the store"
+        return text + (f", {len(self.left)} LEFT OUT because the time was up: start again to go on" if self.left else "")
+
+
+def names() -> list[str]:
+    """The experiments there are.
+
+    Raises:
+        ValueError: the folder `experiments` is not at hand.
+    """
+    folder = _package()
+    modules = sorted(m.name for m in pkgutil.iter_modules(folder.__path__) if not m.name.startswith("_"))
+    return [name for name in modules if "EXPERIMENT" in (Path(folder.__path__[0]) / f"{name}.py").read_text()]
+
+
+def experiment(name: str) -> Experiment:
+    """The experiment called `name`.
+
+    Raises:
+        ValueError: no such experiment; the message lists them.
+    """
+    if name not in names():
+        raise unknown("experiment", name, names())
+    found = importlib.import_module(f"experiments.{name}").EXPERIMENT
+    assert isinstance(found, Experiment)
+    assert found.name == name
+    return found
+
+
+def sweep(
+    what: Experiment,
+    configs: Sequence[Config],
+    runs: RunStore,
+    *,
+    minutes: float | None = None,
+    scheduler: str | None = None,
+    progress: bool | None = None,
+) -> Sweep:
+    """Make the runs that the store does not have yet.
+
+    Args:
+        what: the experiment.
+        configs: its runs.
+        runs: where they are stored, each as soon as it is complete.
+        minutes: begin no run that would not end within them; left out, make all.
+        scheduler: the address of a Dask scheduler whose workers make the runs (extra `dask`); left out, this machine does, a run per device.
+        progress: show a bar; by default on a terminal.
+
+    Raises:
+        ValueError: `minutes` too small for one epoch, or another sweep at work in the store.
+        OSError: the store cannot be written, or no such scheduler.
+        RuntimeError: a run failed; the message says which.
+    """
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise ValueError(f"minutes={minutes:g}: it must be a number above 0")
+    begun = time.monotonic()
+    result = Sweep()
+    with runs.sweep():
+        stages = [[c for c in stage if c not in runs] for stage in _stages(what, configs)]
+        result.found = len({key(c) for c in configs if c in runs})
+        todo = sum(map(len, stages))
+        workers = _Cluster(what, scheduler) if scheduler is not None else _Here(what)
+        with workers, tqdm(total=todo, desc=what.name, delay=2, leave=False, disable=None if progress is None else not progress) as bar:
+            if minutes is not None and any(stages):
+                _check_budget(what, next(config for stage in reversed(stages) for config in stage), minutes)
+            longest = 0.0
+            for stage in stages:
+                for seconds in _feed(stage, workers, runs, what):
+                    result.done += 1
+                    longest = max(longest, seconds)
+                    bar.update()
+                    if minutes is not None and time.monotonic() - begun + longest > 60 * minutes:
+                        workers.feeding = False
+    result.left = [c for stage in stages for c in stage if c not in runs]
+    result.seconds = time.monotonic() - begun
+    return result
+
+
+def collect(what: Experiment, configs: Sequence[Config], runs: RunStore, preset: Preset, command: str) -> dict[str, Any]:
+    """The runs that are there, with their summary, as the data of the picture.
+
+    Raises:
+        ValueError: none is there.
+    """
+    present = [runs.load(config) for config in configs if config in runs]
+    if not present:
+        raise ValueError(f"no run of experiment {what.name!r} is complete, so there is nothing to draw: give it more time")
+    common = {name: value for name, value in present[0].config.items() if all(run.config.get(name, ()) == value for run in present)}
+    origins = {json.dumps({k: v for k, v in run.provenance.items() if k != "created"}, sort_keys=True): run for run in present}
+    return {
+        "schema": SCHEMA,
+        "config": {"experiment": what.name, "preset": preset, "command": command, "common": common},
+        "provenance": {"runs": [json.loads(origin) for origin in origins], **store.provenance()},
+        "results": {
+            "summary": _plain(what.summarise(present)),
+            "left_out": len(configs) - len(present),
+            "seconds": round(sum(run.seconds for run in present), 1),
+            "runs": [
+                {
+                    "config": {name: value for name, value in run.config.items() if name not in common},
+                    "seconds": run.seconds,
+                    **_plain(run.numbers.values),
+                    **{name: _plain(a) for name, a in run.numbers.arrays.items() if not name.startswith("params.")},
+                }
+                for run in present
+            ],
+        },
+    }
+
+
+def write(what: Experiment, data: Mapping[str, Any], folder: Path) -> list[Path]:
+    """`NAME.json` in `folder/NAME`, and the picture."""
+    target = folder / what.name / f"{what.name}.json"
+    text = json.dumps(store.plain(data), indent=1, allow_nan=False)
+    store.write_atomically(target, lambda file: file.write((_lists_in_lines(text) + "\n").encode()))
+    return [target, *draw(what, folder)]
+
+
+def draw(what: Experiment, folder: Path) -> list[Path]:
+    """The picture from the data in `folder/NAME`, and from nothing else.
+
+    Raises:
+        ValueError: the data are not there, damaged, or of another schema.
+    """
+    from sdesam import plots
+
+    source = folder / what.name / f"{what.name}.json"
+    try:
+        data = json.loads(source.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"there are no data {str(source)!r}: make them with `sdesam reproduce {what.name}`") from None
+    except ValueError as error:
+        raise ValueError(f"the data {str(source)!r} are damaged: {error}") from error
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA or data.get("config", {}).get("experiment") != what.name:
+        found = data.get("schema") if isinstance(data, dict) else None
+        raise ValueError(f"the data {str(source)!r} have schema {found!r}, and this version draws {SCHEMA!r} of experiment {what.name!r}")
+    return plots.experiment(what.figure, data, source.with_suffix(""))
+
+
+def text(data: Mapping[str, Any]) -> str:
+    """The verdicts of collected data, for people."""
+    results = data["results"]
+    lines = [f"{data['config']['experiment']}: {len(results['runs'])} runs"]
+    if results["left_out"]:
+        lines[0] += f", {results['left_out']} left out"
+    for line in results["summary"].get("lines", []):
+        lines.append(f"  {line}")
+    for name, verdict in results["summary"].get("verdicts", {}).items():
+        lines.append(f"  {name}: {verdict['status']} - {verdict['reason']}")
+    return "\n".join(lines)
+
+
+class _Here:
+    """This machine: one run at a time on each device."""
+
+    def __init__(self, what: Experiment):
+        import jax
+
+        self.what = what
+        self.devices: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        some = jax.devices()[:1] if what.alone else jax.devices()
+        for device in some:
+            self.devices.put(device)
+        self.places = len(some)
+        self.pool = ThreadPoolExecutor(self.places)
+        self.feeding = True
+
+    def submit(self, config: Config, needed: Sequence[Run]) -> Future[tuple[Numbers, float, dict[str, Any]]]:
+        """Begin a run."""
+        return self.pool.submit(self._work, config, needed)
+
+    def _work(self, config: Config, needed: Sequence[Run]) -> tuple[Numbers, float, dict[str, Any]]:
+        device = self.devices.get()
+        try:
+            return _timed(self.what, config, needed, device)
+        finally:
+            self.devices.put(device)
+
+    def next(self, pending: Iterable[Any]) -> set[Any]:
+        """Wait until a run is complete."""
+        return wait(pending, return_when=FIRST_COMPLETED).done
+
+    def __enter__(self) -> _Here:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+
+class _Cluster(_Here):
+    """The workers of a Dask scheduler. Runs come back to this process, which alone writes the store: each is written once, whoever made it."""
+
+    def __init__(self, what: Experiment, address: str):
+        try:
+            from distributed import Client
+        except ImportError as error:
+            raise ValueError("--scheduler needs Dask: pip install 'sdesam[dask]'") from error
+        try:
+            self.client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
+        except (OSError, ValueError, TimeoutError) as error:
+            raise OSError(f"no Dask scheduler answers at {address!r}: start one with `dask scheduler`, and workers with `dask worker`") from error
+        self.what = what
+        self.feeding = True
+        # some runs in store for every thread, so that none waits for this process
+        self.places = max(2, 2 * sum(self.client.nthreads().values()))
+
+    def submit(self, config: Config, needed: Sequence[Run]) -> Any:
+        """Send a run to the cluster."""
+        return self.client.submit(_remote, self.what.name, dict(config), list(needed), pure=False, key=f"{self.what.name}-{key(config)}")
+
+    def next(self, pending: Iterable[Any]) -> set[Any]:
+        """Wait until a run has come back; Dask gives a lost worker's runs to another."""
+        from distributed import wait as wait_for
+
+        with self.client.as_current():
+            return set(wait_for(list(pending), return_when="FIRST_COMPLETED").done)
+
+    def __exit__(self, *error: object) -> None:
+        self.client.close()
+
+
+def _remote(name: str, config: Config, needed: Sequence[Run]) -> tuple[Numbers, float, dict[str, Any]]:
+    import jax
+
+    return _timed(experiment(name), config, needed, jax.devices()[0])
+
+
+def _timed(what: Experiment, config: Config, needed: Sequence[Run], device: Any) -> tuple[Numbers, float, dict[str, Any]]:
+    begun = time.monotonic()
+    numbers = what.execute(config, needed, device)
+    return numbers, time.monotonic() - begun, store.provenance()
+
+
+def _feed(stage: Sequence[Config], workers: _Here, runs: RunStore, what: Experiment) -> Iterator[float]:
+    """Keep the workers busy until they are not fed any more; store every run as it comes back, and give its seconds."""
+    waiting = iter(stage)
+    pending: dict[Any, Config] = {}
+    while True:
+        while workers.feeding and len(pending) < workers.places and (config := next(waiting, None)) is not None:
+            needed = what.needs(config)
+            if all(c in runs for c in needed):  # else the time was up before them
+                pending[workers.submit(config, [runs.load(c) for c in needed])] = config
+        if not pending:
+            return
+        for future in workers.next(list(pending)):
+            config = pending.pop(future)
+            try:
+                numbers, seconds, origin = future.result()
+            except Exception as error:
+                raise RuntimeError(f"the run {json.dumps(store.plain(config))} failed: {type(error).__name__}: {error}") from error
+            runs.save(config, numbers, seconds, origin)
+            yield seconds
+
+
+def _stages(what: Experiment, configs: Sequence[Config]) -> list[list[Config]]:
+    """The runs without duplicates, what others need before what needs it."""
+    stages = [list(configs)]
+    while needed := [n for config in stages[0] for n in what.needs(config)]:
+        stages.insert(0, needed)
+    seen: set[str] = set()
+    unique = []
+    for stage in stages:
+        unique.append([c for c in stage if key(c) not in seen and not seen.add(key(c))])  # type: ignore[func-returns-value]
+    return unique
+
+
+def _check_budget(what: Experiment, config: Config, minutes: float) -> None:
+    """Refuse a time in which not even one epoch of the first run fits."""
+    import jax
+
+    if what.epoch_seconds is None:
+        return
+    epoch = what.epoch_seconds(config, jax.devices()[0])
+    if epoch > 60 * minutes:
+        raise ValueError(f"--minutes {minutes:g} is too small: one epoch of experiment {what.name!r} takes {epoch / 60:.2g} minutes here")
+
+
+def _package() -> Any:
+    """The folder `experiments`: that of the checkout, or of the current folder."""
+    for place in (Path(__file__).resolve().parent.parent, Path.cwd()):
+        if (place / "experiments" / "__init__.py").exists() and str(place) not in sys.path:
+            sys.path.append(str(place))
+    try:
+        return importlib.import_module("experiments")
+    except ImportError:
+        raise ValueError("the folder `experiments` is not at hand: run this in a checkout of sdesam, where it lies") from None
+
+
+def _plain(value: Any) -> Any:
+    """`value` in JSON's types, numbers with few digits."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, (np.ndarray, np.generic)) or hasattr(value, "tolist"):
+        return _plain(np.asarray(value).tolist())
+    if isinstance(value, float):
+        return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
+    return value
+
+
+def _lists_in_lines(text: str) -> str:
+    """JSON with every list of numbers in one line."""
+    return re.sub(r"\[\s+([^\[\]{}\"]*?)\s+\]", lambda match: "[" + re.sub(r"\s+", " ", match[1]) + "]", text)

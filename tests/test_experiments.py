@@ -1,0 +1,88 @@
+"""The experiments' own arithmetic: verdicts on made-up runs with their controls, and one short training run for real."""
+
+import jax
+import numpy as np
+import pytest
+
+from sdesam import reproduce
+from sdesam.runs import Numbers, Run
+
+digits = pytest.importorskip("experiments._digits")
+from experiments import escape, label_noise, rw_sam, variance_regularizer  # noqa: E402
+
+
+def made_up(seeds=10, order=(0, 1, 2, 3), effect=1.0):
+    """Runs of `escape` whose accuracy rises by `effect` percent with each smaller m, in the given order of m."""
+    rng = np.random.default_rng(0)
+    levels = {"SGD": -1.0, "n-SAM": -1.0, digits.label(digits.RW_SAM): 0.0}
+    levels |= {f"m={m}": float(k) for m, k in zip(digits.MICRO, order, strict=True)}
+    runs = []
+    for seed in range(seeds):
+        start = rng.normal(scale=5)
+        for condition in escape.CONDITIONS:
+            level = effect * levels[digits.label(condition)]
+            accuracy = 0.8 + 0.01 * (start + level + 0.3 * rng.normal())
+            curves = {"test_accuracy": np.array([0.5, accuracy]), "trace_cov": np.array([1.0, np.exp(-level + 0.1 * rng.normal())])}
+            runs.append(Run(digits.training(seed, condition), Numbers({"diverged": False}, curves), 1.0, {}))
+    return runs
+
+
+def verdicts(runs):
+    return {name: found["status"] for name, found in escape.summarise(runs)["verdicts"].items()}
+
+
+def test_a_verdict_and_its_controls():
+    assert verdicts(made_up()) == {"L-Esc": "confirmed", "L-TrV": "confirmed"}
+    assert verdicts(made_up(order=(3, 2, 1, 0))) == {"L-Esc": "refuted", "L-TrV": "refuted"}, "reversed"
+    assert verdicts(made_up(effect=0.0)) == {"L-Esc": "inconclusive", "L-TrV": "inconclusive"}, "no effect"
+    assert verdicts(made_up(order=(1, 3, 0, 2))) == {"L-Esc": "inconclusive", "L-TrV": "inconclusive"}, "another order"
+
+
+def test_seeds_that_are_not_whole_are_left_out_of_all_conditions():
+    runs = made_up(seeds=4)
+    broken = runs[8]
+    runs[8] = Run(broken.config, Numbers({"diverged": True}, broken.numbers.arrays), 1.0, {})
+    table = digits.Table(runs[:-1])  # the last seed lacks a condition, the second diverged in one
+    assert table.seeds == [0, 2]
+    assert table.diverged == {digits.label(broken.config): 1}
+    assert escape.summarise(runs[:8])["lines"] == ["too few whole seeds for statistics"]
+
+
+def test_effective_micro_batch():
+    curve = [0.8, 0.4, 0.2, 0.1]  # at m = 64, 16, 4, 1: a power law, tr V ~ m^(1/2)
+    assert rw_sam.effective_micro(0.8 / 2**0.5, curve) == pytest.approx(32)
+    assert rw_sam.effective_micro(0.2, curve) == pytest.approx(4)
+    assert rw_sam.effective_micro(5.0, curve) == pytest.approx(64)
+    assert rw_sam.effective_micro(0.01, curve) == pytest.approx(1)
+
+
+def test_finite_population_factor():
+    m = np.array([1.0, 2.0, 5.0])
+    assert variance_regularizer.factor(m, 5, True).tolist() == [1, 0.5, 0.2]
+    assert variance_regularizer.factor(m, 5, False).tolist() == [1, 3 / 8, 0]
+
+
+def test_equal_runs_are_shared():
+    trained = {reproduce.key(c) for c in reproduce.experiment("m_sharpness").configurations("quick")}
+    curvature = reproduce.experiment("covariance_trace")
+    assert {reproduce.key(c["of"]) for c in curvature.configurations("quick")} <= trained
+    from_bad = {reproduce.key(c) for c in escape.EXPERIMENT.configurations("quick")}
+    assert len(from_bad & {reproduce.key(c) for c in reproduce.experiment("rw_sam").configurations("quick")}) == 20 * 5
+    assert not trained & {reproduce.key(c) for c in label_noise.EXPERIMENT.configurations("quick")}
+
+
+def test_a_short_training_run(tmp_path):
+    condition = {"variant": "m-sam", "micro": 4}
+    config = digits.training(0, condition, train=40, width=4, batch=8, steps=6, observations=3)
+    out = digits.execute(config, [], jax.devices()[1])
+    assert out.arrays["step"].tolist() == [0, 3, 6]
+    problem = digits.problem(config)
+    end = digits.unpack(Run(config, out, 1.0, {}))
+    assert out.arrays["loss"][-1] == pytest.approx(float(problem.loss(end)), rel=1e-5)
+    assert out.arrays["loss"][0] == pytest.approx(float(problem.loss(problem.x0)), rel=1e-5)
+    again = digits.execute(config, [], jax.devices()[0])
+    np.testing.assert_allclose(again.arrays["loss"], out.arrays["loss"], rtol=1e-6)
+    other = digits.execute({**config, "seed": 1}, [], jax.devices()[0])
+    assert abs(other.arrays["loss"][0] - out.arrays["loss"][0]) > 1e-3
+    assert digits.epoch_seconds(config, jax.devices()[0]) > 0
+    assert digits.epoch_seconds({**digits.BAD, "seed": 0}, jax.devices()[0]) == 0, "a run without epochs"
