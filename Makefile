@@ -40,6 +40,8 @@ bench: $(READY)
 
 figures: demo reproduce
 	$(BIN)/python -m experiments.digits_m_usam
+	$(BIN)/python -m experiments.digits_m_sam
+	$(BIN)/python -m experiments.rw_sam_effective
 	$(BIN)/sdesam verify all --output figures/report --json figures/report/report.json
 
 reproduce: $(READY)
