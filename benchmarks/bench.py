@@ -214,8 +214,8 @@ def draw(data: Mapping[str, Any], path: str | os.PathLike[str]) -> list[Path]:
             axes.plot(
                 paths,
                 costs,
-                color="black" if ours else plots._COLOURS[(k - 2) % 6],
-                marker=plots._MARKERS[k % 6],
+                color="black" if ours else plots.COLOURS[(k - 2) % 6],
+                marker=plots.MARKERS[k % 6],
                 ms=3,
                 mfc="white" if k % 2 else None,
                 lw=1.6 if ours else 1.0,
