@@ -8,7 +8,7 @@ READY = $(VENV)/.ready
 
 help:
 	@echo "make demo       derive, simulate and compare on handwritten digits (about a minute)"
-	@echo "make test       linters, types and the test suite (about three minutes)"
+	@echo "make test       linters, types and the test suite (about seven minutes)"
 	@echo "make test-slow  digits at full size, twenty seeds of every claim and mutant (about half an hour)"
 	@echo "make bench      speed beside diffrax, torchsde, numpy and floors, on a machine that does nothing else (about ten minutes)"
 	@echo "make reproduce  the quick presets of all experiments; goes on where it was stopped (about a quarter of an hour)"
