@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sdesam import cli
 
-RUNS = {16: 256, 4: 128, 1: 64}
+RUNS = {16: 1024, 4: 256, 1: 64}
 FIGURES = Path(__file__).resolve().parent.parent / "figures"
 
 
