@@ -208,10 +208,12 @@ def kill_rate(fates: Sequence[Fate]) -> str:
 def write(report: Report, folder: Path, pictures_only: bool = False) -> list[Path]:
     """`report.md`, `report.html` and the figures of a report, or only the figures."""
     written = []
-    pictures = {}
+    pictures: dict[int, str] = {}
     for k, found in enumerate(report.signatures):
-        files = plots.signature(found.to_json(), folder / f"signature-{found.equation.variant.name}{k or ''}")
-        pictures[found.equation.variant.name] = files[1].name
+        first = all(other.equation.variant != found.equation.variant for other in report.signatures[:k])
+        micro = "" if first else f"-m{found.config['micro']}"
+        files = plots.signature(found.to_json(), folder / f"signature-{found.equation.variant.name}{micro}")
+        pictures[k] = files[1].name
         written += files
     if pictures_only:
         return written
@@ -242,7 +244,7 @@ def _rows(report: Report) -> list[tuple[str, str, str, str]]:
     return [(e.claim.id, e.claim.title, e.outcome.status, e.claim.recorded) for e in report.entries]
 
 
-def _markdown(report: Report, pictures: dict[str, str]) -> str:
+def _markdown(report: Report, pictures: dict[int, str]) -> str:
     lines = ["# Verification report", "", report.summary(), "", _origin(report), ""]
     if report.entries:
         lines += ["| claim | what | verdict | recorded |", "| --- | --- | --- | --- |"]
@@ -252,15 +254,15 @@ def _markdown(report: Report, pictures: dict[str, str]) -> str:
         lines += ["```", _entry_text(e), "```"]
         basis = dict.fromkeys(m.basis for m in e.outcome.measurements)
         lines += ["", "Tolerances: " + "; ".join(basis) + "."]
-    for s in report.signatures:
-        name = s.equation.variant.name
-        lines += ["", f"## Signature of {name}", "", "```", s.table(), "```", "", f"![signature of {name}]({pictures[name]})"]
+    for k, s in enumerate(report.signatures):
+        name = f"{s.equation.variant.name}, m = {s.config['micro']}"
+        lines += ["", f"## Signature of {name}", "", "```", s.table(), "```", "", f"![signature of {name}]({pictures[k]})"]
     if report.fates:
         lines += ["", "## Mutants", "", kill_rate(report.fates), "", "```", *map(str, report.fates), "```"]
     return "\n".join(lines) + "\n"
 
 
-def _html(report: Report, pictures: dict[str, str]) -> str:
+def _html(report: Report, pictures: dict[int, str]) -> str:
     def pre(text: str) -> str:
         return f"<pre>{html.escape(text)}</pre>"
 
@@ -271,9 +273,9 @@ def _html(report: Report, pictures: dict[str, str]) -> str:
     for e in report.entries:
         parts.append(f"<h2>{html.escape(e.claim.id)}: {html.escape(e.claim.title)}</h2>")
         parts.append(f"<p><code>{html.escape(e.claim.statement)}</code></p><p>Source: {html.escape(e.claim.source)}.</p>" + pre(_entry_text(e)))
-    for s in report.signatures:
-        name = s.equation.variant.name
-        parts.append(f'<h2>Signature of {name}</h2>{pre(s.table())}<img src="{pictures[name]}" alt="signature of {name}" width="700">')
+    for k, s in enumerate(report.signatures):
+        name = f"{s.equation.variant.name}, m = {s.config['micro']}"
+        parts.append(f'<h2>Signature of {name}</h2>{pre(s.table())}<img src="{pictures[k]}" alt="signature of {name}" width="700">')
     if report.fates:
         parts.append(f"<h2>Mutants</h2><p>{kill_rate(report.fates)}</p>" + pre("\n".join(map(str, report.fates))))
     style = "body{font-family:sans-serif;max-width:70em;margin:2em auto}td,th{text-align:left;padding:.2em 1em}pre{overflow-x:auto}"
