@@ -31,7 +31,6 @@ class Contender:
         cpu_only: it does not use a GPU, and so takes part on CPU alone.
         about: one line: what it is.
         most_paths: no more are run, for the same reason as `share`.
-        ready: whether this version of the package can do it.
     """
 
     name: str
@@ -42,12 +41,9 @@ class Contender:
     needs: tuple[str, ...] = ()
     cpu_only: bool = False
     most_paths: int = 10**9
-    ready: bool = True
 
     def missing(self, on_gpu: bool) -> str | None:
         """Why it cannot take part, or None."""
-        if not self.ready:
-            return "not in this version of sdesam"
         absent = [name for name in self.needs if importlib.util.find_spec(name) is None]
         if absent:
             return f"{', '.join(absent)} not installed"

@@ -26,7 +26,6 @@ EVERY = 100
 DT, LR, RHO = 0.01, 0.1, 0.1
 START = (1.0, 0.0)
 NAMES = ("x1", "x2", "f")
-HAND_BATCHED = "batched" in inspect.signature(sdesam.SDE).parameters
 
 
 def loss(x1: Any, x2: Any) -> Any:
@@ -98,14 +97,13 @@ def ordinary() -> sdesam.SDE:
 
 
 def packed() -> sdesam.SDE:
-    """The SDE by hand: a state of two arrays over all paths, so that nothing is stacked."""
-    root_of = partial(root, sqrt=jnp.sqrt)
+    """The SDE by hand: a state of two numbers, so that nothing is stacked."""
 
     def noise(x: Any, xi: jax.Array) -> Any:
-        a, b, c = root_of(*x)
-        return a * xi[:, 0], b * xi[:, 0] + c * xi[:, 1]
+        a, b, c = root(*x, jnp.sqrt)
+        return a * xi[0], b * xi[0] + c * xi[1]
 
-    return sdesam.SDE(lambda x: drift(*x), noise, (2,), tuple(jnp.array(s) for s in START), batched=True)
+    return sdesam.SDE(lambda x: drift(*x), noise, (2,), tuple(jnp.array(s) for s in START))
 
 
 def streamed(paths: int, steps: int) -> None:
@@ -255,9 +253,7 @@ def _arithmetic_only(key: Any, k: Any, ids: Any, x: Any) -> Any:
 
 CONTENDERS = (
     Contender("sdesam", "ours", partial(_ours, ordinary, _OBSERVED), "simulate(), functions of one array-valued state"),
-    Contender(
-        "sdesam, packed", "ours", partial(_ours, packed, _OBSERVED), "simulate(), functions of all paths at once, two arrays", ready=HAND_BATCHED
-    ),
+    Contender("sdesam, packed", "ours", partial(_ours, packed, _OBSERVED), "simulate(), functions of two numbers"),
     Contender("normals only", "floor", partial(_floor, _normals_only), "the random numbers alone, fused, added up"),
     Contender("arithmetic only", "floor", partial(_floor, _arithmetic_only), "the steps alone, with numbers that cost nothing"),
     Contender("jax, normal per step", "peer", _prepare_per_step, "jax.random.normal for all paths, once per step, in a scan", 0.5),

@@ -20,7 +20,7 @@ import numpy as np
 import sdesam
 from benchmarks import floors
 from benchmarks.timing import Contender, Run, Statistics, on_all_devices, wide_vectors
-from benchmarks.w1 import HAND_BATCHED, moments, per_path
+from benchmarks.w1 import moments, per_path
 
 PATHS, STEPS, EVERY = 2000, 1000, 100
 SAMPLES, DIM = 64, 32
@@ -253,7 +253,7 @@ def _matmuls_only(seed: Any, k: Any, ids: Any, x: Any, inputs: Any, targets: Any
 
 CONTENDERS = (
     Contender("sdesam, derived", "ours", partial(_ours, derived), "simulate() of a derived SDE: derivatives by jax"),
-    Contender("sdesam, by hand", "ours", partial(_ours, by_hand), "simulate() of matrix products over all paths", ready=HAND_BATCHED),
+    Contender("sdesam, by hand", "ours", partial(_ours, by_hand), "simulate() of matrix products over all paths"),
     Contender("normals only", "floor", _columns(_normals_only, True), "64 random numbers per path and step, fused, added up"),
     Contender("matmuls only", "floor", _columns(_matmuls_only, True), "the four products with the data of a step"),
     Contender("jax, by hand", "peer", _columns(_per_step), "the step written by hand, jax.random.normal once per step", 0.5),

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -122,6 +122,7 @@ def plain(value: Any) -> Any:
     return value
 
 
+@cache
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)

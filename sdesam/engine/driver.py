@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 from sdesam import store
 from sdesam.engine import machine
+from sdesam.engine.components import elementwise
 from sdesam.engine.normals import packed_normals, unpack
 from sdesam.engine.result import Divergence, Result
 from sdesam.engine.snapshot import Snapshot, fingerprint
@@ -45,6 +46,8 @@ _BLOCK, _UNROLL = 32, 4
 after each step whether to go on."""
 _CHUNK_PATHS = {"cpu": 2**15}
 """Paths that one device advances together at most: with more of them a step was no faster per path, and needed more memory."""
+_SMALL_NOISE = 8
+"""Normals of a step up to which a small state is kept as one number."""
 _PATIENCE = 0.5
 """Seconds that one call of `_advance` may take: how long a snapshot, the progress bar or an interrupt waits at most, but for one step."""
 _AHEAD = 4
@@ -178,7 +181,7 @@ def forecast(plan: Plan, key: jax.Array, **options: Any) -> Forecast:
     state, ensemble = work._begin(_Pass(0, np.ones(layout.size, bool), np.empty((0, 2), int)))
     ids, good = work._ids(state), jax.device_put(state.good, work.split)
     before = perf_counter()
-    arguments = (plan.params, layout.key, ids, ensemble, np.int32(0), np.int32(0))
+    arguments = (work.params, work.key, ids, ensemble, np.zeros(2, np.int32))
     compiled = _advance().lower(plan.stepper, work.draw, layout.mesh, *arguments).compile()
     jax.block_until_ready(work._look(state, ensemble, good))
     compile_seconds = perf_counter() - before
@@ -186,7 +189,7 @@ def forecast(plan: Plan, key: jax.Array, **options: Any) -> Forecast:
     def timed(steps: int) -> float:
         nonlocal ensemble
         before = perf_counter()
-        ensemble = jax.block_until_ready(compiled(plan.params, layout.key, ids, ensemble, np.int32(0), np.int32(steps)))
+        ensemble = jax.block_until_ready(compiled(work.params, work.key, ids, ensemble, np.array([0, steps], np.int32)))
         return perf_counter() - before
 
     timed(1)
@@ -419,8 +422,10 @@ class _Work:
         # mean and sum of squares of the chunk on its way, from each device
         self.part = {name: np.zeros((2, layout.mesh.size, *shape)) for name, shape in shapes.items()}
         self.done = 0
-        self.speed: float | None = None
-        """Steps of a chunk per second, once it is known."""
+        # once, not with every call
+        self.params, self.data, self.key = jax.device_put((plan.params, plan.data, layout.key), NamedSharding(layout.mesh, P()))
+        self.speed, self.timed = 0.0, 0.0
+        """Steps of a chunk per second (at least), and the seconds from which this is known."""
 
     def run(self, tick: Callable[[int], object]) -> None:
         """All chunks from beginning to end, or from the snapshot on."""
@@ -437,9 +442,7 @@ class _Work:
 
     def _begin(self, state: _Pass) -> tuple[_Pass, _Ensemble]:
         layout = self.layout
-        x = jax.tree.map(lambda leaf: jax.device_put(jnp.broadcast_to(leaf, (layout.size, *leaf.shape)), self.split), layout.plan.x0)
-        first = jax.device_put(np.full(layout.size, -1, np.int32), self.split)
-        return state, _Ensemble(x, _first_noise(self.draw, layout.mesh, layout.key, self._ids(state)), first)
+        return state, _start(self.draw, layout.mesh, self.key, self._ids(state), layout.plan.x0)
 
     def _ids(self, state: _Pass) -> jax.Array:
         start = self.layout.first + state.start
@@ -494,19 +497,21 @@ class _Work:
                 return state.at + 1
             if state.at < after:
                 stop = min(stop, int(after))
-        # until the speed is known, twice as far as the last time
-        most = self.speed * _PATIENCE if self.speed is not None else 2 * (state.at - state.checks[-2]) if state.at else 1
-        return min(stop, state.at + max(1, int(most)))
+        # the first call compiles, the second is timed
+        return min(stop, state.at + max(1, int(self.speed * _PATIENCE)))
 
     def _advance(self, state: _Pass, ensemble: _Ensemble, ids: jax.Array, stop: int) -> _Ensemble:
-        plan, before = self.layout.plan, perf_counter()
-        made: _Ensemble = _advance()(
-            plan.stepper, self.draw, self.layout.mesh, plan.params, self.layout.key, ids, ensemble, np.int32(state.at), np.int32(stop)
-        )
-        if self.speed is None and state.at > 0:  # the first call compiles
+        # where patience cuts a call short, and what is known of the speed is from a short one
+        timed = state.at > 0 and self.timed < _PATIENCE / 10 and stop - state.at >= int(self.speed * _PATIENCE)
+        if timed:
+            jax.block_until_ready(ensemble)
+        before = perf_counter()
+        span = np.array([state.at, stop], np.int32)
+        made: _Ensemble = _advance()(self.layout.plan.stepper, self.draw, self.layout.mesh, self.params, self.key, ids, ensemble, span)
+        if timed:
             jax.block_until_ready(made)
-            passed = perf_counter() - before
-            self.speed = (stop - state.at) / passed if passed > _PATIENCE / 10 else None
+            self.timed = perf_counter() - before
+            self.speed = (stop - state.at) / self.timed
         return made
 
     def _look(self, state: _Pass, ensemble: _Ensemble, good: jax.Array) -> tuple[Any, _Ensemble]:
@@ -514,7 +519,7 @@ class _Work:
         moments, values = {}, {}
         if plan.observer.names:
             together = max(1, _chunk_bytes(layout.mesh) // plan.observe_bytes)
-            values = _observe(plan.observer, layout.mesh, together, plan.data, ensemble.x)
+            values = _observe(plan.observer, layout.mesh, together, self.data, ensemble.x)
             with jax.enable_x64(True):
                 moments, first = _digest(layout.mesh, layout.antithetic, values, good, first, np.int32(state.at))
         if layout.keep == "trajectories":
@@ -674,23 +679,18 @@ def _compiler_options() -> dict[str, Any] | None:
 
 @lru_cache(maxsize=1)
 def _advance() -> Any:
-    """`(stepper, draw, mesh, params, key, ids, ensemble, start, stop)` -> the ensemble after steps `start .. stop - 1`; compiled."""
+    """`(stepper, draw, mesh, params, key, ids, ensemble, (start, stop))` -> the ensemble after steps `start .. stop - 1`; compiled."""
     return jax.jit(_steps, static_argnums=(0, 1, 2), donate_argnums=6, compiler_options=_compiler_options())
 
 
-def _steps(
-    stepper: Stepper,
-    draw: _Draw,
-    mesh: Mesh,
-    params: Any,
-    key: jax.Array,
-    ids: jax.Array,
-    ensemble: _Ensemble,
-    start: jax.Array,
-    stop: jax.Array,
-) -> _Ensemble:
-    def many(params: Any, key: jax.Array, ids: jax.Array, ensemble: _Ensemble, start: jax.Array, stop: jax.Array) -> _Ensemble:
-        of = ids // 2 if draw.antithetic else ids
+def _steps(stepper: Stepper, draw: _Draw, mesh: Mesh, params: Any, key: jax.Array, ids: jax.Array, ensemble: _Ensemble, span: jax.Array) -> _Ensemble:
+    def many(params: Any, key: jax.Array, ids: jax.Array, ensemble: _Ensemble, span: jax.Array) -> _Ensemble:
+        of, (start, stop) = ids // 2 if draw.antithetic else ids, span
+        small = _small(stepper, draw, params, ensemble.x)
+        if small is not None:
+            packed = jax.lax.fori_loop(start, stop, lambda step, z: small.step(params, z, draw.make(key, step, ids)), small.pack(ensemble.x))
+            x = small.unpack(packed)
+            return _Ensemble(x, draw.carry(key, stop, ids), _mark(ensemble.first, x, stop))
 
         def body(step: jax.Array, carry: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
             x, noise = carry
@@ -711,19 +711,68 @@ def _steps(
         x, noise = jax.lax.fori_loop(at, stop, body, carry)
         return _Ensemble(x, noise, _mark(ensemble.first, x, stop))
 
-    mapped = jax.shard_map(many, mesh=mesh, in_specs=(P(), P(), P("paths"), P("paths"), P(), P()), out_specs=P("paths"), check_vma=False)
-    result: _Ensemble = mapped(params, key, ids, ensemble, start, stop)
+    mapped = jax.shard_map(many, mesh=mesh, in_specs=(P(), P(), P("paths"), P("paths"), P()), out_specs=P("paths"), check_vma=False)
+    result: _Ensemble = mapped(params, key, ids, ensemble, span)
     return result
 
 
+@dataclass(frozen=True)
+class _Small:
+    """A state of one or two components as one number per path, real or complex: what comes out of a step is one array, so XLA makes one loop of the
+    whole step, the cipher included, and nothing but the state is written or read.
+    """
+
+    elementwise: Callable[[Any, list[jax.Array], int], list[jax.Array]]
+    like: PyTree
+    """The state of one path."""
+    noise: int
+    dtype: str
+
+    def pack(self, x: PyTree) -> jax.Array:
+        """The state of all paths."""
+        parts = [leaf.reshape(len(leaf), -1)[:, k] for leaf in jax.tree.leaves(x) for k in range(math.prod(leaf.shape[1:]))]
+        return parts[0] if len(parts) == 1 else jax.lax.complex(*parts)
+
+    def unpack(self, packed: jax.Array) -> PyTree:
+        """The reverse."""
+        leaves, structure = jax.tree.flatten(self.like)
+        parts = iter(self.parts(packed))
+        return jax.tree.unflatten(structure, [jnp.stack([next(parts) for _ in range(leaf.size)], axis=1).reshape(-1, *leaf.shape) for leaf in leaves])
+
+    @staticmethod
+    def parts(packed: jax.Array) -> list[jax.Array]:
+        return [packed.real, packed.imag] if jnp.iscomplexobj(packed) else [packed]
+
+    def step(self, params: Any, packed: jax.Array, normals: jax.Array) -> jax.Array:
+        """One step of all paths."""
+        xi = [part.astype(self.dtype) for pair in range(normals.shape[1]) for part in (normals[:, pair].real, normals[:, pair].imag)]
+        parts = self.elementwise(params, [*self.parts(packed), *xi[: self.noise]], len(packed))
+        return parts[0] if len(parts) == 1 else jax.lax.complex(*parts)
+
+
+def _small(stepper: Stepper, draw: _Draw, params: Any, x: PyTree) -> _Small | None:
+    """For a state that is small enough, and steps that are elementwise; counters only."""
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x)
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(like)}
+    if draw.shape is None or draw.normals != "counter" or sum(leaf.size for leaf in jax.tree.leaves(like)) > 2 or len(dtypes) > 1:
+        return None
+    if not dtypes <= {jnp.dtype("float32"), jnp.dtype("float64")} or math.prod(draw.shape) > _SMALL_NOISE:
+        return None
+    key, xi = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct(draw.shape, draw.dtype)
+    made = elementwise(lambda params, of: stepper(params, *of), params, (like, key, xi))
+    return None if made is None else _Small(made, like, math.prod(draw.shape), draw.dtype)
+
+
 @partial(jax.jit, static_argnums=(0, 1))
-def _first_noise(draw: _Draw, mesh: Mesh, key: jax.Array, ids: jax.Array) -> Any:
-    """The normals of step 0."""
+def _start(draw: _Draw, mesh: Mesh, key: jax.Array, ids: jax.Array, x0: PyTree) -> _Ensemble:
+    """All paths at `x0`, and the normals of step 0."""
 
-    def many(key: jax.Array, ids: jax.Array) -> Any:
-        return draw.carry(key, jnp.int32(0), ids)
+    def many(key: jax.Array, ids: jax.Array, x0: PyTree) -> _Ensemble:
+        x = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(ids), *leaf.shape)), x0)
+        return _Ensemble(x, draw.carry(key, jnp.int32(0), ids), jnp.full(len(ids), -1, jnp.int32))
 
-    return jax.shard_map(many, mesh=mesh, in_specs=(P(), P("paths")), out_specs=P("paths"), check_vma=False)(key, ids)
+    made: _Ensemble = jax.shard_map(many, mesh=mesh, in_specs=(P(), P("paths"), P()), out_specs=P("paths"), check_vma=False)(key, ids, x0)
+    return made
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

@@ -104,7 +104,7 @@ def test_nothing_compiles_anew_over_a_sweep():
         sdesam.simulate(sde, jax.random.key(seed), paths, horizon, dt, "heun", observe=["loss"], chunk=4, **options)
 
     def compiled():
-        return [fn._cache_size() for fn in (driver._advance(), driver._observe, driver._digest, driver._first_noise)]
+        return [fn._cache_size() for fn in (driver._advance(), driver._observe, driver._digest, driver._start)]
 
     run()
     before = compiled()
