@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from sdesam.problems import mean_grad
+from sdesam.problems.ghost import Factors, dense_layers, factors, loss_along, squared_norm_of_mean
 from sdesam.variants import NormEstimate, Variant
 
 PyTree = Any
@@ -119,12 +121,17 @@ def inverse_norm(v: PyTree, eps: Any) -> jax.Array:
 
     Squares are summed in float32 at least, after division by the largest entry: neither they nor a small `eps` underflow.
     """
+    return _inverse_norm(v, eps, lambda leaves: sum((jnp.sum(leaf**2) for leaf in leaves), start=jnp.zeros(())))
+
+
+def _inverse_norm(v: PyTree, eps: Any, squared: Callable[[list[jax.Array]], jax.Array]) -> jax.Array:
+    """`1 / sqrt(q(v) + eps^2)` with a function `q` that is homogeneous of degree 2 in the leaves of `v`."""
     leaves = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in jax.tree.leaves(v)]
     eps = jnp.asarray(eps, jnp.result_type(*leaves))
     # the scale only moves digits about: it is no part of the derivative
     largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(jnp.stack([jnp.max(abs(leaf)) for leaf in leaves])), eps))
     scale = jnp.where(largest > 0, largest, 1)
-    square = sum((jnp.sum((leaf / scale) ** 2) for leaf in leaves), start=(eps / scale) ** 2)
+    square = squared([leaf / scale for leaf in leaves]) + (eps / scale) ** 2
     positive = square > 0
     inverse: jax.Array = jnp.where(positive, 1 / (scale * jnp.sqrt(jnp.where(positive, square, 1))), 0)
     return inverse
@@ -250,6 +257,9 @@ class StepKernel:
     def direction(self, params: Numbers, x: PyTree, indices: jax.Array, key: jax.Array | None = None) -> PyTree:
         """`G(x)`, the mean over the micro-batches of `grad f_I(x + rho u_I)`; `key` is for random directions."""
         whole_set = mean_grad(self.sample_loss, self.chunk, params.data, x) if self.rule.needs_whole_set else None
+        layers = dense_layers(self.sample_loss, x, jax.tree.map(lambda leaf: leaf[0], params.data))
+        if self._inner_products_pay(layers, x):
+            return self._direction_by_factors(params, x, indices, layers, whole_set)
 
         def micro_batch(indices: jax.Array) -> PyTree:
             samples = jax.tree.map(lambda leaf: leaf[indices], params.data)
@@ -260,3 +270,34 @@ class StepKernel:
             return perturbed_gradient(self.rule, self.norms, losses, x, whole_set, params.rho, params.eps, params.lam, key).gradient
 
         return jax.tree.map(lambda leaf: leaf.mean(axis=0), jax.vmap(micro_batch)(indices))
+
+    def _inner_products_pay(self, layers: dict[int, Any], x: PyTree) -> bool:
+        """Whether a product with the inner products of a micro-batch of gradients is less work than one with the matrix that they add up to."""
+        if self.rule.perturbation != "micro-batch" or self.rule.weights != "equal":
+            return False
+        matrices = [leaf.shape for k, leaf in enumerate(jax.tree.leaves(x)) if k in layers and leaf.ndim == 2]
+        return bool(self.micro * sum(p + q for p, q in matrices) < sum(p * q for p, q in matrices))
+
+    def _direction_by_factors(self, params: Numbers, x: PyTree, indices: jax.Array, layers: dict[int, Any], whole_set: PyTree) -> PyTree:
+        """The same, without weights of its own for every micro-batch: these would make each product a small one."""
+        batch = jax.tree.map(lambda leaf: leaf[indices], params.data)
+        groups = jax.vmap(jax.vmap(partial(factors, self.sample_loss, layers, x)))(batch)
+
+        def inverse(group: Factors) -> jax.Array:
+            if self.rule.normaliser == "none":
+                return jnp.ones(())
+            if self.rule.normaliser == "data set":
+                return inverse_norm(whole_set, params.eps)
+            others = (group.deltas, group.others)
+            rebuild = jax.tree.structure(others)
+            return _inverse_norm(others, params.eps, lambda leaves: squared_norm_of_mean(Factors(group.inputs, *jax.tree.unflatten(rebuild, leaves))))
+
+        radii = params.rho * jax.vmap(inverse)(groups)
+
+        def mean(y: PyTree) -> jax.Array:
+            def micro_batch(samples: PyTree, group: Factors, radius: jax.Array) -> jax.Array:
+                return jnp.mean(jax.vmap(lambda sample: loss_along(self.sample_loss, layers, y, radius, sample, group))(samples))
+
+            return jnp.mean(jax.vmap(micro_batch)(batch, groups, radii))
+
+        return jax.grad(mean)(x)

@@ -17,7 +17,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from sdesam._names import unknown
-from sdesam.problems.ghost import dense_layers, deviations, factors
+from sdesam.problems.ghost import dense_layers, deviations, factors, held
 from sdesam.problems.smoothness import nonsmooth_operations
 from sdesam.sampling import positive, whole
 
@@ -230,18 +230,21 @@ def trace_cov_generic(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTr
 
 def _trace_cov_dense(sample_loss: SampleLoss, layers: dict[int, Any], chunk: int, data: PyTree, x: PyTree) -> jax.Array:
     """`tr V = mean |g_i - c|^2 - |gbar - c|^2`, where `c` is made of the mean factors of the first samples, so that the second part is small."""
-    leaves = jax.tree.leaves(x)
-    size = sum(leaf.size for leaf in leaves)
-    held = sum(sum(leaf.shape) if k in layers else leaf.size for k, leaf in enumerate(leaves))
-    many = chunk * max(1, size // held)  # as many samples as fill the memory that `chunk` vectors take
+    many = samples_without_vectors(layers, chunk, x)
     n = _samples(data)
-    first = factors(sample_loss, layers, x, jax.tree.map(lambda leaf: leaf[:many], data))
+    of = jax.vmap(partial(factors, sample_loss, layers, x))
+    first = of(jax.tree.map(lambda leaf: leaf[:many], data))
     centre = jax.tree.map(lambda a: jnp.mean(a, axis=0), first)
     if n <= many:
         squares, sums = deviations(first, centre)
     else:
-        squares, sums = fold_samples(lambda part: deviations(factors(sample_loss, layers, x, part), centre), data, many)
+        squares, sums = fold_samples(lambda part: deviations(of(part), centre), data, many)
     return squares / n - squared_norm([total / n for total in sums])
+
+
+def samples_without_vectors(layers: dict[int, Any], chunk: int, x: PyTree) -> int:
+    """As many samples as fill, by the factors of their gradients, the memory that `chunk` vectors take."""
+    return chunk * max(1, sum(leaf.size for leaf in jax.tree.leaves(x)) // held(layers, x)) if layers else chunk
 
 
 BUILT_IN: dict[str, Callable[..., jax.Array]] = {"loss": mean_loss, "grad_norm2": grad_norm2, "trace_cov": trace_cov}

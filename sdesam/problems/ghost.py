@@ -1,8 +1,9 @@
-"""`tr V` without per-sample gradients of dense layers.
+"""Gradients of samples without their matrices: norms of them, and losses a step along them.
 
-Where a weight matrix enters the loss of a sample once, as `a_i @ W`, the gradient of that sample is the outer product `a_i delta_i^T` of the
-layer's input and the derivative by its output: one reverse pass that stops at the outputs gives every norm. Which matrices enter so is read off
-the jaxpr of the loss; the gradients of all other parameters are formed.
+Where a weight matrix (or a vector) enters the loss of a sample once, as `a_i @ W`, the gradient of that sample is the outer product
+`a_i delta_i^T` of the layer's input and the derivative by its output: one reverse pass that stops at the outputs gives all of them. Its norm is
+`|a_i| |delta_i|`, and a layer whose weights have moved along it gives `a @ (W + t a_i delta_i^T) = a @ W + t (a . a_i) delta_i`. Which weights
+enter so is read off the jaxpr of the loss; the gradients of all other parameters are formed.
 
 Source: Goodfellow 2015, "Efficient per-example gradient computations", arXiv 1510.01799.
 """
@@ -21,7 +22,7 @@ PyTree = Any
 
 
 class Factors(NamedTuple):
-    """Per sample: `a_i` and `delta_i` of every dense layer, and the gradients of the other parameters."""
+    """Of a sample, or of many with a leading axis: `a_i` and `delta_i` of every dense layer, flat, and the gradients of the other parameters."""
 
     inputs: list[jax.Array]
     deltas: list[jax.Array]
@@ -46,18 +47,32 @@ def dense_layers(sample_loss: Callable[[Any, Any], Any], x: PyTree, sample: PyTr
         return out
 
     def trace(x: PyTree, sample: PyTree) -> None:
-        matrices = [k for k, leaf in enumerate(jax.tree.leaves(x)) if leaf.ndim == 2]
+        matrices = [k for k, leaf in enumerate(jax.tree.leaves(x)) if leaf.ndim in (1, 2)]
         _evaluate(sample_loss, x, sample, matrices, dense, lambda weight: uses.update([weight.leaf] * 2))
 
     jax.eval_shape(trace, x, sample)
     return {leaf: outputs[leaf] for leaf in sorted(outputs) if uses[leaf] == 1}
 
 
-def factors(sample_loss: Callable[[Any, Any], Any], layers: dict[int, Any], x: PyTree, samples: PyTree) -> Factors:
-    """The factors of the gradient of every sample, by one reverse pass that stops at the outputs of the layers."""
+def squared_norm_of_mean(group: Factors) -> jax.Array:
+    """`|G|^2` of the mean of gradients (leading axis: samples), by inner products: `(a_i . a_j) (delta_i . delta_j)` for a layer."""
+    m = len(jax.tree.leaves(group)[0])
+    pairs = [jnp.sum((a @ a.T) * (delta @ delta.T)) for a, delta in zip(group.inputs, group.deltas, strict=True)]
+    others = [jnp.sum(jnp.sum(g, axis=0) ** 2) for g in group.others]
+    square: jax.Array = jnp.maximum(jnp.sum(jnp.stack([*pairs, *others])), 0) / m**2
+    return square
+
+
+def held(layers: dict[int, Any], x: PyTree) -> int:
+    """Numbers that hold the factors of one sample."""
+    return sum(sum(leaf.shape) if k in layers else leaf.size for k, leaf in enumerate(jax.tree.leaves(x)))
+
+
+def factors(sample_loss: Callable[[Any, Any], Any], layers: dict[int, Any], x: PyTree, sample: PyTree) -> Factors:
+    """The factors of the gradient of a sample, by one reverse pass that stops at the outputs of the layers."""
     leaves, structure = jax.tree.flatten(x)
 
-    def loss(outputs: list[jax.Array], others: list[jax.Array], sample: PyTree) -> tuple[jax.Array, list[jax.Array]]:
+    def loss(outputs: list[jax.Array], others: list[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
         inputs: dict[int, jax.Array] = {}
         shift = dict(zip(layers, outputs, strict=True))
 
@@ -72,13 +87,25 @@ def factors(sample_loss: Callable[[Any, Any], Any], layers: dict[int, Any], x: P
 
     zeros = [jnp.zeros(like.shape, like.dtype) for like in layers.values()]
     others = [leaf for k, leaf in enumerate(leaves) if k not in layers]
+    (deltas, rest), inputs = jax.grad(loss, argnums=(0, 1), has_aux=True)(zeros, others)
+    return Factors(inputs, [delta.ravel() for delta in deltas], rest)
 
-    def one(sample: PyTree) -> Factors:
-        (deltas, rest), inputs = jax.grad(loss, argnums=(0, 1), has_aux=True)(zeros, others, sample)
-        return Factors(inputs, deltas, rest)
 
-    many: Factors = jax.vmap(one)(samples)
-    return many
+def loss_along(sample_loss: Callable[[Any, Any], Any], layers: dict[int, Any], y: PyTree, t: Any, sample: PyTree, group: Factors) -> jax.Array:
+    """`f_i(y + t G)`, where `G` is the mean of the gradients whose factors are `group` (leading axis: samples)."""
+    inputs = dict(zip(layers, group.inputs, strict=True))
+    deltas = dict(zip(layers, group.deltas, strict=True))
+    m = len(group.inputs[0])
+
+    def dense(weight: _Weight, a: jax.Array, out: jax.Array) -> jax.Array:
+        moved: jax.Array = out + t * (((inputs[weight.leaf] @ a) / m) @ deltas[weight.leaf]).reshape(out.shape)
+        return moved
+
+    rest = iter(group.others)
+    leaves, structure = jax.tree.flatten(y)
+    moved = [leaf if k in layers else leaf + t * jnp.mean(next(rest), axis=0) for k, leaf in enumerate(leaves)]
+    value: jax.Array = _evaluate(sample_loss, jax.tree.unflatten(structure, moved), sample, list(layers), dense, None)
+    return value
 
 
 def deviations(part: Factors, centre: Factors) -> tuple[jax.Array, list[jax.Array]]:
@@ -98,6 +125,11 @@ def deviations(part: Factors, centre: Factors) -> tuple[jax.Array, list[jax.Arra
         squares += jnp.sum((g - g0) ** 2)
         sums.append(jnp.sum(g - g0, axis=0))
     return squares, sums
+
+
+def _multiplies(weight: _Weight, operands: list[Any], out: Any) -> bool:
+    """Whether this is the product of a vector with a matrix of weights, or with a vector of them."""
+    return sorted(operand.ndim for operand in operands) == [1, weight.value.ndim] and out.ndim == weight.value.ndim - 1
 
 
 def _evaluate(
@@ -130,8 +162,8 @@ def _evaluate(
             result = out if eqn.primitive.multiple_results else [out]
             if weights and eqn.primitive.name == "transpose":
                 result = [_Weight(weights[0].leaf, out)]
-            elif len(weights) == 1 and eqn.primitive.name == "dot_general" and sorted(v.ndim for v in plain) == [1, 2] and out.ndim == 1:
-                a = plain[0] if plain[0].ndim == 1 else plain[1]
+            elif len(weights) == 1 and eqn.primitive.name == "dot_general" and _multiplies(weights[0], plain, out):
+                (a,) = (v for v in values if not isinstance(v, _Weight))
                 result = [dense(weights[0], a, out)]
             elif otherwise is not None:
                 for weight in weights:

@@ -25,6 +25,8 @@ import numpy as np
 
 from sdesam.discrete.kernel import inverse_norm, weighted_gradient
 from sdesam.problems import fold_samples
+from sdesam.problems.finite_sum import samples_without_vectors
+from sdesam.problems.ghost import dense_layers, factors, loss_along
 from sdesam.symbolic import MARK, Tree
 from sdesam.symbolic.trees import Factor, relabel, rootings
 from sdesam.variants import NormEstimate
@@ -67,10 +69,20 @@ _UNNORMALISED = Normaliser()
 
 
 class _Item(NamedTuple):
-    """What a colour stands for: the loss of a sample or of a micro-batch, and the weighted gradient of the latter."""
+    """What a colour stands for, a sample or a micro-batch."""
 
     loss: Loss
+    along: Callable[[PyTree, Any], jax.Array] | None = None
+    """`(y, t) -> f_i(y + t g_i)`, `g_i` at the point of the evaluator, for a sample whose loss has dense layers."""
     weighted: Field | None = None
+    """The weighted gradient of a micro-batch."""
+
+
+class _Direction(NamedTuple):
+    """A vector `dense + own * g_i`; a part that is None is zero."""
+
+    dense: PyTree | None
+    own: Any = None
 
 
 def combine(
@@ -97,7 +109,7 @@ def combine(
         data: pytree, leading axis `n`.
         x: the parameters.
         mark: weights `w_i`, shape `(n,)`, of sum 0: the marked colour `i` is summed with them.
-        key: for probes; None for the exact expectation.
+        key: for probes in trees without a marked colour; None for the exact expectation.
         micro: what a colour with a norm is averaged over; needed where one occurs.
         normaliser: `eps` of the norms, `lam` of the weights.
         norms: how weighted nodes estimate norms.
@@ -119,9 +131,14 @@ def combine(
             W = weights[MARK][micro.indices].mean(axis=1) * n
             q = micro.indices.shape[0]
             weights[_MARKED] = weights[_MICRO] * ((W - jnp.mean(W)) * (q / (q - 1)) if drawn else W)
-    evaluator = _Evaluator(sample_loss, chunk, data, x, weights, micro, normaliser, norms)
+    layers = dense_layers(sample_loss, x, jax.tree.map(lambda leaf: leaf[0], data))
+    evaluator = _Evaluator(sample_loss, chunk, data, x, weights, layers, micro, normaliser, norms)
     pairs: Combination = [(jnp.asarray(coefficients[k], dtype), _placed(tree)) for k, tree in enumerate(trees)]
-    return evaluator.vector(_sample_probes(evaluator, pairs, key) if key is not None else pairs)
+    if key is not None:
+        marked = [any(node.colour in (MARK, _MARKED) for node in tree.nodes()) for _, tree in pairs]
+        drift = _sample_probes(evaluator, [pair for pair, noise in zip(pairs, marked, strict=True) if not noise], key)
+        pairs = drift + [pair for pair, noise in zip(pairs, marked, strict=True) if noise]
+    return evaluator.vector(pairs)
 
 
 def _placed(tree: Tree) -> Tree:
@@ -187,6 +204,7 @@ class _Evaluator:
     data: PyTree
     x: PyTree
     weights: dict[Any, jax.Array]
+    layers: dict[int, Any]
     micro: MicroBatches | None = None
     normaliser: Normaliser = _UNNORMALISED
     norms: NormEstimate | None = None
@@ -281,7 +299,9 @@ class _Evaluator:
         # vectors from other passes are computed here, before the loop over samples starts
         scalars = {which: self._scalar(group) for which, group in by_weight.items()}
         if of_samples:
-            everything, chunk = self.data, self.chunk
+            everything = self.data
+            vectors = any(_own_vectors(tree) for _, tree in pairs)
+            chunk = self.chunk if vectors else samples_without_vectors(self.layers, self.chunk, self.x)
         else:
             assert self.micro is not None, "trees with norms need micro-batches"
             everything = (self.micro.indices, self.micro.keys)
@@ -304,7 +324,11 @@ class _Evaluator:
         return fold_samples(chunk_gradient, (everything, {which: self.weights[which] for which in scalars}), chunk)
 
     def _sample(self, sample: PyTree) -> _Item:
-        return _Item(lambda y: self.sample_loss(y, sample))
+        def along(y: PyTree, t: Any) -> jax.Array:
+            own = factors(self.sample_loss, self.layers, self.x, sample)
+            return loss_along(self.sample_loss, self.layers, y, t, sample, jax.tree.map(lambda leaf: leaf[None], own))
+
+        return _Item(lambda y: self.sample_loss(y, sample), along if self.layers else None)
 
     def _micro_batch(self, indices: jax.Array, key: jax.Array | None) -> _Item:
         samples = jax.tree.map(lambda leaf: leaf[indices], self.data)
@@ -316,7 +340,7 @@ class _Evaluator:
             assert self.norms is not None, "weighted nodes need an estimate of norms"
             return weighted_gradient(self.norms, losses, y, self.normaliser.lam, key)[0]
 
-        return _Item(lambda y: jnp.mean(losses(y)[0]), weighted)
+        return _Item(lambda y: jnp.mean(losses(y)[0]), weighted=weighted)
 
     def _scalar(self, pairs: Combination) -> Callable[[_Item, PyTree], Any]:
         """`(item, y) -> sum_t c_t d/dv_1 ... d/dv_k f(y)`, whose gradient in `y` is the combination with the item at the root."""
@@ -338,29 +362,35 @@ class _Evaluator:
 
         def scalar(item: _Item, y: PyTree) -> Any:
             total = sum(plain) * item.loss(y) if plain else 0
-            for vectors, factors in derivatives:
-                value = _directional(item.loss, [vector(item) for vector in vectors])(y)
-                total += reduce(jnp.multiply, (factor(item) for factor in factors), value)
+            for vectors, own_factors in derivatives:
+                value = _derivative(item, [vector(item) for vector in vectors], y)
+                total += reduce(jnp.multiply, (factor(item) for factor in own_factors), value)
             return total
 
         return scalar
 
-    def _children(self, branches: list[tuple[Any, Tree, bool]]) -> Callable[[_Item], PyTree]:
+    def _children(self, branches: list[tuple[Any, Tree, bool]]) -> Callable[[_Item], _Direction]:
         """`item -> sum of branches` `(coefficient, tree, whether its root is the item)`."""
         known = [(c, tree) for c, tree, own in branches if not own]
         fixed = [self.vector(known)] if known else []
         plain = [(c, tree) for c, tree, own in branches if own and not tree.weighted]
-        own = self._scalar(plain)
+        leaves, grown = [c for c, tree in plain if not tree.children], [(c, tree) for c, tree in plain if tree.children]
         weighted = [
             (c, [self._children([(1, child, child.colour == tree.colour)]) for child in tree.children]) for c, tree, _ in branches if tree.weighted
         ]
 
-        def vector(item: _Item) -> PyTree:
-            total = fixed + ([jax.grad(partial(own, item))(self.x)] if plain else [])
+        of_all, of_grown = self._scalar(plain), self._scalar(grown)
+
+        def vector(item: _Item) -> _Direction:
+            total = list(fixed)
             for c, along in weighted:
                 assert item.weighted is not None
-                total.append(_scale(_directional(item.weighted, [v(item) for v in along])(self.x), c))
-            return reduce(_add, total)
+                total.append(_scale(_directional(item.weighted, [v(item).dense for v in along])(self.x), c))
+            formed, scalar = (plain, of_all) if item.along is None else (grown, of_grown)
+            if formed:
+                total.append(jax.grad(partial(scalar, item))(self.x))
+            dense = reduce(_add, total) if total else None
+            return _Direction(dense, sum(leaves) if leaves and item.along is not None else None)
 
         return vector
 
@@ -368,7 +398,7 @@ class _Evaluator:
         """A factor that depends on the item, at `x`: it multiplies a derivative and is not differentiated."""
         if factor.norm:
             leaf = self._children([(1, factor.tree, True)])
-            return lambda item: self._power_of_norm(leaf(item), factor)
+            return lambda item: self._power_of_norm(leaf(item).dense, factor)
         tree = max(
             (rooted for rooted in rootings(factor.tree) if rooted.colour in (_MICRO, _MARKED)),
             key=lambda rooted: (rooted.weighted, len(rooted.children)),
@@ -376,7 +406,7 @@ class _Evaluator:
         vectors = [self._children([(1, child, child.colour == tree.colour)]) for child in tree.children]
 
         def value(item: _Item) -> jax.Array:
-            along = [vector(item) for vector in vectors]
+            along = [vector(item).dense for vector in vectors]
             if tree.weighted:
                 assert item.weighted is not None
                 return _power(_dot(item.weighted(self.x), along[0]), factor.power)
@@ -400,8 +430,36 @@ def _apart(tree: Tree) -> list[int]:
     return [colour for colour, count in entries.items() if count > 1]
 
 
+def _own_vectors(tree: Tree) -> bool:
+    """Whether it contracts a derivative of a sample with a vector of this sample other than its gradient."""
+    return any((child.colour == tree.colour and bool(child.children)) or _own_vectors(child) for child in tree.children)
+
+
 def _recolour(tree: Tree, old: int, new: int) -> Tree:
     return relabel(tree, lambda colour: new if colour == old else colour)
+
+
+def _derivative(item: _Item, vectors: list[_Direction], y: PyTree) -> jax.Array:
+    """`d/dv_1 ... d/dv_k f(y)`."""
+    if all(v.own is None for v in vectors):
+        plain: jax.Array = _directional(item.loss, [v.dense for v in vectors])(y)
+        return plain
+    assert item.along is not None
+    fn: Any = lambda at: item.along(*at)  # noqa: E731
+    for v in vectors:
+        fn = partial(_along_both, fn, v)
+    value: jax.Array = fn((y, jnp.zeros((), jnp.result_type(*jax.tree.leaves(y)))))
+    return value
+
+
+def _along_both(fn: Any, v: _Direction, at: tuple[PyTree, jax.Array]) -> Any:
+    y, t = at
+    if v.own is None:
+        return jax.jvp(lambda y: fn((y, t)), (y,), (v.dense,))[1]
+    own = jnp.asarray(v.own, t.dtype)
+    if v.dense is None:
+        return jax.jvp(lambda t: fn((y, t)), (t,), (own,))[1]
+    return jax.jvp(fn, (at,), ((v.dense, own),))[1]
 
 
 def _directional(fn: Any, vectors: list[PyTree]) -> Any:

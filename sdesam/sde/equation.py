@@ -54,6 +54,10 @@ class Kernel(Hashable, Protocol):
         """An unbiased draw of `A(x) xi` given `xi`."""
         ...
 
+    def step_both(self, params: Any, x: PyTree, dt: Any, xi: jax.Array, keys: tuple[jax.Array, jax.Array]) -> PyTree:
+        """`dt` times a draw of `B(x)`, and one of `A(x) xi`; the keys are those of noise and drift."""
+        ...
+
 
 class _Numbers(NamedTuple):
     """What distinguishes two SDEs with one kernel: all runtime values, so that a sweep compiles once."""
@@ -130,6 +134,14 @@ class _TreeKernel:
     def step_noise(self, params: _Numbers, x: PyTree, xi: jax.Array, key: jax.Array) -> PyTree:
         return self._noise(params, x, xi, params.micro if self.draw is None else self.draw(key))
 
+    def step_both(self, params: _Numbers, x: PyTree, dt: Any, xi: jax.Array, keys: tuple[jax.Array, jax.Array]) -> PyTree:
+        if self.draw is not None or not self.noise_trees:
+            return _step_apart(self, params, x, dt, xi, keys)
+        # one evaluation: gradients, and the passes over the data, serve both
+        coefficients = jnp.concatenate([dt * jnp.asarray(params.drift), jnp.asarray(params.noise)])
+        key = keys[1] if self.sampled else None
+        return self._combine(self.drift_trees + self.noise_trees, coefficients, params, x, params.micro, mark=self._weights(params, xi), key=key)
+
     def _listed(self, params: _Numbers) -> MicroBatches | None:
         if self.draw is not None:
             raise ValueError(
@@ -141,13 +153,17 @@ class _TreeKernel:
     def _noise(self, params: _Numbers, x: PyTree, xi: jax.Array, micro: MicroBatches | None) -> PyTree:
         if not self.noise_trees:
             return jax.tree.map(jnp.zeros_like, x)
-        weights = (xi - jnp.mean(xi)) * params.noise_scale
-        return self._combine(self.noise_trees, params.noise, params, x, micro, mark=weights)
+        return self._combine(self.noise_trees, params.noise, params, x, micro, mark=self._weights(params, xi))
+
+    @staticmethod
+    def _weights(params: _Numbers, xi: jax.Array) -> jax.Array:
+        """Of the samples in the noise: of mean 0."""
+        return (xi - jnp.mean(xi)) * params.noise_scale
 
     def _combine(
         self,
         trees: tuple[Tree, ...],
-        coefficients: np.ndarray,
+        coefficients: jax.Array | np.ndarray,
         params: _Numbers,
         x: PyTree,
         micro: MicroBatches | None,
@@ -178,6 +194,14 @@ class _WrittenKernel:
 
     def step_noise(self, params: Any, x: PyTree, xi: jax.Array, key: jax.Array) -> PyTree:
         return self.apply_noise(params, x, xi)
+
+    def step_both(self, params: Any, x: PyTree, dt: Any, xi: jax.Array, keys: tuple[jax.Array, jax.Array]) -> PyTree:
+        return _step_apart(self, params, x, dt, xi, keys)
+
+
+def _step_apart(kernel: Kernel, params: Any, x: PyTree, dt: Any, xi: jax.Array, keys: tuple[jax.Array, jax.Array]) -> PyTree:
+    noise, drift = kernel.step_noise(params, x, xi, keys[0]), kernel.step_drift(params, x, keys[1])
+    return jax.tree.map(lambda b, s: dt * b + s, drift, noise)
 
 
 def _for_many(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:

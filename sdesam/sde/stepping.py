@@ -41,9 +41,8 @@ class Euler:
     def __call__(self, params: _StepNumbers, x: PyTree, key: jax.Array, xi: jax.Array) -> PyTree:
         """One step."""
         key_noise, key_drift, _ = jax.random.split(key, 3)
-        noise = _noise(self.kernel, params, x, xi, key_noise)
-        drift = self.kernel.step_drift(params.kernel, x, key_drift)
-        return jax.tree.map(lambda x, b, s: x + params.dt * b + s, x, drift, noise)
+        step = self.kernel.step_both(params.kernel, x, params.dt, _scaled(params, xi), (key_noise, key_drift))
+        return jax.tree.map(jnp.add, x, step)
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Heun:
     def __call__(self, params: _StepNumbers, x: PyTree, key: jax.Array, xi: jax.Array) -> PyTree:
         """One step."""
         key_noise, key_drift, key_ahead = jax.random.split(key, 3)
-        noise = _noise(self.kernel, params, x, xi, key_noise)
+        noise = self.kernel.step_noise(params.kernel, x, _scaled(params, xi), key_noise)
         drift = self.kernel.step_drift(params.kernel, x, key_drift)
         ahead = jax.tree.map(lambda x, b, s: x + params.dt * b + s, x, drift, noise)
         # a probe of its own: with the same one, the predictor and the drift there would be correlated, which is a bias
@@ -300,9 +299,9 @@ def check_stepping(horizon: float, dt: float, method: str) -> tuple[float, int]:
     return dt, steps
 
 
-def _noise(kernel: Kernel, params: _StepNumbers, x: PyTree, xi: jax.Array, key: jax.Array) -> PyTree:
-    """`sqrt(dt) A(x) xi`; `key` is for fresh micro-batches, where there are some."""
-    return kernel.step_noise(params.kernel, x, xi * jnp.sqrt(params.dt).astype(xi.dtype), key)
+def _scaled(params: _StepNumbers, xi: jax.Array) -> jax.Array:
+    """`sqrt(dt) xi`."""
+    return xi * jnp.sqrt(params.dt).astype(xi.dtype)
 
 
 def _observer(sde: SDE, observe: Any) -> tuple[Observer, Any]:

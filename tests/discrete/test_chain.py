@@ -1,6 +1,7 @@
 """The step kernel against plain numpy, batch by batch, and its batches against their distribution."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
@@ -30,6 +31,57 @@ def test_step_of_given_batches(variant, m, eps):
         moved = chain.step(x, key)
         indices = chain.kernel.draw(key)
         np.testing.assert_allclose(moved, x - 0.1 * chain.direction(x, indices), rtol=1e-12)
+
+
+def network(p, s):
+    return jnp.sum((jnp.tanh(s["a"] @ p["U"] + p["b"]) @ p["W"] - s["y"]) ** 2)
+
+
+@pytest.mark.parametrize(("variant", "m"), [("m-usam", 1), ("m-usam", 2), ("m-sam", 1), ("m-sam", 2), ("sam", 4), ("dnsam", 4)])
+def test_step_of_a_network(variant, m):
+    """Against gradients at weights that are moved group by group; the layers are large enough that small groups do without these."""
+    rng = np.random.default_rng(3)
+    data = {"a": rng.normal(size=(6, 9)), "y": rng.normal(size=(6, 2))}
+    x = {"U": rng.normal(size=(9, 7)) / 3, "b": rng.normal(size=7), "W": rng.normal(size=(7, 2))}
+    batch, rho, eps = np.array([0, 3, 3, 5]), 0.4, 0.1
+
+    def mean(y, members):
+        return jnp.mean(jnp.stack([network(y, {name: leaf[i] for name, leaf in data.items()}) for i in members]))
+
+    def norm(v):
+        return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(v)) + eps**2)
+
+    def by_hand(m):
+        total = []
+        for members in batch.reshape(-1, m):
+            own = jax.grad(mean)(x, members)
+            over = 1 if variant == "m-usam" else norm(jax.grad(mean)(x, range(6)) if variant == "dnsam" else own)
+            total.append(jax.grad(mean)(jax.tree.map(lambda leaf, g, over=over: leaf + rho * g / over, x, own), members))
+        return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *total)
+
+    with jax.enable_x64(True):
+        problem = sdesam.FiniteSum(network, data, x)
+        options = {} if variant == "m-usam" else {"eps": eps}
+        chain = sdesam.Chain(variant, problem, lr=0.1, rho=rho, batch=4, micro=m if variant.startswith("m-") else None, **options)
+        found = chain.direction(x, batch.reshape(-1, m))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11), found, by_hand(m))
+        if m < 4:
+            assert abs(found["U"] - by_hand(4)["U"]).max() > 1e-3, "the control: another micro-batch"
+
+
+def test_a_vanishing_gradient_of_a_network():
+    """eps = 0 and a zero gradient: nothing is perturbed and nothing is NaN; a tiny gradient still is normalised."""
+    data = {"a": np.ones((2, 9)), "y": np.zeros((2, 2))}
+    x = {"U": np.ones((9, 7)), "b": np.zeros(7), "W": np.zeros((7, 2))}
+    chain = sdesam.Chain("m-sam", sdesam.FiniteSum(network, data, x), lr=0.1, rho=0.1, batch=2, micro=1)
+    assert not np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(chain.direction(chain.problem.x0, np.array([[0], [1]])))]).any()
+    tiny = jax.tree.map(lambda leaf: leaf * np.float32(1e-25), {"a": data["a"], "y": data["y"] + 1})
+    x = {"U": np.ones((9, 7)), "b": np.zeros(7), "W": np.ones((7, 2))}
+    chain = sdesam.Chain("m-sam", sdesam.FiniteSum(network, tiny, x), lr=0.1, rho=0.1, batch=2, micro=1)
+    found = chain.direction(chain.problem.x0, np.array([[0], [1]]))
+    # the perturbation has length rho, and the loss its value only because of it
+    assert np.isfinite(found["W"]).all()
+    assert abs(found["b"]).max() > 1e-6
 
 
 @pytest.mark.parametrize("with_replacement", [True, False])

@@ -7,7 +7,7 @@ import pytest
 
 import sdesam
 from sdesam.problems.finite_sum import trace_cov, trace_cov_generic
-from sdesam.problems.ghost import dense_layers
+from sdesam.problems.ghost import dense_layers, factors, loss_along, squared_norm_of_mean
 
 RNG = np.random.default_rng(0)
 DATA = {"a": RNG.normal(size=(7, 3)), "y": RNG.normal(size=(7, 2))}
@@ -33,12 +33,16 @@ def sequence(p, sample):
     return jnp.sum(jnp.tanh(jnp.stack([sample["a"], 2 * sample["a"]]) @ p["U"]))
 
 
+def vector(p, sample):
+    return jnp.tanh(sample["a"] @ p["U"] @ p["b"]) ** 2 * p["s"]
+
+
 def scanned(p, sample):
     return jax.lax.fori_loop(0, 2, lambda k, h: jnp.tanh(p["W"] @ p["b"]) * h, sample["y"]).sum()
 
 
 # leaves in jax's order: U, W, b, s
-@pytest.mark.parametrize(("fn", "leaves"), [(loss, [0, 1]), (recurrent, [1]), (decayed, [1]), (sequence, []), (scanned, [])])
+@pytest.mark.parametrize(("fn", "leaves"), [(loss, [0, 1]), (recurrent, [1]), (decayed, [1]), (vector, [0, 2]), (sequence, []), (scanned, [])])
 def test_dense_layers_are_found_and_agree_with_the_generic_path(fn, leaves):
     with jax.enable_x64(True):
         problem = sdesam.FiniteSum(fn, DATA, X0)
@@ -84,3 +88,25 @@ def test_derivatives_pass_through():
         problem = sdesam.FiniteSum(loss, DATA, X0)
         both = [jax.grad(lambda x, fn=fn: fn(loss, 7, problem.data, x))(problem.x0) for fn in (trace_cov, trace_cov_generic)]
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), *both)
+
+
+@pytest.mark.parametrize("fn", [loss, recurrent, decayed, vector])
+def test_the_loss_along_the_gradient_of_a_group(fn):
+    """Three samples, steps that are not small: the same function of parameters and step, so the same derivatives of every order."""
+    with jax.enable_x64(True):
+        problem = sdesam.FiniteSum(fn, DATA, X0)
+        x = problem.x0
+        layers = dense_layers(fn, x, problem.sample(0))
+        members = jax.tree.map(lambda leaf: leaf[jnp.array([2, 4, 2])], problem.data)
+        group = jax.vmap(lambda sample: factors(fn, layers, x, sample))(members)
+        each = jax.vmap(jax.grad(fn), (None, 0))(x, members)
+        G = jax.tree.map(lambda leaf: leaf.mean(axis=0), each)
+        y = jax.tree.map(lambda leaf: leaf + 0.3 * jnp.cos(leaf), x)
+        for t in (0.0, 0.7, -2.0):
+            for i in (0, 4):
+                truth = fn(jax.tree.map(lambda leaf, g, t=t: leaf + t * g, y, G), problem.sample(i))
+                np.testing.assert_allclose(loss_along(fn, layers, y, t, problem.sample(i), group), truth, rtol=1e-12)
+        np.testing.assert_allclose(squared_norm_of_mean(group), sum(jnp.sum(g**2) for g in jax.tree.leaves(G)), rtol=1e-12)
+        # the control: another member, another function
+        other = jax.vmap(lambda sample: factors(fn, layers, x, sample))(jax.tree.map(lambda leaf: leaf[jnp.array([2, 4, 3])], problem.data))
+        assert abs(float(loss_along(fn, layers, y, 0.7, problem.sample(0), other) - loss_along(fn, layers, y, 0.7, problem.sample(0), group))) > 1e-4

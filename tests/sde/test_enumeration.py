@@ -24,18 +24,32 @@ def polynomial_loss(x, s):
     return s["a"] @ x + x @ s["A"] @ x / 2 + cubic + jnp.einsum("jklp,j,k,l,p", s["Q"], x, x, x, x) / 24
 
 
+def ridge_loss(x, s):
+    """A polynomial of one product `v . x`: a dense layer of one output."""
+    z = s["v"] @ x
+    return s["k"] @ jnp.stack([z, z**2 / 2, z**3 / 6, z**4 / 24])
+
+
+def ridges(n, d, seed, quartic):
+    """The same losses for :func:`ridge_loss` and as symmetric tensors."""
+    rng = np.random.default_rng(seed)
+    v, k = rng.normal(size=(n, d)), rng.normal(size=(n, 4)) * [1, 1, 1, quartic]
+    powers = [v, np.einsum("nj,nk->njk", v, v), np.einsum("nj,nk,nl->njkl", v, v, v), np.einsum("nj,nk,nl,np->njklp", v, v, v, v)]
+    return {"v": v, "k": k}, Polynomials(*(k[:, i].reshape(n, *[1] * (i + 1)) * power for i, power in enumerate(powers)))
+
+
 def powers_of_rho(values, radii):
     """The coefficients of a polynomial in rho from its values at as many radii as it has."""
     return np.linalg.solve(np.vander(radii, increasing=True), np.array([np.ravel(v) for v in values]))
 
 
-def assert_equals_enumeration(n, d, b, m, with_replacement, variant, seed, order=(2, 3), change=lambda eq: eq, eps=0.0, bound=None):
+def assert_equals_enumeration(n, d, b, m, with_replacement, variant, seed, order=(2, 3), change=lambda eq: eq, eps=0.0, bound=None, ridge=False):
     if not variant.startswith("m-"):
         m = b
     with jax.enable_x64(True):
         x = 0.5 * np.random.default_rng(seed).normal(size=d)
-        losses = Polynomials.random(n, d, seed, quartic=order[1] == 4)
-        problem = sdesam.FiniteSum(polynomial_loss, vars(losses), x)
+        data, losses = ridges(n, d, seed, order[1] == 4) if ridge else (None, Polynomials.random(n, d, seed, quartic=order[1] == 4))
+        problem = sdesam.FiniteSum(ridge_loss, data, x) if ridge else sdesam.FiniteSum(polynomial_loss, vars(losses), x)
         equation = change(sdesam.derive(variant, order=order, replace=with_replacement))
         # a drift of order (2, beta) is a polynomial of degree beta - 1 in rho, a covariance one of degree 2
         radii = np.linspace(0, 1, max(order[1], 3))
@@ -81,6 +95,16 @@ def test_cubic_losses(case):
 @pytest.mark.parametrize(("variant", "m"), [("m-usam", 1), ("m-usam", 2), ("usam", 4), ("n-usam", 4)])
 def test_rho_cubed_on_quartic_losses(variant, m, with_replacement):
     assert_equals_enumeration(5, 2, 4, m, with_replacement, variant, seed=7, order=(2, 4))
+
+
+@pytest.mark.parametrize("with_replacement", [True, False])
+@pytest.mark.parametrize(("variant", "m", "order"), [("m-usam", 1, (2, 3)), ("m-usam", 2, (2, 4)), ("usam", 4, (2, 3)), ("m-sam", 2, (2, 3))])
+def test_losses_with_a_dense_layer(variant, m, order, with_replacement):
+    """Where gradients of samples are not formed."""
+    assert_equals_enumeration(5, 3, 4, m, with_replacement, variant, seed=9, order=order, ridge=True)
+    if variant == "m-usam":
+        with pytest.raises(AssertionError, match="Not equal"):
+            assert_equals_enumeration(5, 3, 4, m, with_replacement, variant, 9, order, scaled("rho^1", sp.Rational(11, 10)), ridge=True)
 
 
 @pytest.mark.parametrize(
