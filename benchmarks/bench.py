@@ -67,9 +67,17 @@ def run(workloads: Sequence[str], quick: bool = False, show: Callable[[str], Any
         if name == "W1":
             results[name] |= _scaling(size, contenders, show)
             if not on_gpu:
-                show("W1: peak memory")
-                idle, streamed = memory.peak("idle"), memory.peak("w1", size.many_paths, 2 * w1.EVERY)
-                results[name]["memory"] = {"idle": idle, "streamed": streamed, "paths": size.many_paths, "steps": 2 * w1.EVERY}
+                show("W1: peak memory, and many paths of many steps")
+                idle, streamed = memory.measure("idle"), memory.measure("w1", size.many_paths, 2 * w1.EVERY, size.many_steps)
+                results[name]["memory"] = {
+                    "idle": idle["peak"],
+                    "streamed": streamed["peak"],
+                    "long": streamed["long"],
+                    "seconds": streamed["seconds"],
+                    "paths": size.many_paths,
+                    "few_steps": 2 * w1.EVERY,
+                    "steps": size.many_steps,
+                }
     provenance = store.provenance()
     provenance["versions"] |= {name: version for name in PEERS if (version := store._version(name)) is not None}
     config = {
@@ -131,6 +139,12 @@ def targets(results: Mapping[str, Any], on_gpu: bool) -> tuple[list[dict[str, An
     def peak() -> float:
         return float(results["W1"]["memory"]["streamed"] / results["W1"]["memory"]["idle"])
 
+    def long_run(what: str) -> float:
+        found = results["W1"]["memory"]
+        if what == "memory":
+            return float(found["long"] / found["streamed"])
+        return float(1e9 * found["seconds"] / (found["paths"] * found["steps"]) / cost("W1", "sdesam"))
+
     def packed_or_not() -> float:
         return fastest("W1", "sdesam, packed", "sdesam")
 
@@ -153,6 +167,8 @@ def targets(results: Mapping[str, Any], on_gpu: bool) -> tuple[list[dict[str, An
         ("peak memory of 1e6 paths, times an idle process", "W1", less, 1.15, 1.1, peak, False),
         ("W1 cost per path-step, 1e6 paths times 1e4 paths", "W1", less, 1.2, None, lambda: scaling("paths"), False),
         ("W1 cost per path-step, 1e4 steps times 1e3 steps", "W1", less, 1.2, None, lambda: scaling("steps"), False),
+        ("W1 cost per path-step, 1e6 paths of 1e4 steps times W1", "W1", less, 1.2, None, lambda: long_run("time"), False),
+        ("peak memory, 1e6 paths of 1e4 steps times 200 steps", "W1", less, 1.05, None, lambda: long_run("memory"), False),
         ("GPU: W1, times normals only", "W1", less, 1.5, None, lambda: packed_or_not() / cost("W1", "normals only"), True),
     ]
     found, reasons = [], {}

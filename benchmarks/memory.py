@@ -1,4 +1,4 @@
-"""Peak memory of a process that streams many paths of W1, beside one that imported jax and ran one small jit. Children, so that each starts fresh."""
+"""Peak memory and time of a process that streams many paths of W1, beside one that imported jax and ran one small jit: children, so fresh ones."""
 
 from __future__ import annotations
 
@@ -7,31 +7,42 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 
-def peak(what: str, paths: int = 0, steps: int = 0) -> float:
-    """Peak resident memory in bytes of a child that does `what` ("idle" or "w1")."""
+def measure(what: str, paths: int = 0, few: int = 0, steps: int = 0) -> dict[str, float]:
+    """What a child uses that does `what`: "idle", or "w1", a run of `few` steps and then one of `steps`.
+
+    Returns:
+        `peak`, resident memory in bytes after the first; with "w1" also `long`, after the second, and `seconds`, the time of this.
+    """
     root = Path(__file__).resolve().parents[1]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "benchmarks.memory", what, str(paths), str(steps)]
+    command = [sys.executable, "-m", "benchmarks.memory", what, str(paths), str(few), str(steps)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the child that measures memory failed: {done.stderr.strip().splitlines()[-1]}")
-    return float(json.loads(done.stdout.splitlines()[-1]))
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def main(what: str, paths: int, steps: int) -> None:
+def main(what: str, paths: int, few: int, steps: int) -> None:
     """What a child does."""
     if what == "w1":
         from benchmarks import w1
 
+        w1.streamed(paths, few)
+        found: dict[str, float] = {"peak": _high_water()}
+        start = time.perf_counter()
         w1.streamed(paths, steps)
+        found |= {"long": _high_water(), "seconds": time.perf_counter() - start}
     else:
         import jax
 
         jax.block_until_ready(jax.jit(lambda x: x + 1)(jax.numpy.ones(8)))
-    print(json.dumps(_high_water()))
+        found = {"peak": _high_water()}
+    print(json.dumps(found))
 
 
 def _high_water() -> int:
@@ -43,4 +54,4 @@ def _high_water() -> int:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], *(int(word) for word in sys.argv[2:]))

@@ -71,14 +71,18 @@ def _ours(make: Any, paths: int, steps: int) -> Run:
 
 
 def by_hand() -> sdesam.SDE:
-    """The SDE by hand: products with the data over all paths, paths leading."""
+    """The SDE by hand: products with the data over all paths."""
     inputs, targets = (jnp.asarray(a) for a in arrays())
+    norms = jnp.sum(inputs**2, axis=1)
 
     def drift(x: jax.Array) -> jax.Array:
-        return (inputs.T @ drift_weights(inputs @ x.T - targets[:, None], inputs, jnp.matmul)).T
+        r = x @ inputs.T - targets
+        along = r @ inputs @ inputs.T / SAMPLES  # A gbar
+        return -(r + RHO * ((1 - 1 / MICRO) * along + norms * r / MICRO)) @ inputs / SAMPLES
 
     def noise(x: jax.Array, xi: jax.Array) -> jax.Array:
-        return (inputs.T @ noise_weights(inputs @ x.T - targets[:, None], xi.T)).T
+        weights = (xi - xi.mean(axis=1, keepdims=True)) * (LR / (SAMPLES * BATCH)) ** 0.5
+        return (weights * (x @ inputs.T - targets)) @ inputs
 
     return sdesam.SDE(drift, noise, (SAMPLES,), jnp.zeros(DIM), batched=True)
 
