@@ -419,8 +419,8 @@ class _Work:
         self.tables = {name: np.empty((self.rows, *shape[1:]), dtype) for name, (shape, dtype) in layout.tables.items()}
         shapes = {name: (len(layout.grid), *shape.shape) for name, shape in layout.observables.items()}
         self.moments = {name: _Moments(0, np.full(shape, np.nan), np.zeros(shape)) for name, shape in shapes.items()}
-        # mean and sum of squares of the chunk on its way, from each device
-        self.part = {name: np.zeros((2, layout.mesh.size, *shape)) for name, shape in shapes.items()}
+        # of the chunk on its way, at each time and from each device: mean and sum of squares of all observables, one after another
+        self.part = np.zeros((len(layout.grid), layout.mesh.size, 2 * sum(math.prod(shape[1:]) for shape in shapes.values())))
         self.done = 0
         # once, not with every call
         self.params, self.data, self.key = jax.device_put((plan.params, plan.data, layout.key), NamedSharding(layout.mesh, P()))
@@ -516,21 +516,22 @@ class _Work:
 
     def _look(self, state: _Pass, ensemble: _Ensemble, good: jax.Array) -> tuple[Any, _Ensemble]:
         layout, plan, first = self.layout, self.layout.plan, ensemble.first
-        moments, values = {}, {}
+        moments, values = None, {}
         if plan.observer.names:
             together = max(1, _chunk_bytes(layout.mesh) // plan.observe_bytes)
             values = _observe(plan.observer, layout.mesh, together, self.data, ensemble.x)
             with jax.enable_x64(True):
                 moments, first = _digest(layout.mesh, layout.antithetic, values, good, first, np.int32(state.at))
+            moments.copy_to_host_async()
         if layout.keep == "trajectories":
             for k, leaf in enumerate(jax.tree.leaves(ensemble.x)):
                 self._keep(state, f"trajectory.{k}", leaf, state.seen)
         return (moments, values if layout.keep in ("values", "trajectories") else {}), ensemble._replace(first=first)
 
-    def _collect(self, state: _Pass, time: int, found: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    def _collect(self, state: _Pass, time: int, found: tuple[Any, dict[str, Any]]) -> None:
         moments, values = found
-        for name, both in moments.items():
-            self.part[name][:, :, time] = np.stack(both)
+        if moments is not None:
+            self.part[time] = moments
         for name, table in values.items():
             self._keep(state, f"values.{name}", table, time)
 
@@ -545,9 +546,13 @@ class _Work:
             for k, leaf in enumerate(jax.tree.leaves(ensemble.x)):
                 self._keep(state, f"final.{k}", leaf)
         counts = state.good.reshape(self.layout.mesh.size, -1).sum(axis=1) // (2 if self.layout.antithetic else 1)
-        for name, (means, squares) in self.part.items():
+        in_a_row = [self.moments[name] for name in sorted(self.moments)]  # the order of jax
+        ends = np.cumsum([math.prod(moments.mean.shape[1:]) for moments in in_a_row for _ in range(2)])
+        pieces = iter(np.split(self.part, ends, axis=2))
+        for moments in in_a_row:
+            means, squares = (next(pieces).swapaxes(0, 1).reshape(-1, *moments.mean.shape) for _ in range(2))
             for shard in zip(counts, means, squares, strict=True):
-                self.moments[name].add(_Moments(*shard))
+                moments.add(_Moments(*shard))
 
     def _save(self, now: tuple[_Pass, _Ensemble] | None) -> None:
         if self.snapshot.path is None:
@@ -562,7 +567,7 @@ class _Work:
             position |= {"start": state.start, "at": state.at, "seen": state.seen}
             arrays |= {"good": state.good, "windows": state.windows, "checks": np.array(state.checks)}
             arrays |= {f"ensemble.{k}": np.asarray(leaf) for k, leaf in enumerate(jax.tree.leaves(ensemble))}
-            arrays |= {f"part.{name}": part for name, part in self.part.items()}
+            arrays["part"] = self.part
         self.snapshot.write(arrays, position)
 
     def _restore(self) -> tuple[_Pass, _Ensemble] | None:
@@ -578,7 +583,7 @@ class _Work:
             self.moments[name] = _Moments(count, arrays[f"mean.{name}"], arrays[f"squares.{name}"])
         if "at" not in position:
             return None
-        self.part = {name: arrays[f"part.{name}"] for name in self.part}
+        self.part = arrays["part"]
         state = _Pass(position["start"], arrays["good"], arrays["windows"], position["at"], position["seen"], arrays["checks"].tolist())
         _, fresh = self._begin(state)
         leaves = [jax.device_put(arrays[f"ensemble.{k}"], self.split) for k in range(len(jax.tree.leaves(fresh)))]
@@ -686,29 +691,32 @@ def _advance() -> Any:
 def _steps(stepper: Stepper, draw: _Draw, mesh: Mesh, params: Any, key: jax.Array, ids: jax.Array, ensemble: _Ensemble, span: jax.Array) -> _Ensemble:
     def many(params: Any, key: jax.Array, ids: jax.Array, ensemble: _Ensemble, span: jax.Array) -> _Ensemble:
         of, (start, stop) = ids // 2 if draw.antithetic else ids, span
-        small = _small(stepper, draw, params, ensemble.x)
-        if small is not None:
-            packed = jax.lax.fori_loop(start, stop, lambda step, z: small.step(params, z, draw.make(key, step, ids)), small.pack(ensemble.x))
-            x = small.unpack(packed)
-            return _Ensemble(x, draw.carry(key, stop, ids), _mark(ensemble.first, x, stop))
 
-        def body(step: jax.Array, carry: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
+        def step_of_all(step: jax.Array, carry: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
             x, noise = carry
             keys = jax.vmap(lambda path: _key(key, path, step))(of)
             xi = draw.take(noise if draw.carried else draw.make(key, step, ids))
             x = jax.vmap(partial(stepper, params))(x, keys, xi)
             return x, draw.carry(key, step + 1, ids)
 
-        def block(k: jax.Array, carry: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
-            begin = start + k * _BLOCK
-            made: tuple[PyTree, Any] = jax.lax.fori_loop(0, _BLOCK, lambda j, now: body(begin + j, now), carry, unroll=_UNROLL)
-            return made
+        def loop(body: Callable[[Any, Any], Any], carry: Any) -> Any:
+            at = start
+            if not _on_cpu(mesh):
+                blocks = (stop - start) // _BLOCK
 
-        carry, at = (ensemble.x, ensemble.noise), start
-        if not _on_cpu(mesh):
-            blocks = (stop - start) // _BLOCK
-            carry, at = jax.lax.fori_loop(0, blocks, block, carry), start + blocks * _BLOCK
-        x, noise = jax.lax.fori_loop(at, stop, body, carry)
+                def block(k: jax.Array, carry: Any) -> Any:
+                    begin = start + k * _BLOCK
+                    return jax.lax.fori_loop(0, _BLOCK, lambda j, now: body(begin + j, now), carry, unroll=_UNROLL)
+
+                carry, at = jax.lax.fori_loop(0, blocks, block, carry), start + blocks * _BLOCK
+            return jax.lax.fori_loop(at, stop, body, carry)
+
+        small = _small(stepper, draw, params, ensemble.x)
+        if small is None:
+            x, noise = loop(step_of_all, (ensemble.x, ensemble.noise))
+        else:
+            x = small.unpack(loop(lambda step, packed: small.step(params, packed, draw.make(key, step, ids)), small.pack(ensemble.x)))
+            noise = draw.carry(key, stop, ids)
         return _Ensemble(x, noise, _mark(ensemble.first, x, stop))
 
     mapped = jax.shard_map(many, mesh=mesh, in_specs=(P(), P(), P("paths"), P("paths"), P()), out_specs=P("paths"), check_vma=False)
@@ -741,6 +749,7 @@ class _Small:
 
     @staticmethod
     def parts(packed: jax.Array) -> list[jax.Array]:
+        """The components."""
         return [packed.real, packed.imag] if jnp.iscomplexobj(packed) else [packed]
 
     def step(self, params: Any, packed: jax.Array, normals: jax.Array) -> jax.Array:
@@ -791,8 +800,10 @@ def _observe(observer: Observer, mesh: Mesh, together: int, data: Any, x: PyTree
 @partial(jax.jit, static_argnums=(0, 1))
 def _digest(
     mesh: Mesh, antithetic: bool, values: dict[str, jax.Array], good: jax.Array, first: jax.Array, step: jax.Array
-) -> tuple[dict[str, Any], jax.Array]:
-    """Mean and sum of squared deviations over the good paths of each device, and `first` with the paths whose values are not finite."""
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and sum of squared deviations over the good paths of each device, of all values in one row: one copy to the host; and `first` with the
+    paths whose values are not finite.
+    """
 
     def many(values: dict[str, jax.Array], good: jax.Array, first: jax.Array, step: jax.Array) -> Any:
         units = good.reshape(-1, 2).all(axis=1) if antithetic else good
@@ -803,12 +814,13 @@ def _digest(
             exact = exact.reshape(-1, 2, *exact.shape[1:]).mean(axis=1) if antithetic else exact
             mask = jnp.expand_dims(units, tuple(range(1, exact.ndim)))
             mean = jnp.where(mask, exact, 0).sum(axis=0) / count
-            return mean[None], jnp.where(mask, (exact - mean) ** 2, 0).sum(axis=0)[None]
+            return mean, jnp.where(mask, (exact - mean) ** 2, 0).sum(axis=0)
 
-        return {name: moments(table) for name, table in values.items()}, _mark(first, values, step)
+        row = jnp.concatenate([part.ravel() for table in values.values() for part in moments(table)])
+        return row[None], _mark(first, values, step)
 
     specs = P("paths"), P("paths"), P("paths"), P()
-    found: tuple[dict[str, Any], jax.Array] = jax.shard_map(many, mesh=mesh, in_specs=specs, out_specs=P("paths"), check_vma=False)(
+    found: tuple[jax.Array, jax.Array] = jax.shard_map(many, mesh=mesh, in_specs=specs, out_specs=P("paths"), check_vma=False)(
         values, good, first, step
     )
     return found
