@@ -21,7 +21,7 @@ from sdesam.discrete.kernel import check_delta
 from sdesam.engine import check_key
 from sdesam.problems import FiniteSum
 from sdesam.problems.finite_sum import check_structure, parameters
-from sdesam.sampling import Sampling, Step, check_step, count_micro_batches, list_micro_batches, whole
+from sdesam.sampling import Sampling, Step, check_step, count_micro_batches, list_micro_batches, told_count, whole
 from sdesam.sde.compile import MicroBatches, Normaliser, combine
 from sdesam.symbolic import MARK, ModifiedEquation, Part, Tree, derive, evaluate
 from sdesam.variants import NormEstimate
@@ -436,7 +436,7 @@ def _micro_batches(equation: ModifiedEquation, n: int, step: Step, expectation: 
             )
         if total > MOST_MICRO_BATCHES:
             raise ValueError(
-                f"n={n}, m={m} has {total} micro-batches, more than the {MOST_MICRO_BATCHES} that are listed: "
+                f"n={n}, m={m} has {told_count(total)} micro-batches, more than the {MOST_MICRO_BATCHES} that are listed: "
                 "use expectation='sampled', or fewer samples"
             )
     if expectation == "exact" or (count is None and not random and total <= max(n, _FEW)):

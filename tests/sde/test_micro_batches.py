@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 import sdesam
+from sdesam.sampling import list_micro_batches
 from sdesam.sde.equation import _Draw
 from tests.brute_force import Polynomials
 from tests.sde.test_enumeration import polynomial_loss
@@ -62,6 +63,43 @@ def test_subsets_are_uniform():
     assert all(len(set(row)) == 3 for row in drawn)
     counts = [np.sum([set(row) == set(subset) for row in drawn]) for subset in itertools.combinations(range(5), 3)]
     assert stats.chisquare(counts).pvalue > 1e-6  # the false-alarm rate
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 70), (2, 1100), (3, 60)])
+def test_chances_of_large_micro_batches(n, m):
+    """Against scipy's multinomial: the number of orders exceeds 64 bits at m = 70, and a float at m = 1100."""
+    indices, chance = list_micro_batches(m, n, replace=True)
+    counts = (indices[:, :, None] == np.arange(n)).sum(axis=1)
+    assert chance.dtype == float
+    np.testing.assert_allclose(chance, stats.multinomial.pmf(counts, m, np.full(n, 1 / n)), rtol=1e-9, atol=1e-300)
+    assert chance.sum() == pytest.approx(1, abs=1e-12)
+    assert abs(chance - stats.multinomial.pmf(counts, m - 1, np.full(n, 1 / n))).max() > 1e-4, "control: another size"
+
+
+def test_an_exact_drift_of_large_micro_batches():
+    """Two samples, 1100 of them to a mini-batch: SAM's drift from the binomial law of how often the first was drawn."""
+    losses, x, m, rho = Polynomials.random(2, 2, seed=3), np.array([0.3, -0.2]), 1100, 0.3
+    share = np.arange(m + 1) / m
+    weights = np.stack([share, 1 - share], axis=1)
+    v, H = weights @ losses.g(x), np.einsum("qi,ijk->qjk", weights, losses.H(x))
+    bent = np.einsum("qjk,qk->qj", H, v / np.sqrt(np.sum(v**2, axis=1, keepdims=True) + 0.04))
+    wanted = -losses.g(x).mean(0) - rho * stats.binom.pmf(np.arange(m + 1), m, 1 / 2) @ bent
+    with jax.enable_x64(True):
+        problem = sdesam.FiniteSum(polynomial_loss, vars(losses), x)
+        sde = sdesam.derive("sam", (1, 2)).bind(problem, 0.1, rho, m, expectation="exact", eps=0.2)
+        np.testing.assert_allclose(sde.drift(x), wanted, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "with_replacement", "message"),
+    [
+        (16, 256, True, "about 1e25 micro-batches, too many to list"),
+        (5, 4, False, "micro=5 exceeds the 4 samples: without replacement choose micro <= 4"),
+    ],
+)
+def test_a_listing_that_cannot_be_is_refused(m, n, with_replacement, message):
+    with pytest.raises(ValueError, match=message):
+        list_micro_batches(m, n, with_replacement)
 
 
 def test_random_directions():
@@ -123,6 +161,7 @@ def test_a_vanishing_gradient_perturbs_nothing():
         ({"variant": "rw-sam", "lam": 1.0, "expectation": "exact"}, "the exact expectation over random directions is not known"),
         ({"variant": "rw-sam", "lam": 1.0, "norms": sdesam.NormEstimate(delta=1e-9)}, "delta=1e-09 is below the rounding level 1e-07 of float32"),
         ({"variant": "sam", "batch": 40, "expectation": "exact"}, "135751 micro-batches, more than the 5000 that are listed"),
+        ({"variant": "sam", "batch": 10**6, "expectation": "exact"}, "about 1e23 micro-batches, more than the 5000 that are listed"),
     ],
 )
 def test_bad_input(change, message):
