@@ -115,18 +115,19 @@ def normalised(rule: Variant, own: PyTree, whole_set: PyTree, eps: Any) -> PyTre
 
 
 def inverse_norm(v: PyTree, eps: Any) -> jax.Array:
-    """`1 / sqrt(|v|^2 + eps^2)`; 0 where that is infinite, so that a vanishing gradient with `eps = 0` perturbs nothing.
+    """`1 / sqrt(|v|^2 + eps^2)`; 0 where that is infinite, so that a vanishing gradient with `eps = 0` perturbs nothing; NaN where `v` is.
 
     Squares are summed in float32 at least, after division by the largest entry: neither they nor a small `eps` underflow.
     """
     leaves = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in jax.tree.leaves(v)]
     eps = jnp.asarray(eps, jnp.result_type(*leaves))
     # the scale only moves digits about: it is no part of the derivative
-    largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(jnp.stack([jnp.max(abs(leaf)) for leaf in leaves])), eps))
+    largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(jnp.stack([jnp.max(abs(leaf), initial=0) for leaf in leaves])), eps))
     scale = jnp.where(largest > 0, largest, 1)
     square = sum((jnp.sum((leaf / scale) ** 2) for leaf in leaves), start=(eps / scale) ** 2)
-    positive = square > 0
-    inverse: jax.Array = jnp.where(positive, 1 / (scale * jnp.sqrt(jnp.where(positive, square, 1))), 0)
+    # not `square > 0`: where the gradient is NaN the step must be, and not that of SGD
+    vanishes = square == 0
+    inverse: jax.Array = jnp.where(vanishes, 0, 1 / (scale * jnp.sqrt(jnp.where(vanishes, 1, square))))
     return inverse
 
 
@@ -135,11 +136,13 @@ def gibbs(nu: jax.Array, lam: Any, together: str | None = None) -> jax.Array:
 
     With `together`, the name of a device axis, they sum to 1 over the samples of all its devices.
     """
+    # the largest estimate cancels: it is no part of the derivative, and pmax has none
+    largest = jax.lax.stop_gradient(jnp.max(nu))
+    # a lam beyond the floating-point numbers is the largest of them: inf * 0 at the largest estimate would be NaN
+    lam = jnp.minimum(lam, jnp.finfo(nu.dtype).max)  # type: ignore[no-untyped-call]
     if together is None:
-        return jax.nn.softmax(lam * nu)
-    exponents = lam * nu
-    # the largest exponent cancels: it is no part of the derivative, and pmax has none
-    weights = jnp.exp(exponents - jax.lax.pmax(jax.lax.stop_gradient(jnp.max(exponents)), together))
+        return jax.nn.softmax(lam * (nu - largest))
+    weights = jnp.exp(lam * (nu - jax.lax.pmax(largest, together)))
     p: jax.Array = weights / jax.lax.psum(jnp.sum(weights), together)
     return p
 
@@ -171,8 +174,9 @@ def estimated_norms(norms: NormEstimate, losses: Callable[[PyTree], jax.Array], 
     square = jnp.asarray(square)
     if norms.square:
         return square
-    # the norm of a vanishing gradient has the derivative 0 here, and not NaN
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+    # the norm of a vanishing gradient has the derivative 0 here, and not NaN; that of a NaN stays NaN
+    vanishes = square == 0
+    return jnp.where(vanishes, 0, jnp.sqrt(jnp.where(vanishes, 1, square)))
 
 
 def check_delta(norms: NormEstimate | None, x: PyTree) -> None:

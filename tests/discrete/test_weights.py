@@ -6,10 +6,11 @@ from math import factorial, gamma
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import sdesam
-from sdesam.discrete.kernel import check_delta, estimated_norms, gibbs
+from sdesam.discrete.kernel import check_delta, estimated_norms, gibbs, inverse_norm
 from sdesam.variants import NormEstimate
 from tests.brute_force import Polynomials
 from tests.sde.test_enumeration import polynomial_loss
@@ -109,6 +110,56 @@ def test_gibbs_weights(scale):
         expected = np.exp(lam * (nu - nu.max()))
         np.testing.assert_allclose(p, expected / expected.sum(), rtol=1e-12, atol=1e-300)
         np.testing.assert_allclose(gibbs(jnp.asarray(nu), 0.0), 0.25)
+
+
+@pytest.mark.parametrize("lam", [1e10, 1e38, 1e300])
+def test_a_huge_lambda_follows_the_largest(lam):
+    """float32 overflows at 3.4e38, and 1e38 times an estimate of 20 does: the limit is all weight on the largest, shared among equals."""
+    nu = np.array([1.0, 20.0, 3.0], np.float32)
+    np.testing.assert_array_equal(gibbs(jnp.asarray(nu), lam), [0, 1, 0])
+    np.testing.assert_array_equal(gibbs(jnp.asarray(nu[[0, 1, 1, 2]]), lam), [0, 0.5, 0.5, 0])
+    problem = sdesam.FiniteSum(polynomial_loss, vars(Polynomials.random(5, 2, seed=4)), np.array([0.3, -0.2]))
+    numbers = {"lr": 0.1, "rho": 0.7, "batch": 2, "norms": NormEstimate("exact")}
+    found, limit = (sdesam.Chain("rw-sam", problem, lam=value, **numbers) for value in (lam, 1e4))
+    indices = np.array([[0, 3]])
+    np.testing.assert_allclose(found.direction(problem.x0, indices), limit.direction(problem.x0, indices), rtol=1e-5)
+    sdes = [sdesam.derive("rw-sam", (1, 2)).bind(problem, expectation="exact", lam=value, **numbers) for value in (lam, 1e4)]
+    np.testing.assert_allclose(*(sde.drift(problem.x0) for sde in sdes), rtol=1e-5)
+
+
+@pytest.mark.parametrize("lam", [np.inf, np.nan])
+def test_a_lambda_that_is_no_number_is_refused(lam):
+    problem = sdesam.problems.torus(dim=2, samples=3)
+    equation, theorem = sdesam.derive("rw-sam"), sdesam.Hypothesis(drift=lambda p, x, lr, rho, batch, micro: -p.grad(x))
+    numbers = {"batch": 2, "lam": lam, "norms": NormEstimate("exact")}
+    for make in (
+        lambda: sdesam.Chain("rw-sam", problem, lr=0.1, rho=0.1, **numbers),
+        lambda: equation.bind(problem, lr=0.1, rho=0.1, **numbers),
+        lambda: sdesam.optim.rw_sam(linear, optax.sgd(0.1), 0.1, lam),
+        lambda: sdesam.effective_micro_batch(problem, problem.x0, key=jax.random.key(0), **numbers),
+        lambda: sdesam.signature(equation, problem, eps=0.2, **numbers),
+        lambda: sdesam.check(theorem, "rw-sam", problem, lam=lam),
+        lambda: sdesam.compare("rw-sam", problem, lr=0.1, rho=0.1, steps=2, **numbers),
+    ):
+        with pytest.raises(ValueError, match="lam=(inf|nan): it must be a finite number of at least 0"):
+            make()
+
+
+def test_a_gradient_that_is_no_number_is_not_taken_for_one_that_vanishes():
+    """Where the gradient of the data set is NaN, DNSAM divides by it: the step must be NaN, so that divergence is seen, and not that of SGD."""
+    for bad in (np.nan, np.inf):
+        assert np.isnan(inverse_norm({"a": jnp.array([1.0, bad]), "b": jnp.zeros(3)}, 0.1))
+    np.testing.assert_array_equal(inverse_norm(jnp.zeros(2), 0.0), 0)
+    # the loss of sample 1 is a float32 number, and its gradient is too large for one
+    problem = sdesam.FiniteSum(lambda x, a: jnp.sum(a * x**2), np.array([1.0, 2e38, 2.0], np.float32), np.ones(1, np.float32))
+    chain = sdesam.Chain("dnsam", problem, lr=0.1, rho=0.1, batch=2)
+    assert np.isnan(chain.direction(problem.x0, np.array([[0, 2]]))).all(), "sample 1 is in no batch, but in the data set"
+    sgd = sdesam.Chain("sgd", problem, lr=0.1, batch=2)
+    assert np.isfinite(sgd.direction(problem.x0, np.array([[0, 2]]))).all(), "control"
+    out = sdesam.train(chain, jax.random.key(0), runs=2, steps=2)
+    assert out.diverged.count == 2
+    ahead = estimated_norms(NormEstimate(), lambda x: jnp.array([1.0, np.nan]), jnp.ones(2), jnp.ones(2), jax.random.key(0))
+    np.testing.assert_array_equal(ahead, [0, np.nan])
 
 
 @pytest.mark.parametrize("square", [False, True])
