@@ -345,6 +345,12 @@ class Optimizer:
                 raise ValueError(
                     f"{self.variant.name} weighs samples by their gradients: the loss must give one value for each sample, shape (b,), not their mean"
                 )
+            lengths = _lengths(batch)
+            if lengths and values.shape[0] not in lengths:
+                raise ValueError(
+                    f"the loss gives {values.shape[0]} values for a batch of {' or '.join(map(str, lengths))} samples: {self.variant.name} weighs "
+                    "samples, so it must give one value for each, shape (b,)"
+                )
             check_delta(self.norms, values)
         return values, aux
 
@@ -461,8 +467,13 @@ def _numbered(key: Any, number: Any) -> Any:
     return None if key is None else jax.random.fold_in(key, number)
 
 
+def _lengths(batch: PyTree) -> list[int]:
+    """Of the leading axes of a batch's arrays, each once."""
+    return sorted({jnp.shape(leaf)[0] for leaf in jax.tree.leaves(batch) if jnp.ndim(leaf)})
+
+
 def _samples(batch: PyTree) -> int:
-    lengths = sorted({jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(batch)})
+    lengths = _lengths(batch) if all(jnp.ndim(leaf) for leaf in jax.tree.leaves(batch)) else [0, *_lengths(batch)]
     if len(lengths) != 1 or lengths[0] < 1:
         raise ValueError(
             f"the batch must be arrays that share a leading axis, the sample, but the leading axes have lengths {lengths or '(no arrays)'}"
