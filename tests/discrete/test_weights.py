@@ -141,7 +141,7 @@ def test_a_lambda_that_is_no_number_is_refused(lam):
         lambda: sdesam.check(theorem, "rw-sam", problem, lam=lam),
         lambda: sdesam.compare("rw-sam", problem, lr=0.1, rho=0.1, steps=2, **numbers),
     ):
-        with pytest.raises(ValueError, match="lam=(inf|nan): it must be a finite number of at least 0"):
+        with pytest.raises(ValueError, match=r"lam=(inf|nan): it must be a finite number of at least 0"):
             make()
 
 
