@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdesam.discrete.kernel import Numbers, StepKernel, check_delta
+from sdesam.discrete.kernel import Numbers, StepKernel, check_delta_on
 from sdesam.engine import Keep, Plan, Result, check_key, run, time_grid
 from sdesam.problems import FiniteSum
 from sdesam.sampling import check_step, positive, whole
@@ -63,7 +63,7 @@ class Chain:
             raise TypeError(f"problem={problem!r}: it must be a sdesam.FiniteSum, such as sdesam.problems.digits()")
         self.problem = problem
         step = check_step(self.variant, problem.n, lr, rho, batch, micro, bool(replace), eps, lam, norms)
-        check_delta(step.norms, problem.x0)
+        check_delta_on(step.norms, problem)
         self.lr, self.rho, self.sampling = step.lr, step.rho, step.sampling
         self.kernel = StepKernel(
             sample_loss=problem.sample_loss,

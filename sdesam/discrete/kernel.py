@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from sdesam.problems import mean_grad
+from sdesam.problems import FiniteSum, mean_grad
 from sdesam.variants import NormEstimate, Variant
 
 PyTree = Any
@@ -180,7 +181,7 @@ def estimated_norms(norms: NormEstimate, losses: Callable[[PyTree], jax.Array], 
 
 
 def check_delta(norms: NormEstimate | None, x: PyTree) -> None:
-    """Refuse a difference quotient whose step is below the rounding of the parameters, or of the losses."""
+    """Refuse a difference quotient whose step is below the rounding of parameters, or of losses, of size 1."""
     if norms is None or not norms.random:
         return
     dtype = max((leaf.dtype for leaf in jax.tree.leaves(x)), key=_rounding)
@@ -188,6 +189,49 @@ def check_delta(norms: NormEstimate | None, x: PyTree) -> None:
         raise ValueError(
             f"delta={norms.delta:g} is below the rounding level {_rounding(dtype):.1g} of {dtype}: choose a larger delta, or float32 with delta=1e-3"
         )
+
+
+def check_delta_at(norms: NormEstimate | None, x: PyTree) -> None:
+    """Refuse also a step below the rounding of parameters as large as these, where they are known."""
+    check_delta(norms, x)
+    if norms is None or not norms.random:
+        return
+    for leaf in jax.tree.leaves(x):
+        known = leaf.size and not isinstance(leaf, jax.core.Tracer)
+        largest = float(jnp.max(abs(leaf))) if known else 0.0
+        if norms.delta < _rounding(leaf.dtype) * largest:
+            raise ValueError(
+                f"delta={norms.delta:g} is below the rounding {_rounding(leaf.dtype) * largest:.1g} of parameters as large as {largest:.3g} in "
+                f"{leaf.dtype}: choose a larger delta, or norms=NormEstimate(law='exact')"
+            )
+
+
+_LOOKED_AT = 64
+"""Samples whose losses and gradients tell the sizes that `check_delta_on` compares."""
+
+
+def check_delta_on(norms: NormEstimate | None, problem: FiniteSum) -> None:
+    """Refuse also a step whose differences `delta |g_i|` are below the rounding of the losses, at the start of a problem."""
+    check_delta_at(norms, problem.x0)
+    if norms is None or not norms.random:
+        return
+    some = jax.tree.map(lambda leaf: leaf[:_LOOKED_AT], problem.data)
+    loss, norm = (float(value) for value in _sizes(problem.sample_loss, problem.x0, some))
+    dtype = jax.eval_shape(problem.sample_loss, problem.x0, problem.sample(0)).dtype
+    if norms.delta * norm < _rounding(dtype) * loss and norm:
+        least = 1000 * _rounding(dtype) * loss / norm
+        raise ValueError(
+            f"delta={norms.delta:g}: at the start it changes a loss by about {norms.delta * norm:.1g}, which is below the rounding "
+            f"{_rounding(dtype) * loss:.1g} of losses of {loss:.3g} in {dtype}: choose delta of about {least:.1g}, or NormEstimate(law='exact')"
+        )
+
+
+@partial(jax.jit, static_argnums=0)
+def _sizes(sample_loss: Callable[[Any, Any], jax.Array], x: PyTree, samples: PyTree) -> tuple[jax.Array, jax.Array]:
+    """Root mean squares of the losses and of the norms of their gradients."""
+    losses, gradients = jax.vmap(jax.value_and_grad(sample_loss), (None, 0))(x, samples)
+    square = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradients))
+    return jnp.sqrt(jnp.mean(losses**2)), jnp.sqrt(square / losses.size)
 
 
 def _rounding(dtype: Any) -> float:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from sdesam._names import unknown
-from sdesam.discrete.kernel import Perturbed, check_delta, perturbed_gradient
+from sdesam.discrete.kernel import Perturbed, check_delta, check_delta_at, perturbed_gradient
 from sdesam.engine import check_key
 from sdesam.sampling import check_perturbation
 from sdesam.sampling import whole as whole_number
@@ -161,9 +161,11 @@ class Optimizer:
 
         Raises:
             TypeError: parameters of another kind.
-            ValueError: the step of rw-sam's difference quotient is below the rounding level of the parameters.
+            ValueError: the step of rw-sam's difference quotient is below the rounding of the parameters. That it is not below the rounding of the
+                losses either, which are not known here, is for you to see to: :class:`sdesam.NormEstimate` says how.
         """
         self._check_params(params)
+        check_delta_at(self.norms, params)
         return State(jnp.zeros((), jnp.int32), self.inner.init(params), self.variant.name)
 
     def step(

@@ -17,7 +17,7 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 from jax.flatten_util import ravel_pytree
 
-from sdesam.discrete.kernel import check_delta
+from sdesam.discrete.kernel import check_delta_on
 from sdesam.engine import check_key
 from sdesam.problems import FiniteSum
 from sdesam.problems.finite_sum import check_structure, parameters
@@ -385,7 +385,7 @@ def bind(
     if expectation not in ("exact", "sampled"):
         raise ValueError(f"expectation={expectation!r}: choose 'exact' or 'sampled'")
     step = check_step(equation.variant, problem.n, lr, rho, batch, micro, equation.replace, eps, lam, norms)
-    check_delta(step.norms, problem.x0)
+    check_delta_on(step.norms, problem)
     lr, rho, sampling = step.lr, step.rho, step.sampling
     full = derive(equation.variant, equation.order, equation.replace)
     listed, draw = _micro_batches(full, problem.n, step, expectation, micro_batches)

@@ -192,3 +192,57 @@ def test_a_step_below_rounding_is_refused():
         check_delta(NormEstimate(delta=1e-8), np.zeros(2, np.float32))
     with pytest.raises(ValueError, match="give a key, or norms"):
         sdesam.Chain("rw-sam", sdesam.problems.torus(), lr=0.1, rho=0.1, lam=1.0, batch=2).direction(np.zeros(2, np.float32), np.array([[0, 1]]))
+
+
+def test_a_step_that_the_losses_or_the_parameters_drown_is_refused():
+    """All of these deltas are above the rounding level itself, which is all that was looked at once; what comes out of them is rounding."""
+
+    def error(problem, delta):
+        """Of the estimate along one direction, relative, against the same in float64."""
+        found = {}
+        for wide in (False, True):
+            with jax.enable_x64(wide):
+                x, data = (jax.tree.map(lambda leaf: jnp.asarray(leaf, float), part) for part in (problem.x0, problem.data))
+
+                def losses(y, data=data):
+                    return jax.vmap(problem.sample_loss, (None, 0))(y, data)
+
+                found[wide] = np.asarray(estimated_norms(NormEstimate(delta=delta), losses, x, losses(x), jax.random.key(0)))
+        return np.linalg.norm(found[False] - found[True]) / np.linalg.norm(found[True])
+
+    def raised(x, a):
+        return 1e3 + jnp.sum(jnp.sin(a * x))
+
+    data = np.random.default_rng(0).normal(size=(6, 40)).astype(np.float32)
+    far, high = (
+        sdesam.FiniteSum(lambda x, a: a @ jnp.sin(x), data, np.full(40, 1e5, np.float32)),
+        sdesam.FiniteSum(raised, data, np.zeros(40, np.float32)),
+    )
+    for problem, delta, message in [
+        (high, 3e-6, "delta=3e-06: at the start it changes a loss by about .*, which is below the rounding 0.0001 of losses of 1e.03"),
+        (far, 1e-3, "delta=0.001 is below the rounding 0.01 of parameters as large as 1e.05 in float32"),
+    ]:
+        check_delta(NormEstimate(delta=delta), problem.x0)
+        assert error(problem, delta) > 0.5
+        norms, numbers = NormEstimate(delta=delta), {"batch": 2, "lam": 1.0}
+        for make in (
+            lambda p=problem, e=norms, n=numbers: sdesam.Chain("rw-sam", p, lr=0.1, rho=0.1, norms=e, **n),
+            lambda p=problem, e=norms, n=numbers: sdesam.derive("rw-sam").bind(p, lr=0.1, rho=0.1, norms=e, **n),
+            lambda p=problem, e=norms, n=numbers: sdesam.effective_micro_batch(p, p.x0, key=jax.random.key(0), norms=e, **n),
+        ):
+            with pytest.raises(ValueError, match=message):
+                make()
+    with pytest.raises(ValueError, match=r"below the rounding 0.01 of parameters"):
+        sdesam.optim.rw_sam(linear, optax.sgd(0.1), 0.1, 1.0).init(far.x0)
+    # controls: the default on the one, exact norms on the other
+    assert error(high, 0.1) < 0.05
+    sdesam.Chain("rw-sam", high, lr=0.1, rho=0.1, norms=NormEstimate(delta=0.1), **numbers)
+    sdesam.Chain("rw-sam", far, lr=0.1, rho=0.1, norms=NormEstimate("exact"), **numbers)
+    flat = sdesam.FiniteSum(lambda x, a: jnp.sum(a * x**2), data, np.zeros(40, np.float32))
+    sdesam.Chain("rw-sam", flat, lr=0.1, rho=0.1, **numbers)  # at a start without gradient nothing can be said
+
+
+@pytest.mark.parametrize(("change", "error"), [({"directions": True}, ValueError), ({"delta": True}, ValueError), ({"square": 1}, TypeError)])
+def test_truth_values_are_no_numbers(change, error):
+    with pytest.raises(error, match=f"{next(iter(change))}=.*: it must be"):
+        NormEstimate(**change)
