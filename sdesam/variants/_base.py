@@ -67,7 +67,8 @@ class NormEstimate:
             as gradients shrink in training, the first of these grows. A step that is lost in one of them at the start is refused.
 
     Raises:
-        ValueError: an unknown law, no directions, ``delta <= 0``.
+        ValueError: an unknown law, no directions, directions for exact norms, ``delta <= 0``.
+        TypeError: ``square`` is no truth value.
 
     Source: Luo et al., arXiv 2509.18001, section 4 (one Rademacher direction).
 
@@ -87,6 +88,8 @@ class NormEstimate:
             raise ValueError(f"law={self.law!r}: choose one of {', '.join(get_args(Law))}")
         if isinstance(self.directions, bool) or not isinstance(self.directions, int) or self.directions < 1:
             raise ValueError(f"directions={self.directions!r}: it must be a whole number of at least 1")
+        if self.law == "exact" and self.directions != 1:
+            raise ValueError(f"directions={self.directions}: exact norms are taken from gradients, not along directions; leave directions out")
         if type(self.square) is not bool:
             raise TypeError(f"square={self.square!r}: it must be True or False")
         if isinstance(self.delta, bool) or not isinstance(self.delta, (int, float)) or not 0 < self.delta < float("inf"):
@@ -96,3 +99,8 @@ class NormEstimate:
     def random(self) -> bool:
         """Whether it draws directions."""
         return self.law != "exact"
+
+    def __str__(self) -> str:
+        square = " squared" if self.square else ""
+        along = "gradients of samples" if not self.random else f"{self.directions} {self.law} direction{'s' * (self.directions > 1)}"
+        return f"norms{square} from {along}"
