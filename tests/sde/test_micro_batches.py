@@ -10,6 +10,7 @@ from scipy import stats
 
 import sdesam
 from sdesam.sampling import list_micro_batches
+from sdesam.sde import equation as equation_module
 from sdesam.sde.equation import _Draw
 from tests.brute_force import Polynomials
 from tests.sde.test_enumeration import polynomial_loss
@@ -19,9 +20,9 @@ PROBLEM = sdesam.FiniteSum(polynomial_loss, vars(LOSSES), np.array([0.3, -0.2]))
 DRAWS = 4000
 
 
-def bound(variant="m-sam", with_replacement=True, **change):
+def bound(variant="m-sam", with_replacement=True, order=(2, 3), **change):
     numbers = {"lr": 0.1, "rho": 0.3, "batch": 4, "micro": 2 if variant == "m-sam" else None, "eps": 0.2, **change}
-    return sdesam.derive(variant, replace=with_replacement).bind(PROBLEM, **numbers)
+    return sdesam.derive(variant, order, with_replacement).bind(PROBLEM, **numbers)
 
 
 def z_scores(values, wanted):
@@ -128,6 +129,22 @@ def test_random_directions():
     assert abs(z_scores(drifts, sdesam.derive("sam", (1, 2)).bind(PROBLEM, 0.1, rho, b, eps=0.2).drift(PROBLEM.x0))).max() > 10
 
 
+def test_a_sweep_of_rw_sam_compiles_once():
+    """eta, rho, eps and lambda are runtime values where micro-batches are listed, too."""
+    compiled = equation_module._drift._cache_size
+    exact = {"order": (1, 2), "norms": sdesam.NormEstimate("exact"), "expectation": "exact"}
+
+    def drift(lam=1.0, **change):
+        return np.asarray(bound("rw-sam", lam=lam, **exact, **change).drift(PROBLEM.x0))
+
+    start, before = drift(), compiled()
+    for change in ({"lr": 0.2}, {"rho": 0.5}, {"rho": 0}, {"eps": 0.5}, {"lam": 2}, {"lam": 0.0}):
+        assert (drift(**change) == start).all() == ("lr" in change)  # at order (1, 2) a drift has no eta in it
+    assert compiled() == before
+    drift(batch=2)
+    assert compiled() > before, "the count sees a compilation where there is one"
+
+
 def test_rw_sam_without_weights_is_sam():
     norms = sdesam.NormEstimate("exact")
     sde, sam = bound("rw-sam", lam=0.0, norms=norms, expectation="exact"), bound("sam", expectation="exact")
@@ -152,7 +169,9 @@ def test_a_vanishing_gradient_perturbs_nothing():
     [
         ({"micro_batches": 1}, "micro_batches=1: it must be at least 2"),
         ({"micro_batches": 4, "expectation": "exact"}, "an exact expectation lists all micro-batches"),
-        ({"variant": "n-sam", "micro_batches": 4}, "the expectations of n-sam are exact; leave micro_batches out"),
+        ({"variant": "n-sam", "micro_batches": 4}, r"n-sam at order \(2, 3\) has no expectation over whole micro-batches, so that none are drawn"),
+        ({"variant": "m-usam", "eps": 0.0, "micro_batches": 4}, r"m-usam at order \(2, 3\) has no expectation over whole micro-batches"),
+        ({"order": (1, 1), "micro_batches": 4}, r"m-sam at order \(1, 1\) has no expectation over whole micro-batches"),
         ({"variant": "m-usam", "micro": 2}, "m-usam does not normalise its perturbation; leave eps out"),
         ({"eps": -0.1}, "eps=-0.1: it must be a finite number of at least 0"),
         ({"lam": 1.0}, "m-sam has no Gibbs weights; leave lam out, or use rw-sam"),
