@@ -207,7 +207,7 @@ def check_delta_at(norms: NormEstimate | None, x: PyTree) -> None:
 
 
 _LOOKED_AT = 64
-"""Samples whose losses and gradients tell the sizes that `check_delta_on` compares."""
+"""So many samples tell `check_delta_on` the sizes of losses and gradients, or as many as are worked on at a time."""
 
 
 def check_delta_on(norms: NormEstimate | None, problem: FiniteSum) -> None:
@@ -215,7 +215,7 @@ def check_delta_on(norms: NormEstimate | None, problem: FiniteSum) -> None:
     check_delta_at(norms, problem.x0)
     if norms is None or not norms.random:
         return
-    some = jax.tree.map(lambda leaf: leaf[:_LOOKED_AT], problem.data)
+    some = jax.tree.map(lambda leaf: leaf[: min(_LOOKED_AT, problem.chunk)], problem.data)
     loss, norm = (float(value) for value in _sizes(problem.sample_loss, problem.x0, some))
     dtype = jax.eval_shape(problem.sample_loss, problem.x0, problem.sample(0)).dtype
     if norms.delta * norm < _rounding(dtype) * loss and norm:
