@@ -198,7 +198,8 @@ def check_delta_at(norms: NormEstimate | None, x: PyTree) -> None:
         return
     for leaf in jax.tree.leaves(x):
         known = leaf.size and not isinstance(leaf, jax.core.Tracer)
-        largest = float(jnp.max(abs(leaf))) if known else 0.0
+        with jax.ensure_compile_time_eval():  # also where known parameters are looked at inside compiled code
+            largest = float(jnp.max(abs(leaf))) if known else 0.0
         if norms.delta < _rounding(leaf.dtype) * largest:
             raise ValueError(
                 f"delta={norms.delta:g} is below the rounding {_rounding(leaf.dtype) * largest:.1g} of parameters as large as {largest:.3g} in "
@@ -216,7 +217,8 @@ def check_delta_on(norms: NormEstimate | None, problem: FiniteSum) -> None:
     if norms is None or not norms.random:
         return
     some = jax.tree.map(lambda leaf: leaf[: min(_LOOKED_AT, problem.chunk)], problem.data)
-    loss, norm = (float(value) for value in _sizes(problem.sample_loss, problem.x0, some))
+    with jax.ensure_compile_time_eval():
+        loss, norm = (float(value) for value in _sizes(problem.sample_loss, problem.x0, some))
     dtype = jax.eval_shape(problem.sample_loss, problem.x0, problem.sample(0)).dtype
     if norms.delta * norm < _rounding(dtype) * loss and norm:
         least = 1000 * _rounding(dtype) * loss / norm

@@ -191,11 +191,8 @@ class Signature:
         """How well the numbers are known."""
         if not self.config["grids"]:
             return "moments by recursion and matrix exponentials: no grid, errors of rounding"
-        shift = max(
-            max(curve.uncertainty / np.maximum(curve.values, _ROUNDING))
-            for curve in (self.full, *(term.change for term in self.terms))
-            if not curve.vanishes
-        )
+        curves = [self.full, *(curve for term in self.terms for curve in (term.change, term.knock_out))]
+        shift = max((max(curve.uncertainty / np.maximum(curve.values, _ROUNDING)) for curve in curves if not curve.vanishes), default=0.0)
         grids = " to ".join(str(size) for size in sorted({min(self.config["grids"]), max(self.config["grids"])}))
         return f"grid of {grids} points a side; the last refinement moved no difference by more than {100 * shift:.2g} % of its size"
 

@@ -238,6 +238,13 @@ def test_a_step_that_the_losses_or_the_parameters_drown_is_refused():
     assert error(high, 0.1) < 0.05
     sdesam.Chain("rw-sam", high, lr=0.1, rho=0.1, norms=NormEstimate(delta=0.1), **numbers)
     sdesam.Chain("rw-sam", far, lr=0.1, rho=0.1, norms=NormEstimate("exact"), **numbers)
+
+    @jax.jit
+    def compiled(x):
+        return sdesam.Chain("rw-sam", high, lr=0.1, rho=0.1, norms=NormEstimate(delta=3e-6), **numbers).step(x, jax.random.key(0))
+
+    with pytest.raises(ValueError, match="at the start it changes a loss by about"):
+        compiled(high.x0)
     flat = sdesam.FiniteSum(lambda x, a: jnp.sum(a * x**2), data, np.zeros(40, np.float32))
     sdesam.Chain("rw-sam", flat, lr=0.1, rho=0.1, **numbers)  # at a start without gradient nothing can be said
 

@@ -87,7 +87,7 @@ def test_the_table_says_at_which_numbers_and_how_well_resolved():
     found = signature(sdesam.derive("n-sam", order=(1, 2)), problem, batch=2, rates=RATES, eps=0.2)
     table = found.table()
     assert "replacement, eps = 0.2\n" in table
-    shift = max(max(c.uncertainty / c.values) for c in (found.full, *(t.change for t in found.terms)) if not c.vanishes)
+    shift = max(max(c.uncertainty / c.values) for c in (found.full, *(c for t in found.terms for c in (t.change, t.knock_out))) if not c.vanishes)
     assert 0 < shift < 0.02
     assert f"the last refinement moved no difference by more than {100 * shift:.2g} % of its size" in table
     assert len(found.config["grids"]) == len(RATES)
