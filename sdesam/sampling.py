@@ -194,7 +194,9 @@ def check_perturbation(
         raise ValueError(f"{variant.name} needs lam, the inverse temperature of its weights (0 gives SAM)")
     if norms is not None and not isinstance(norms, NormEstimate):
         raise TypeError(f"norms={norms!r}: it must be a sdesam.NormEstimate")
-    return positive("rho", rho, zero=True), eps, positive("lam", lam, zero=True), norms or NormEstimate()
+    # beyond float32 it would be infinite, and 0 * inf at the largest norm NaN; the limit is reached long before
+    lam = min(positive("lam", lam, zero=True), float(np.finfo(np.float32).max))
+    return positive("rho", rho, zero=True), eps, lam, norms or NormEstimate()
 
 
 def whole(name: str, value: object, least: int = 1) -> int:

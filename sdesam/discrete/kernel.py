@@ -139,8 +139,6 @@ def gibbs(nu: jax.Array, lam: Any, together: str | None = None) -> jax.Array:
     """
     # the largest estimate cancels: it is no part of the derivative, and pmax has none
     largest = jax.lax.stop_gradient(jnp.max(nu))
-    # a lam beyond the floating-point numbers is the largest of them: inf * 0 at the largest estimate would be NaN
-    lam = jnp.minimum(lam, jnp.finfo(nu.dtype).max)  # type: ignore[no-untyped-call]
     if together is None:
         return jax.nn.softmax(lam * (nu - largest))
     weights = jnp.exp(lam * (nu - jax.lax.pmax(largest, together)))

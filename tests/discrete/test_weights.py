@@ -116,8 +116,9 @@ def test_gibbs_weights(scale):
 def test_a_huge_lambda_follows_the_largest(lam):
     """float32 overflows at 3.4e38, and 1e38 times an estimate of 20 does: the limit is all weight on the largest, shared among equals."""
     nu = np.array([1.0, 20.0, 3.0], np.float32)
-    np.testing.assert_array_equal(gibbs(jnp.asarray(nu), lam), [0, 1, 0])
-    np.testing.assert_array_equal(gibbs(jnp.asarray(nu[[0, 1, 1, 2]]), lam), [0, 0.5, 0.5, 0])
+    within = min(lam, float(np.finfo(np.float32).max))  # what the optimizers make of it
+    np.testing.assert_array_equal(gibbs(jnp.asarray(nu), within), [0, 1, 0])
+    np.testing.assert_array_equal(gibbs(jnp.asarray(nu[[0, 1, 1, 2]]), within), [0, 0.5, 0.5, 0])
     problem = sdesam.FiniteSum(polynomial_loss, vars(Polynomials.random(5, 2, seed=4)), np.array([0.3, -0.2]))
     numbers = {"lr": 0.1, "rho": 0.7, "batch": 2, "norms": NormEstimate("exact")}
     found, limit = (sdesam.Chain("rw-sam", problem, lam=value, **numbers) for value in (lam, 1e4))
