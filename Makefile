@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: help demo test test-slow lint bench figures reproduce clean
+.PHONY: help demo test test-slow lint bench overhead figures reproduce clean
 
 help:
 	@echo "make demo       derive, simulate and compare on handwritten digits (about a minute)"
 	@echo "make test       linters, types and the test suite (about seven minutes)"
 	@echo "make test-slow  digits at full size, twenty seeds of every claim and mutant (about half an hour)"
 	@echo "make bench      speed beside diffrax, torchsde, numpy and floors, on a machine that does nothing else (about ten minutes)"
+	@echo "make overhead   what RW-SAM and m-SAM cost beside SAM, on such a machine (about a minute)"
 	@echo "make reproduce  the quick presets of all experiments; goes on where it was stopped (about a quarter of an hour)"
 	@echo "make figures    make every figure under figures/ anew, these among them"
 
@@ -38,10 +39,14 @@ bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(BIN)/sdesam bench
 
+overhead: $(READY)
+	$(BIN)/python -m benchmarks.overhead
+
 figures: demo reproduce
 	$(BIN)/python -m experiments.digits_m_usam
 	$(BIN)/python -m experiments.digits_m_sam
 	$(BIN)/python -m experiments.rw_sam_effective
+	$(BIN)/python -m experiments.fresh_micro_batches
 	$(BIN)/sdesam verify all --output figures/report --json figures/report/report.json
 
 reproduce: $(READY)

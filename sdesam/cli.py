@@ -108,6 +108,7 @@ _perturbation = _options(
     ),
     click.option("--directions", type=int, default=None, help="rw-sam: random directions of an estimate.  [default: 1]"),
     click.option("--square", is_flag=True, default=None, help="rw-sam: weights from the unbiased squares of norms."),
+    click.option("--delta", type=float, default=None, help="rw-sam: step of the difference quotient of an estimate.  [default: 0.001]"),
 )
 _micro_batches = click.option(
     "--micro-batches", type=int, default=None, help="sam, m-sam, rw-sam: fresh micro-batches of a step.  [default: all, or n/2]"
@@ -176,6 +177,7 @@ def simulate(
     law: Law | None,
     directions: int | None,
     square: bool | None,
+    delta: float | None,
     micro_batches: int | None,
     order: tuple[int, ...],
     replace: bool,
@@ -207,7 +209,7 @@ def simulate(
         from sdesam.sde import plan
         from sdesam.sde import simulate as run
 
-        norms = _norms(law, directions, square)
+        norms = _norms(law, directions, square, delta)
         sde = equation.bind(problem, lr, rho, batch, micro, expectation, eps=eps, lam=lam, norms=norms, micro_batches=micro_batches)
         step = lr if dt is None else dt
         if planning:
@@ -235,6 +237,7 @@ def train(
     law: Law | None,
     directions: int | None,
     square: bool | None,
+    delta: float | None,
     replace: bool,
     runs: int,
     steps: int,
@@ -258,7 +261,7 @@ def train(
         from sdesam.discrete import Chain
         from sdesam.discrete import train as run
 
-        chain = Chain(variant, problem, lr, rho, batch, micro, replace, eps=eps, lam=lam, norms=_norms(law, directions, square))
+        chain = Chain(variant, problem, lr, rho, batch, micro, replace, eps=eps, lam=lam, norms=_norms(law, directions, square, delta))
         out = run(chain, jax.random.key(seed), runs, steps, observe=observe, snapshot=snapshot)
     _report(out, json_file, save, {"problem_spec": problem_name, "problem_args": dict(problem_args), "seed": seed})
 
@@ -294,6 +297,7 @@ def compare(
     law: Law | None,
     directions: int | None,
     square: bool | None,
+    delta: float | None,
     micro_batches: int | None,
     order: tuple[int, ...],
     replace: bool,
@@ -348,7 +352,7 @@ def compare(
             seed=seed,
             eps=eps,
             lam=lam,
-            norms=_norms(law, directions, square),
+            norms=_norms(law, directions, square, delta),
             micro_batches=micro_batches,
         )
     from sdesam import plots
@@ -379,6 +383,8 @@ def compare(
 @click.option("--batch", type=int, default=2, show_default=True, help="signature: mini-batch size.")
 @click.option("--micro", type=int, default=None, help="signature: micro-batch size.  [default: 1 for m- variants]")
 @click.option("--eps", type=float, default=None, help="signature: of the norms.  [default: 0.2 for normalised variants]")
+@click.option("--lam", type=float, default=None, help="signature of rw-sam: inverse temperature of its weights, whose norms are exact.")
+@click.option("--square", is_flag=True, help="signature of rw-sam: weights from squares of norms, which are smooth where a gradient vanishes.")
 @_seed
 @click.option(
     "--output",
@@ -399,6 +405,8 @@ def verify(
     batch: int,
     micro: int | None,
     eps: float | None,
+    lam: float | None,
+    square: bool,
     seed: int,
     output: str | None,
     json_file: str | None,
@@ -429,9 +437,10 @@ def verify(
         folder = store.check_folder(output) if output is not None else None
         jobs = report.plan(names)
         asked = None
-        usual = (variant, problem_name, micro, eps) == ("m-usam", "torus2d", None, None)
+        usual = (variant, problem_name, micro, eps, lam, square) == ("m-usam", "torus2d", None, None, None, False)
         if "signature" in jobs and ("signature" in names or not usual):
-            asked = report.SignatureRequest(_problem(problem_name, problem_args), variant, order, replace, batch, micro, eps)  # type: ignore[arg-type]
+            problem = _problem(problem_name, problem_args)
+            asked = report.SignatureRequest(problem, variant, order, replace, batch, micro, eps, lam, square)  # type: ignore[arg-type]
             asked.check()
             folder = folder or store.check_folder("figures")
     found = report.run(jobs, preset, seed, asked, show=None if json_file == "-" else click.echo)
@@ -607,8 +616,10 @@ def _usage_errors() -> Iterator[None]:
         raise click.UsageError(str(error)) from error
 
 
-def _norms(law: Law | None, directions: int | None, square: bool | None) -> NormEstimate | None:
-    given = {"law": law, "directions": directions, "square": square}
+def _norms(law: Law | None, directions: int | None, square: bool | None, delta: float | None) -> NormEstimate | None:
+    if law == "exact" and delta is not None:
+        raise ValueError(f"--delta {delta:g}: exact norms are taken from gradients, not from differences; leave --delta out")
+    given = {"law": law, "directions": directions, "square": square, "delta": delta}
     asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     return NormEstimate(**asked) if asked else None
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdesam.discrete.kernel import check_delta, estimated_norms, gibbs, inverse_norm
+from sdesam.discrete.kernel import check_delta_on, estimated_norms, gibbs, inverse_norm
 from sdesam.engine import check_key
 from sdesam.problems import FiniteSum
 from sdesam.problems.finite_sum import SampleLoss, fold_samples, mean_grad
@@ -141,7 +141,7 @@ def effective_micro_batch(
     if number.sampling.batch < 2:
         raise ValueError("batch=1: a single sample has all the weight, so RW-SAM is SAM; choose batch >= 2")
     assert number.norms is not None
-    check_delta(number.norms, problem.x0)
+    check_delta_on(number.norms, problem)
     x, b, n = problem.check_params(x), number.sampling.batch, problem.n
     length = b * _BATCHES_PER_BLOCK if replace else b * min(_BATCHES_PER_BLOCK, n // b)
     blocks = -(-whole("batches", batches) * b // length)

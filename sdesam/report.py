@@ -19,6 +19,7 @@ from sdesam.mutants import MUTANTS, RIGHT, Fate, fate
 from sdesam.problems import FiniteSum, torus
 from sdesam.sampling import Sampling
 from sdesam.symbolic import derive
+from sdesam.variants import NormEstimate
 from sdesam.variants import variant as find_variant
 
 SCHEMA = "sdesam.report/1"
@@ -36,19 +37,28 @@ class SignatureRequest:
     batch: int = 2
     micro: int | None = None
     eps: float | None = None
+    lam: float | None = None
+    square: bool = False
 
     def check(self) -> None:
         """Refuse a problem or numbers that do not fit before any work starts."""
-        sde = derive(self.variant, self.order, self.replace).bind(
-            self.problem, 0.1, self._rho, self.batch, self._micro, expectation="exact", eps=self._eps
-        )
+        sde = derive(self.variant, self.order, self.replace).bind(self.problem, 0.1, self._rho, expectation="exact", **self._numbers)
         next(solvers(self.problem, 1.0))
         if self.problem.period is not None:
             list_batches(Sampling(sde.config["batch"], sde.config["micro"], self.replace), self.problem.n)
 
     def measure(self) -> Signature:
         """The signature."""
-        return signature(derive(self.variant, self.order, self.replace), self.problem, batch=self.batch, micro=self._micro, eps=self._eps)
+        return signature(derive(self.variant, self.order, self.replace), self.problem, **self._numbers)
+
+    @property
+    def _numbers(self) -> dict[str, Any]:
+        weighted = find_variant(self.variant).weights != "equal"
+        if self.square and not weighted:
+            raise ValueError(f"square: {self.variant} has no Gibbs weights; leave square out, or use rw-sam")
+        # only exact norms can be listed
+        norms = NormEstimate("exact", square=self.square) if weighted else None
+        return {"batch": self.batch, "micro": self._micro, "eps": self._eps, "lam": self.lam, "norms": norms}
 
     @property
     def _eps(self) -> float:

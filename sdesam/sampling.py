@@ -11,12 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations, combinations_with_replacement
-from math import comb, factorial, prod
+from math import comb, log10
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from sdesam.variants import VARIANTS, NormEstimate, Variant
+
+_MOST_INDICES = 10**8
+"""Listings of more numbers than this do not fit the memory of an ordinary machine."""
 
 
 @dataclass(frozen=True)
@@ -76,17 +79,43 @@ def count_micro_batches(m: int, n: int, replace: bool) -> int:
 def list_micro_batches(m: int, n: int, replace: bool) -> tuple[np.ndarray, np.ndarray]:
     """Every micro-batch up to the order of its samples, with its probability: indices of shape `(q, m)`, probabilities of shape `(q,)`.
 
+    Raises:
+        ValueError: there is none, or too many to hold in memory.
+
     >>> list_micro_batches(2, 2, replace=True)
     (array([[0, 0],
            [0, 1],
            [1, 1]]), array([0.25, 0.5 , 0.25]))
     """
+    total = count_micro_batches(m, n, replace)
+    if not total:
+        raise ValueError(f"micro={m} exceeds the {n} samples: without replacement choose micro <= {n}, or use replace=True")
+    if total * m > _MOST_INDICES:
+        raise ValueError(f"n={n}, m={m} has {told_count(total)} micro-batches, too many to list: choose fewer samples or a smaller micro-batch")
     picked: Iterator[tuple[int, ...]] = combinations_with_replacement(range(n), m) if replace else combinations(range(n), m)
     listed = list(picked)
     if not replace:
-        return np.array(listed), np.full(len(listed), 1 / len(listed))
-    orders = [factorial(m) // prod(factorial(k) for k in Counter(one).values()) for one in listed]
-    return np.array(listed), np.array(orders) / float(n**m)
+        return np.array(listed), np.full(total, 1 / total)
+    # whole numbers until the last division, which is rounded rightly however large they are
+    return np.array(listed), np.array([_orders(one) / n**m for one in listed])
+
+
+def _orders(indices: tuple[int, ...]) -> int:
+    """In how many orders the samples of a micro-batch can have come."""
+    left, orders = len(indices), 1
+    for count in Counter(indices).values():
+        orders *= comb(left, count)
+        left -= count
+    return orders
+
+
+def told_count(number: int) -> str:
+    """A whole number for a sentence: the number itself, or a power of ten where it has more digits than a reader wants.
+
+    >>> told_count(135751), told_count(2**1100)
+    ('135751', 'about 1e331')
+    """
+    return str(number) if number < 10**9 else f"about 1e{round(log10(number))}"
 
 
 class Step(NamedTuple):
@@ -165,7 +194,9 @@ def check_perturbation(
         raise ValueError(f"{variant.name} needs lam, the inverse temperature of its weights (0 gives SAM)")
     if norms is not None and not isinstance(norms, NormEstimate):
         raise TypeError(f"norms={norms!r}: it must be a sdesam.NormEstimate")
-    return positive("rho", rho, zero=True), eps, positive("lam", lam, zero=True), norms or NormEstimate()
+    # beyond float32 it would be infinite, and 0 * inf at the largest norm NaN; the limit is reached long before
+    lam = min(positive("lam", lam, zero=True), float(np.finfo(np.float32).max))
+    return positive("rho", rho, zero=True), eps, lam, norms or NormEstimate()
 
 
 def whole(name: str, value: object, least: int = 1) -> int:

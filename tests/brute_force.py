@@ -51,19 +51,46 @@ def batches(n, b, replace):
     return list(product(range(n), repeat=b)) if replace else list(permutations(range(n), b))
 
 
-SOURCE = {"sgd": "none", "usam": "batch", "m-usam": "batch", "n-usam": "all", "sam": "batch", "m-sam": "batch", "n-sam": "all", "dnsam": "batch"}
-NORM_OF = {"sam": "own", "m-sam": "own", "n-sam": "own", "dnsam": "all"}
+LAM = 0.8
+"""Of RW-SAM's weights, whose norms are exact here."""
+
+SOURCE = {
+    "sgd": "none",
+    "usam": "batch",
+    "m-usam": "batch",
+    "n-usam": "all",
+    "sam": "batch",
+    "m-sam": "batch",
+    "n-sam": "all",
+    "dnsam": "batch",
+    "rw-sam": "weighted",
+}
+NORM_OF = {"sam": "own", "m-sam": "own", "n-sam": "own", "dnsam": "all", "rw-sam": "own"}
 
 
 def perturbation(variant, g, H, members, eps):
     """`u_I` and its Jacobian in x, from the gradients and Hessians of all samples."""
     gI, HI, gbar, Hbar = g[members].mean(0), H[members].mean(0), g.mean(0), H.mean(0)
-    v, Dv = {"none": (0 * gI, 0 * HI), "batch": (gI, HI), "all": (gbar, Hbar)}[SOURCE[variant]]
+    v, Dv = {
+        "none": lambda: (0 * gI, 0 * HI),
+        "batch": lambda: (gI, HI),
+        "all": lambda: (gbar, Hbar),
+        "weighted": lambda: reweighted(g[members], H[members]),
+    }[SOURCE[variant]]()
     if variant not in NORM_OF:
         return v, Dv
     w, Dw = {"own": (v, Dv), "all": (gbar, Hbar)}[NORM_OF[variant]]
     r = np.sqrt(w @ w + eps**2)
     return v / r, Dv / r - np.outer(v, Dw.T @ w) / r**3
+
+
+def reweighted(g, H):
+    """`v = sum_i p_i g_i`, `p_i` proportional to `exp(LAM |g_i|)`, and its Jacobian `sum_i p_i H_i + g_i (D p_i)`."""
+    nu = np.linalg.norm(g, axis=1)
+    p = np.exp(LAM * nu) / np.exp(LAM * nu).sum()
+    Dnu = np.einsum("ijk,ij->ik", H, g) / nu[:, None]
+    Dp = LAM * p[:, None] * (Dnu - p @ Dnu)
+    return p @ g, np.einsum("i,ijk->jk", p, H) + g.T @ Dp
 
 
 def expansion(losses, x, variant, batch, m, eps=0.0):

@@ -14,6 +14,8 @@ from sdesam.cli import cli
 
 SMALL = ["--problem", "linear-regression", "--problem-arg", "samples=16", "--lr", "0.05", "--batch", "4"]
 
+RW_SAM = ["rw-sam", *SMALL, "--rho", "0.1", "--lam", "1"]
+
 
 def invoke(*arguments):
     return CliRunner().invoke(cli, [str(a) for a in arguments])
@@ -53,6 +55,12 @@ def test_compare(tmp_path):
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["mine.json", "mine.pdf", "mine.png"]
     assert json.loads((tmp_path / "new" / "mine.json").read_text())["results"]["verdict"] == "confirmed"
     assert invoke(*arguments, "--micro", "8").exit_code == 1, "inconclusive is no success"
+
+
+def test_the_options_of_norms_reach_the_optimizer():
+    out = invoke("train", *RW_SAM, "--norms", "gaussian", "--directions", 2, "--square", "--delta", 0.01, "--runs", 2, "--steps", 2, "--json", "-")
+    norms = json.loads(out.output)["config"]["norms"]
+    assert norms == {"law": "gaussian", "directions": 2, "square": True, "delta": 0.01}
 
 
 def test_names_with_dots_do_not_collide(tmp_path):
@@ -103,6 +111,13 @@ def test_total_divergence_cannot_finish():
         (["compare", "m-usam", *SMALL, "--rho", "0.1", "--output", "/proc/nowhere"], "cannot be written"),
         (["compare", "m-usam", *SMALL, "--rho", "0.1", "--output", "file/below"], "the output folder 'file/below' cannot be written"),
         (["simulate", "usam", *SMALL, "--rho", "0.1", "--json", "file/below.json"], "cannot be written"),
+        (["train", *RW_SAM, "--norms", "exact", "--directions", "3"], "directions=3: exact norms are taken from gradients"),
+        (["train", *RW_SAM, "--norms", "exact", "--delta", "0.1"], "--delta 0.1: exact norms are taken from gradients, not from differences"),
+        (["simulate", *RW_SAM, "--delta", "1e-9"], "delta=1e-09 is below the rounding level"),
+        (["compare", *RW_SAM, "--delta", "0"], "delta=0.0: it must be a finite number above 0"),
+        (["verify", "signature", "--variant", "rw-sam", "--problem", "torus1d"], "rw-sam needs lam"),
+        (["verify", "signature", "--lam", "1"], "m-usam has no Gibbs weights; leave lam out, or use rw-sam"),
+        (["verify", "signature", "--square"], "m-usam has no Gibbs weights; leave square out, or use rw-sam"),
     ],
 )
 def test_bad_input(arguments, message, tmp_path, monkeypatch):

@@ -6,6 +6,8 @@ perturbation alone, which is this project's reading of the paper.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -132,13 +134,13 @@ def _enumerated_shares(seed: int) -> np.ndarray:
     return np.asarray(((weighted - sam) / (one - sam))[clear])
 
 
-def _trajectory(problem: FiniteSum, seed: int, runs: int) -> dict[str, tuple[float, float]]:
+def _trajectory(problem: FiniteSum, seed: int, runs: int, lam: float) -> dict[str, tuple[float, float]]:
     """How far tr V is above that of SAM after 60 steps from the same start with the same batches: mean and standard error."""
     key = jax.random.key(seed + 1)
     chains = {
         "SAM": Chain("sam", problem, lr=0.1, rho=0.1, batch=_BATCH),
         "m-SAM": Chain("m-sam", problem, lr=0.1, rho=0.1, batch=_BATCH, micro=_QUARTER),
-        "RW-SAM": Chain("rw-sam", problem, lr=0.1, rho=0.1, batch=_BATCH, lam=2.0),
+        "RW-SAM": Chain("rw-sam", problem, lr=0.1, rho=0.1, batch=_BATCH, lam=lam),
     }
     last = {}
     for name, chain in chains.items():
@@ -151,17 +153,26 @@ def _trajectory(problem: FiniteSum, seed: int, runs: int) -> dict[str, tuple[flo
 
 def _run_smaller(preset: Preset, seed: int) -> Outcome:
     quick = preset == "quick"
-    problem = digits()
+    estimates = {"exact norms": _EXACT, "one Rademacher direction": NormEstimate()}
+    found = acts_like(digits(), seed, estimates, _LAMS, batches=1024 if quick else 8192, runs=32 if quick else 128)
+    # told and not judged: that the share is negative at every point is nobody's claim
+    shares = np.concatenate([_enumerated_shares(seed + k) for k in range(1 if quick else 5)])
+    larger = f"No sign holds everywhere: on torus2d, all batches listed, it acts like a larger m at {100 * np.mean(shares < 0):.0f} % of the points."
+    return replace(found, remark=f"{found.remark} {larger}", data={**found.data, "torus2d": shares})
+
+
+def acts_like(
+    problem: FiniteSum, seed: int, estimates: Mapping[str, NormEstimate], lams: Sequence[float], *, batches: int, runs: int, trained_with: float = 2.0
+) -> Outcome:
+    """Whether RW-SAM acts like m-SAM with a smaller m on one problem: at its start, for every estimate and `lam`, and in tr V after 60 steps."""
     measurements: list[Measurement] = []
     controls: list[Control] = []
     told = []
     statistical = "4 standard errors, a false alarm in 3e-5"
     data: dict[str, Any] = {}
-    for name, norms in (("exact norms", _EXACT), ("one Rademacher direction", NormEstimate())):
-        for lam in _LAMS:
-            found = effective_micro_batch(
-                problem, problem.x0, batch=_BATCH, lam=lam, norms=norms, key=jax.random.key(seed), batches=1024 if quick else 8192
-            )
+    for name, norms in estimates.items():
+        for lam in lams:
+            found = effective_micro_batch(problem, problem.x0, batch=_BATCH, lam=lam, norms=norms, key=jax.random.key(seed), batches=batches)
             label = f"digits at the start, {name}, lam = {lam:g}"
             data[label] = {"step": found.step._asdict(), "weighted": found.weighted._asdict(), "samples": found.samples}
             told.append(f"{found.step.micro:.3g} ({name}, lam = {lam:g})")
@@ -179,29 +190,27 @@ def _run_smaller(preset: Preset, seed: int) -> Outcome:
                 controls.append(
                     Control(f"descent gradient weighted too, as far as below 0: {label}", other, _ERRORS * found.weighted.stderr, mended=True)
                 )
-    none = effective_micro_batch(problem, problem.x0, batch=_BATCH, lam=0.0, norms=_EXACT, key=jax.random.key(seed), batches=256)
+    none = effective_micro_batch(problem, problem.x0, batch=_BATCH, lam=0.0, norms=norms, key=jax.random.key(seed), batches=256)
     controls.append(Control("share without weights: SAM on the same draws", none.step.share, 1e-4, mended=True))
-    paths = _trajectory(problem, seed, runs=32 if quick else 128)
+    paths = _trajectory(problem, seed, runs, trained_with)
     data["tr V less that of SAM at t = 6"] = paths
     above, error = paths["RW-SAM"]
     measurements.append(
-        Measurement("tr V on digits above that of SAM, same batches, t = 6, lam = 2", 0.0, max(0.0, above), _ERRORS * error, statistical)
+        Measurement(
+            f"tr V on digits above that of SAM, same batches, t = 6, lam = {trained_with:g}", 0.0, max(0.0, above), _ERRORS * error, statistical
+        )
     )
     mean, error = paths["m-SAM"]
     controls.append(Control("m-SAM, m = b/4, through the same check: tr V above that of SAM", max(0.0, mean), _ERRORS * error, mended=True))
     controls.append(Control("'m-SAM, m = b/4, does nothing': tr V below that of SAM", _below(mean), _ERRORS * error))
-    shares = np.concatenate([_enumerated_shares(seed + k) for k in range(1 if quick else 5)])
-    data["torus2d"] = shares
-    larger = float(np.mean(shares < 0))
-    measurements.append(Measurement("torus2d, all batches listed: points where it acts like a larger m", 0.0, larger, 0.0, "exact enumeration"))
     return Outcome(
         tuple(measurements),
         tuple(controls),
         f"On digits at the start (b = {_BATCH}) the effective micro-batch is {', '.join(told)}; inf: even n-SAM regularises more. RW-SAM acts like a "
         "LARGER m, the more so the fewer samples carry the weight (on noise alone m_eff = b^2/N), because the mini-batch's own gradient is the "
-        f"steepest perturbation of the loss that is descended. After 60 steps tr V is {above:+.3f} against SAM, and {mean:+.3f} for m = b/4. No sign "
-        f"holds everywhere: on torus2d it acts like a larger m at {100 * larger:.0f} % of the points. Were the descent gradient weighted too, which "
-        "the paper's words allow, m_eff would be about N early in training, with a drift that is no longer that of the mean loss.",
+        f"steepest perturbation of the loss that is descended. After 60 steps tr V is {above:+.3f} against SAM, and {mean:+.3f} for m = b/4. "
+        "Were the descent gradient weighted too, which the paper's words allow, m_eff would be about N early in training, with a drift that is no "
+        "longer that of the mean loss.",
         data,
     )
 
@@ -224,7 +233,7 @@ CLAIMS = (
         source=f"{_PAPER}, section 4, with weights in the perturbation alone",
         prediction="the effective micro-batch is below b, and tr V falls faster than under SAM; the cost is measured by the benchmarks",
         recorded="refuted",
-        seconds=12,
+        seconds=14,
         run=_run_smaller,
     ),
 )

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdesam.discrete.kernel import Numbers, StepKernel, check_delta
+from sdesam.discrete.kernel import Numbers, StepKernel, check_delta_on
 from sdesam.engine import Keep, Plan, Result, check_key, run, time_grid
 from sdesam.problems import FiniteSum
 from sdesam.sampling import check_step, positive, whole
@@ -63,7 +63,7 @@ class Chain:
             raise TypeError(f"problem={problem!r}: it must be a sdesam.FiniteSum, such as sdesam.problems.digits()")
         self.problem = problem
         step = check_step(self.variant, problem.n, lr, rho, batch, micro, bool(replace), eps, lam, norms)
-        check_delta(step.norms, problem.x0)
+        check_delta_on(step.norms, problem)
         self.lr, self.rho, self.sampling = step.lr, step.rho, step.sampling
         self.kernel = StepKernel(
             sample_loss=problem.sample_loss,
@@ -94,11 +94,15 @@ class Chain:
         return _step(self.kernel, self.params, self.problem.check_params(x), check_key(key))
 
     def direction(self, x: PyTree, indices: jax.Array, key: jax.Array | None = None) -> PyTree:
-        """`G(x)` for given micro-batches: sample indices of shape `(b/m, m)`; `key` is for the random directions of rw-sam."""
+        """`G(x)` for given micro-batches: sample indices of shape `(b/m, m)`; `key` is for the random directions of rw-sam.
+
+        Inside compiled code the values of `indices` are not known and so not checked.
+        """
         wanted = (self.sampling.batch // self.sampling.m, self.sampling.m)
         if jax.numpy.shape(indices) != wanted:
             raise ValueError(f"indices have shape {jax.numpy.shape(indices)}: it must be (b/m, m) = {wanted}")
-        if np.min(indices) < 0 or np.max(indices) >= self.problem.n:
+        known = not isinstance(indices, jax.core.Tracer)
+        if known and (np.min(indices) < 0 or np.max(indices) >= self.problem.n):
             raise ValueError(f"indices must be sample numbers from 0 to {self.problem.n - 1}")
         if key is None and self.kernel.norms is not None and self.kernel.norms.random:
             raise ValueError(f"{self.variant.name} estimates norms along random directions: give a key, or norms=NormEstimate(law='exact')")

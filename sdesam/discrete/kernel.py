@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sdesam.problems import mean_grad
+from sdesam.problems import FiniteSum, mean_grad
 from sdesam.problems.ghost import Factors, dense_layers, factors, loss_along, squared_norm_of_mean
 from sdesam.variants import NormEstimate, Variant
 
@@ -117,7 +117,7 @@ def normalised(rule: Variant, own: PyTree, whole_set: PyTree, eps: Any) -> PyTre
 
 
 def inverse_norm(v: PyTree, eps: Any) -> jax.Array:
-    """`1 / sqrt(|v|^2 + eps^2)`; 0 where that is infinite, so that a vanishing gradient with `eps = 0` perturbs nothing.
+    """`1 / sqrt(|v|^2 + eps^2)`; 0 where that is infinite, so that a vanishing gradient with `eps = 0` perturbs nothing; NaN where `v` is.
 
     Squares are summed in float32 at least, after division by the largest entry: neither they nor a small `eps` underflow.
     """
@@ -129,11 +129,12 @@ def _inverse_norm(v: PyTree, eps: Any, squared: Callable[[list[jax.Array]], jax.
     leaves = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in jax.tree.leaves(v)]
     eps = jnp.asarray(eps, jnp.result_type(*leaves))
     # the scale only moves digits about: it is no part of the derivative
-    largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(jnp.stack([jnp.max(abs(leaf)) for leaf in leaves])), eps))
+    largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(jnp.stack([jnp.max(abs(leaf), initial=0) for leaf in leaves])), eps))
     scale = jnp.where(largest > 0, largest, 1)
     square = squared([leaf / scale for leaf in leaves]) + (eps / scale) ** 2
-    positive = square > 0
-    inverse: jax.Array = jnp.where(positive, 1 / (scale * jnp.sqrt(jnp.where(positive, square, 1))), 0)
+    # not `square > 0`: where the gradient is NaN the step must be, and not that of SGD
+    vanishes = square == 0
+    inverse: jax.Array = jnp.where(vanishes, 0, 1 / (scale * jnp.sqrt(jnp.where(vanishes, 1, square))))
     return inverse
 
 
@@ -142,11 +143,11 @@ def gibbs(nu: jax.Array, lam: Any, together: str | None = None) -> jax.Array:
 
     With `together`, the name of a device axis, they sum to 1 over the samples of all its devices.
     """
+    # the largest estimate cancels: it is no part of the derivative, and pmax has none
+    largest = jax.lax.stop_gradient(jnp.max(nu))
     if together is None:
-        return jax.nn.softmax(lam * nu)
-    exponents = lam * nu
-    # the largest exponent cancels: it is no part of the derivative, and pmax has none
-    weights = jnp.exp(exponents - jax.lax.pmax(jax.lax.stop_gradient(jnp.max(exponents)), together))
+        return jax.nn.softmax(lam * (nu - largest))
+    weights = jnp.exp(lam * (nu - jax.lax.pmax(largest, together)))
     p: jax.Array = weights / jax.lax.psum(jnp.sum(weights), together)
     return p
 
@@ -178,12 +179,13 @@ def estimated_norms(norms: NormEstimate, losses: Callable[[PyTree], jax.Array], 
     square = jnp.asarray(square)
     if norms.square:
         return square
-    # the norm of a vanishing gradient has the derivative 0 here, and not NaN
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+    # the norm of a vanishing gradient has the derivative 0 here, and not NaN; that of a NaN stays NaN
+    vanishes = square == 0
+    return jnp.where(vanishes, 0, jnp.sqrt(jnp.where(vanishes, 1, square)))
 
 
 def check_delta(norms: NormEstimate | None, x: PyTree) -> None:
-    """Refuse a difference quotient whose step is below the rounding of the parameters, or of the losses."""
+    """Refuse a difference quotient whose step is below the rounding of parameters, or of losses, of size 1."""
     if norms is None or not norms.random:
         return
     dtype = max((leaf.dtype for leaf in jax.tree.leaves(x)), key=_rounding)
@@ -191,6 +193,51 @@ def check_delta(norms: NormEstimate | None, x: PyTree) -> None:
         raise ValueError(
             f"delta={norms.delta:g} is below the rounding level {_rounding(dtype):.1g} of {dtype}: choose a larger delta, or float32 with delta=1e-3"
         )
+
+
+def check_delta_at(norms: NormEstimate | None, x: PyTree) -> None:
+    """Refuse also a step below the rounding of parameters as large as these, where they are known."""
+    check_delta(norms, x)
+    if norms is None or not norms.random:
+        return
+    for leaf in jax.tree.leaves(x):
+        known = leaf.size and not isinstance(leaf, jax.core.Tracer)
+        with jax.ensure_compile_time_eval():  # also where known parameters are looked at inside compiled code
+            largest = float(jnp.max(abs(leaf))) if known else 0.0
+        if norms.delta < _rounding(leaf.dtype) * largest:
+            raise ValueError(
+                f"delta={norms.delta:g} is below the rounding {_rounding(leaf.dtype) * largest:.1g} of parameters as large as {largest:.3g} in "
+                f"{leaf.dtype}: choose a larger delta, or norms=NormEstimate(law='exact')"
+            )
+
+
+_LOOKED_AT = 64
+"""So many samples tell `check_delta_on` the sizes of losses and gradients, or as many as are worked on at a time."""
+
+
+def check_delta_on(norms: NormEstimate | None, problem: FiniteSum) -> None:
+    """Refuse also a step whose differences `delta |g_i|` are below the rounding of the losses, at the start of a problem."""
+    check_delta_at(norms, problem.x0)
+    if norms is None or not norms.random:
+        return
+    some = jax.tree.map(lambda leaf: leaf[: min(_LOOKED_AT, problem.chunk)], problem.data)
+    with jax.ensure_compile_time_eval():
+        loss, norm = (float(value) for value in _sizes(problem.sample_loss, problem.x0, some))
+    dtype = jax.eval_shape(problem.sample_loss, problem.x0, problem.sample(0)).dtype
+    if norms.delta * norm < _rounding(dtype) * loss and norm:
+        least = 1000 * _rounding(dtype) * loss / norm
+        raise ValueError(
+            f"delta={norms.delta:g}: at the start it changes a loss by about {norms.delta * norm:.1g}, which is below the rounding "
+            f"{_rounding(dtype) * loss:.1g} of losses of {loss:.3g} in {dtype}: choose delta of about {least:.1g}, or NormEstimate(law='exact')"
+        )
+
+
+@partial(jax.jit, static_argnums=0)
+def _sizes(sample_loss: Callable[[Any, Any], jax.Array], x: PyTree, samples: PyTree) -> tuple[jax.Array, jax.Array]:
+    """Root mean squares of the losses and of the norms of their gradients."""
+    losses, gradients = jax.vmap(jax.value_and_grad(sample_loss), (None, 0))(x, samples)
+    square = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradients))
+    return jnp.sqrt(jnp.mean(losses**2)), jnp.sqrt(square / losses.size)
 
 
 def _rounding(dtype: Any) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 
 from sdesam.discrete import Chain
 from sdesam.exact.double import directions
-from sdesam.sampling import Sampling
+from sdesam.sampling import Sampling, told_count
 
 MOST_BATCHES = 5000
 """More ordered batches than this are not listed; one-step moments of larger problems need sampling."""
@@ -42,7 +42,7 @@ def list_batches(sampling: Sampling, n: int) -> tuple[np.ndarray, np.ndarray]:
     total = count_batches(sampling, n)
     if total > MOST_BATCHES:
         raise ValueError(
-            f"n={n}, batch={sampling.batch} has {total} ordered mini-batches, more than the {MOST_BATCHES} that are listed: "
+            f"n={n}, batch={sampling.batch} has {told_count(total)} ordered mini-batches, more than the {MOST_BATCHES} that are listed: "
             "choose fewer samples or a smaller batch"
         )
     picked = product(range(n), repeat=sampling.batch) if sampling.replace else permutations(range(n), sampling.batch)

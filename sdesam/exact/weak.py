@@ -166,8 +166,9 @@ class Signature:
         alpha, beta = self.equation.order
         lines = [
             f"{self.equation.variant.title} on {self.config['problem']}, order {self.equation.order}, b = {self.config['batch']}, "
-            f"m = {self.config['micro']}, {'with' if self.equation.replace else 'without'} replacement",
+            f"m = {self.config['micro']}, {'with' if self.equation.replace else 'without'} replacement{self._options()}",
             f"path rho = {self.config['c']:g} eta^({Fraction(alpha, beta)}), eta = {', '.join(f'1/{1 / r:g}' for r in self.full.rates)}",
+            self._resolution(),
             "",
             f"{'':<16} {'predicted':>9} {'measured':>16} {'size':>9}   finding",
         ]
@@ -178,6 +179,22 @@ class Signature:
             lines.append("at alpha = 1 no weak error can see the noise: it moves expectations by O(eta), the size of the error itself")
         lines.append(f"verdict: {self.status}")
         return "\n".join(lines)
+
+    def _options(self) -> str:
+        """The numbers that only some variants have."""
+        told = f", eps = {self.config['eps']:g}" if "eps" in self.config else ""
+        if "lam" in self.config:
+            told += f", lam = {self.config['lam']:g}, {NormEstimate(**self.config['norms'])}"
+        return told
+
+    def _resolution(self) -> str:
+        """How well the numbers are known."""
+        if not self.config["grids"]:
+            return "moments by recursion and matrix exponentials: no grid, errors of rounding"
+        curves = [self.full, *(curve for term in self.terms for curve in (term.change, term.knock_out))]
+        shift = max((max(curve.uncertainty / np.maximum(curve.values, _ROUNDING)) for curve in curves if not curve.vanishes), default=0.0)
+        grids = " to ".join(str(size) for size in sorted({min(self.config["grids"]), max(self.config["grids"])}))
+        return f"grid of {grids} points a side; the last refinement moved no difference by more than {100 * shift:.2g} % of its size"
 
     def to_json(self) -> dict[str, Any]:
         """Everything a figure or a report needs, as plain data."""
@@ -231,7 +248,7 @@ def weak_error(
     >>> abs(curve.slope - 2) < 0.1
     True
     """
-    curve = _measure(equation, problem, (), rates, batch, micro, c, horizon, _Options(eps, lam, norms))[None]
+    curve = _measure(equation, problem, (), rates, batch, micro, c, horizon, _Options(eps, lam, norms))[0][None]
     if not curve.settled and not curve.vanishes:
         raise ValueError(
             f"no asymptotic range: over the rates {[float(f'{r:.4g}') for r in curve.rates]} with c={c:g} the errors "
@@ -255,7 +272,7 @@ def signature(
 ) -> Signature:
     """The predicted and the measured exponent of the full error and of every term; arguments as for :func:`weak_error`."""
     alpha = equation.order[0]
-    measured = _measure(equation, problem, equation.terms, rates, batch, micro, c, horizon, _Options(eps, lam, norms))
+    measured, grids = _measure(equation, problem, equation.terms, rates, batch, micro, c, horizon, _Options(eps, lam, norms))
     terms = tuple(
         Term(name, measured[name, "change"], measured[name, "knock-out"], bool(_exponent(equation, name) < alpha)) for name in equation.terms
     )
@@ -270,11 +287,12 @@ def signature(
         "c": c,
         "horizon": horizon,
         "rates": measured[None].rates,
+        "grids": grids,
     }
     if equation.variant.normaliser != "none":
         config["eps"] = eps
     if equation.variant.weights != "equal":
-        config |= {"lam": lam, "norms": None if norms is None else vars(norms)}
+        config |= {"lam": lam, "norms": vars(norms or NormEstimate())}
     return Signature(equation, measured[None], terms, config)
 
 
@@ -342,22 +360,25 @@ def _measure(
     c: float,
     horizon: float,
     options: _Options,
-) -> dict[Any, Curve]:
-    """The curves of the full error (key None), and of `(term, "change")` and `(term, "knock-out")`."""
+) -> tuple[dict[Any, Curve], list[int]]:
+    """The curves of the full error (key None), and of `(term, "change")` and `(term, "knock-out")`; the torus grid that each rate took."""
     grid = check_rates(rates if rates is not None else FINE_RATES if problem.period is None else RATES, horizon)
     alpha, beta = equation.order
     unperturbed = equation.variant.perturbation == "none"
     sizes: dict[Any, list[tuple[float, float]]] = {}
     coarsest = 0
+    grids = []
     for rate in grid:
         rho = None if unperturbed else positive("c", c) * float(rate) ** (alpha / beta)
         numbers = {"lr": float(rate), "rho": rho, "batch": batch, "micro": micro, **options._asdict()}
         chain = Chain(equation.variant, problem, replace=equation.replace, **numbers)
         bound = {term: (equation.without(term) if term else equation).bind(problem, expectation="exact", **numbers) for term in (None, *terms)}
         found, coarsest = _resolved(problem, horizon, chain, bound, coarsest)
+        if problem.period is not None:
+            grids.append(_SIZES[problem.dim][coarsest + 1])
         for key, pair in found.items():
             sizes.setdefault(key, []).append(pair)
-    return {
+    curves = {
         key: Curve(
             rates=grid,
             values=np.array([size for size, _ in pairs]),
@@ -366,12 +387,13 @@ def _measure(
         )
         for key, pairs in sizes.items()
     }
+    return curves, grids
 
 
 def _resolved(problem: FiniteSum, horizon: float, chain: Chain, bound: dict[Any, SDE], coarsest: int) -> tuple[dict[Any, tuple[float, float]], int]:
     """Sup norm and uncertainty of every difference, on the first grid that resolves them all.
 
-    Starts from grid number `coarsest`; also returns the grid to start from for the next, smaller learning rate.
+    Starts from grid number `coarsest`; also returns the grid to start from for the next, smaller learning rate, the last but one of this.
     """
     before: dict[Any, np.ndarray] | None = None
     for number, solver in enumerate(solvers(problem, horizon)):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from sdesam._names import unknown
-from sdesam.discrete.kernel import Perturbed, check_delta, perturbed_gradient
+from sdesam.discrete.kernel import Perturbed, check_delta, check_delta_at, perturbed_gradient
 from sdesam.engine import check_key
 from sdesam.sampling import check_perturbation
 from sdesam.sampling import whole as whole_number
@@ -68,7 +68,8 @@ class Optimizer:
             `args` are those given to :meth:`step`, the same for every micro-batch. It must be a mean over samples: micro-batches are
             averaged.
         optimizer: any optax optimizer; momentum, weight decay, schedules and clipping act on `G`, not on the perturbation.
-        rho: perturbation radius, a number or an optax schedule (a function of the number of steps taken).
+        rho: perturbation radius, a number or an optax schedule (a function of the number of steps taken); where a schedule is negative, the step
+            is NaN.
         micro: `m`, the samples of a micro-batch: the first `m` of the batch (of a device's, under `axis_name`), the next `m`, and so on.
         eps: of the normaliser `sqrt(|.|^2 + eps^2)`; at `eps = 0` a vanishing gradient perturbs nothing. Norms are taken in float32 at
             least and scaled: small gradients and small `eps` do not underflow in half precision.
@@ -77,7 +78,7 @@ class Optimizer:
         groups: how micro-batches are run: `"vmap"`, all at once, or `"accumulate"`, one after the other with the memory of one.
         has_aux: whether the loss gives `(loss, aux)`, as in `jax.grad`. Auxiliary values (batch statistics, metrics) are those at the
             unperturbed parameters. Over micro-batches and devices floating-point values are averaged, of whole numbers (counters) the
-            largest is taken.
+            largest is taken, of random keys the first.
         has_key: whether the loss takes a keyword `key` (dropout). A micro-batch has the same key in all its passes, and other micro-batches
             others: number `j`, counted over all devices, has `jax.random.fold_in(jax.random.split(key)[0], j)`.
         axis_name: of the devices that share the mini-batch inside `shard_map` or `pmap`, in equal parts. Results are averaged over
@@ -121,7 +122,7 @@ class Optimizer:
             raise TypeError(f"optimizer={optimizer!r}: it must be an optax optimizer, such as optax.sgd(0.1, momentum=0.9)")
         self.loss, self.inner = loss, optax.with_extra_args_support(optimizer)
         fixed, self.eps, self.lam, self.norms = check_perturbation(self.variant, 0.0 if callable(rho) else rho, eps, lam, norms)
-        self.rho: Callable[[Any], Any] = rho if callable(rho) else lambda count: fixed
+        self.rho: Callable[[Any], Any] = partial(_radius, rho) if callable(rho) else lambda count: fixed
         if micro is not None and not self.variant.micro:
             raise ValueError(f"micro={micro!r}: {name} has no micro-batches; leave micro out, or use m_sam")
         self.micro = None if micro is None else whole_number("micro", micro)
@@ -160,9 +161,11 @@ class Optimizer:
 
         Raises:
             TypeError: parameters of another kind.
-            ValueError: the step of rw-sam's difference quotient is below the rounding level of the parameters.
+            ValueError: the step of rw-sam's difference quotient is below the rounding of the parameters. That it is not below the rounding of the
+                losses either, which are not known here, is for you to see to: :class:`sdesam.NormEstimate` says how.
         """
         self._check_params(params)
+        check_delta_at(self.norms, params)
         return State(jnp.zeros((), jnp.int32), self.inner.init(params), self.variant.name)
 
     def step(
@@ -345,6 +348,12 @@ class Optimizer:
                 raise ValueError(
                     f"{self.variant.name} weighs samples by their gradients: the loss must give one value for each sample, shape (b,), not their mean"
                 )
+            lengths = _lengths(batch)
+            if lengths and values.shape[0] not in lengths:
+                raise ValueError(
+                    f"the loss gives {values.shape[0]} values for a batch of {' or '.join(map(str, lengths))} samples: {self.variant.name} weighs "
+                    "samples, so it must give one value for each, shape (b,)"
+                )
             check_delta(self.norms, values)
         return values, aux
 
@@ -402,6 +411,9 @@ class Optimizer:
             if jnp.shape(leaf) != like.shape:
                 place = jax.tree_util.keystr(path)
                 raise ValueError(f"state.inner{place} has shape {list(jnp.shape(leaf))}, but these parameters need {list(like.shape)}: {advice}")
+            if not _serves(leaf, like):
+                place = jax.tree_util.keystr(path)
+                raise ValueError(f"state.inner{place} is of {jnp.result_type(leaf)}, but these parameters need {like.dtype}: {advice}")
 
     def _check_whole(self, gradient: PyTree, params: PyTree) -> None:
         name = self.variant.name
@@ -419,6 +431,18 @@ class Optimizer:
 
     def __repr__(self) -> str:
         return f"Optimizer({self.variant.name!r})"
+
+
+def _serves(leaf: Any, like: Any) -> bool:
+    """Whether a leaf of a state has the kind of number that it should; some optax optimizers keep their numbers in float32 from the first step on."""
+    given = jnp.result_type(leaf)
+    return given == like.dtype or bool(jnp.issubdtype(like.dtype, jnp.floating) and given == jnp.promote_types(like.dtype, jnp.float32))
+
+
+def _radius(schedule: Callable[[Any], Any], count: Any) -> Any:
+    """`rho` from a schedule: compiled code can refuse nothing, so that where it is negative the step is NaN, and seen."""
+    rho = schedule(count)
+    return jnp.where(rho < 0, jnp.nan, rho)
 
 
 def told_apart(params: PyTree, axis_name: str) -> PyTree:
@@ -444,13 +468,24 @@ def _accumulated(micro_batch: Callable[[PyTree, Any], Perturbed], x: PyTree, par
 
 
 def _mean(leaf: jax.Array) -> jax.Array:
-    """Over micro-batches; of whole numbers the largest."""
+    """Over micro-batches; of whole numbers the largest, of random keys the first."""
+    if _is_key(leaf):
+        return leaf[0]
     return jnp.mean(leaf, axis=0) if jnp.issubdtype(leaf.dtype, jnp.floating) else jnp.max(leaf, axis=0)
 
 
 def _mean_of_devices(leaf: jax.Array, axis_name: str) -> jax.Array:
+    if _is_key(leaf):
+        words = jax.random.key_data(leaf)
+        first = jax.lax.psum(jnp.where(jax.lax.axis_index(axis_name) == 0, words, 0), axis_name)
+        key: jax.Array = jax.random.wrap_key_data(first, impl=jax.random.key_impl(leaf))
+        return key
     mean: jax.Array = jax.lax.pmean(leaf, axis_name) if jnp.issubdtype(leaf.dtype, jnp.floating) else jax.lax.pmax(leaf, axis_name)
     return mean
+
+
+def _is_key(leaf: jax.Array) -> bool:
+    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
 
 
 def _wide(leaf: jax.Array) -> jax.Array:
@@ -461,8 +496,13 @@ def _numbered(key: Any, number: Any) -> Any:
     return None if key is None else jax.random.fold_in(key, number)
 
 
+def _lengths(batch: PyTree) -> list[int]:
+    """Of the leading axes of a batch's arrays, each once."""
+    return sorted({jnp.shape(leaf)[0] for leaf in jax.tree.leaves(batch) if jnp.ndim(leaf)})
+
+
 def _samples(batch: PyTree) -> int:
-    lengths = sorted({jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(batch)})
+    lengths = _lengths(batch) if all(jnp.ndim(leaf) for leaf in jax.tree.leaves(batch)) else [0, *_lengths(batch)]
     if len(lengths) != 1 or lengths[0] < 1:
         raise ValueError(
             f"the batch must be arrays that share a leading axis, the sample, but the leading axes have lengths {lengths or '(no arrays)'}"

@@ -62,10 +62,13 @@ class NormEstimate:
             ``nu_i = |g_i|`` from per-sample gradients.
         directions: how many ``z_k``; each costs one forward pass.
         square: weights from the unbiased ``nu_i^2`` in place of ``nu_i``.
-        delta: the step of the difference quotient.
+        delta: the step of the difference quotient. Its own error is about ``delta |z . H_i z| / 2``; rounding adds, relative to ``|g_i|``, about
+            ``e |f_i| / (delta |g_i|)`` from the losses and ``e max|x| / delta`` from the parameters, ``e`` the rounding level (1e-7 in float32):
+            as gradients shrink in training, the first of these grows. A step that is lost in one of them at the start is refused.
 
     Raises:
-        ValueError: an unknown law, no directions, ``delta <= 0``.
+        ValueError: an unknown law, no directions, directions for exact norms, ``delta <= 0``.
+        TypeError: ``square`` is no truth value.
 
     Source: Luo et al., arXiv 2509.18001, section 4 (one Rademacher direction).
 
@@ -85,10 +88,19 @@ class NormEstimate:
             raise ValueError(f"law={self.law!r}: choose one of {', '.join(get_args(Law))}")
         if isinstance(self.directions, bool) or not isinstance(self.directions, int) or self.directions < 1:
             raise ValueError(f"directions={self.directions!r}: it must be a whole number of at least 1")
-        if not isinstance(self.delta, (int, float)) or not 0 < self.delta < float("inf"):
+        if self.law == "exact" and self.directions != 1:
+            raise ValueError(f"directions={self.directions}: exact norms are taken from gradients, not along directions; leave directions out")
+        if type(self.square) is not bool:
+            raise TypeError(f"square={self.square!r}: it must be True or False")
+        if isinstance(self.delta, bool) or not isinstance(self.delta, (int, float)) or not 0 < self.delta < float("inf"):
             raise ValueError(f"delta={self.delta!r}: it must be a finite number above 0")
 
     @property
     def random(self) -> bool:
         """Whether it draws directions."""
         return self.law != "exact"
+
+    def __str__(self) -> str:
+        square = " squared" if self.square else ""
+        along = "gradients of samples" if not self.random else f"{self.directions} {self.law} direction{'s' * (self.directions > 1)}"
+        return f"norms{square} from {along}"

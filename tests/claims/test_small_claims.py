@@ -6,6 +6,7 @@ import pytest
 import sdesam
 from sdesam.claims import claim
 from sdesam.claims.li_tai_e import _equation
+from sdesam.claims.luo2025_rw import acts_like
 from sdesam.claims.monzio import _enumerated_sde, _Setting
 from sdesam.exact.double import covariance, drift
 
@@ -49,3 +50,14 @@ def test_the_order_1_form_belongs_to_the_untruncated_covariance():
     assert np.allclose(drift(sde, x), -3.0, atol=1e-12)
     assert np.allclose(covariance(sde, x), 0.25 * 1.5**2, atol=1e-12)
     assert setting.order_1() == pytest.approx(0.25 * 1.5**2 / (2 * 1.5))
+
+
+@pytest.mark.parametrize(("lam", "status"), [(2.0, "refuted"), (0.0, "confirmed")])
+def test_what_rw_sam_acts_like_on_fewer_digits(lam, status):
+    """L-RW3 at a reduced size: refuted as on record; without weights, where RW-SAM is SAM, nothing speaks against it (the control)."""
+    problem = sdesam.problems.digits(train=64, width=8)
+    outcome = acts_like(problem, 0, {"one direction": sdesam.NormEstimate()}, [lam], batches=256, runs=8, trained_with=lam)
+    assert [control.name for control in outcome.controls if not control.caught] == []
+    assert [m.agrees for m in outcome.measurements] == [status == "confirmed"] * 2, "at the start, and after training"
+    assert outcome.status == status
+    assert claim("L-RW3").recorded == "refuted"

@@ -131,3 +131,15 @@ def test_bad_input():
         sdesam.train(chain, 0, runs=1, steps=5)
     with pytest.raises(ValueError, match=r"\(b/m, m\) = \(2, 2\)"):
         chain.direction(problem.x0, np.zeros((1, 4), int))
+
+
+def test_direction_inside_compiled_code():
+    problem = sdesam.problems.quadratic()
+    chain = sdesam.Chain("m-usam", problem, lr=0.1, rho=0.1, batch=4, micro=2)
+    indices = np.array([[0, 1], [2, 3]])
+    compiled = jax.jit(chain.direction)(problem.x0, indices)
+    np.testing.assert_allclose(compiled, chain.direction(problem.x0, indices), rtol=1e-6)
+    with pytest.raises(ValueError, match="indices must be sample numbers"):
+        chain.direction(problem.x0, indices + problem.n)
+    with pytest.raises(ValueError, match="indices have shape"):
+        jax.jit(chain.direction)(problem.x0, indices[:1])

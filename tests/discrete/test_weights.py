@@ -6,10 +6,11 @@ from math import factorial, gamma
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import sdesam
-from sdesam.discrete.kernel import check_delta, estimated_norms, gibbs
+from sdesam.discrete.kernel import check_delta, estimated_norms, gibbs, inverse_norm
 from sdesam.variants import NormEstimate
 from tests.brute_force import Polynomials
 from tests.sde.test_enumeration import polynomial_loss
@@ -111,6 +112,57 @@ def test_gibbs_weights(scale):
         np.testing.assert_allclose(gibbs(jnp.asarray(nu), 0.0), 0.25)
 
 
+@pytest.mark.parametrize("lam", [1e10, 1e38, 1e300])
+def test_a_huge_lambda_follows_the_largest(lam):
+    """float32 overflows at 3.4e38, and 1e38 times an estimate of 20 does: the limit is all weight on the largest, shared among equals."""
+    nu = np.array([1.0, 20.0, 3.0], np.float32)
+    within = min(lam, float(np.finfo(np.float32).max))  # what the optimizers make of it
+    np.testing.assert_array_equal(gibbs(jnp.asarray(nu), within), [0, 1, 0])
+    np.testing.assert_array_equal(gibbs(jnp.asarray(nu[[0, 1, 1, 2]]), within), [0, 0.5, 0.5, 0])
+    problem = sdesam.FiniteSum(polynomial_loss, vars(Polynomials.random(5, 2, seed=4)), np.array([0.3, -0.2]))
+    numbers = {"lr": 0.1, "rho": 0.7, "batch": 2, "norms": NormEstimate("exact")}
+    found, limit = (sdesam.Chain("rw-sam", problem, lam=value, **numbers) for value in (lam, 1e4))
+    indices = np.array([[0, 3]])
+    np.testing.assert_allclose(found.direction(problem.x0, indices), limit.direction(problem.x0, indices), rtol=1e-5)
+    sdes = [sdesam.derive("rw-sam", (1, 2)).bind(problem, expectation="exact", lam=value, **numbers) for value in (lam, 1e4)]
+    np.testing.assert_allclose(*(sde.drift(problem.x0) for sde in sdes), rtol=1e-5)
+
+
+@pytest.mark.parametrize("lam", [np.inf, np.nan])
+def test_a_lambda_that_is_no_number_is_refused(lam):
+    problem = sdesam.problems.torus(dim=2, samples=3)
+    equation, theorem = sdesam.derive("rw-sam"), sdesam.Hypothesis(drift=lambda p, x, lr, rho, batch, micro: -p.grad(x))
+    numbers = {"batch": 2, "lam": lam, "norms": NormEstimate("exact")}
+    for make in (
+        lambda: sdesam.Chain("rw-sam", problem, lr=0.1, rho=0.1, **numbers),
+        lambda: equation.bind(problem, lr=0.1, rho=0.1, **numbers),
+        lambda: sdesam.optim.rw_sam(linear, optax.sgd(0.1), 0.1, lam),
+        lambda: sdesam.effective_micro_batch(problem, problem.x0, key=jax.random.key(0), **numbers),
+        lambda: sdesam.signature(equation, problem, eps=0.2, **numbers),
+        lambda: sdesam.check(theorem, "rw-sam", problem, lam=lam),
+        lambda: sdesam.compare("rw-sam", problem, lr=0.1, rho=0.1, steps=2, **numbers),
+    ):
+        with pytest.raises(ValueError, match=r"lam=(inf|nan): it must be a finite number of at least 0"):
+            make()
+
+
+def test_a_gradient_that_is_no_number_is_not_taken_for_one_that_vanishes():
+    """Where the gradient of the data set is NaN, DNSAM divides by it: the step must be NaN, so that divergence is seen, and not that of SGD."""
+    for bad in (np.nan, np.inf):
+        assert np.isnan(inverse_norm({"a": jnp.array([1.0, bad]), "b": jnp.zeros(3)}, 0.1))
+    np.testing.assert_array_equal(inverse_norm(jnp.zeros(2), 0.0), 0)
+    # the loss of sample 1 is a float32 number, and its gradient is too large for one
+    problem = sdesam.FiniteSum(lambda x, a: jnp.sum(a * x**2), np.array([1.0, 2e38, 2.0], np.float32), np.ones(1, np.float32))
+    chain = sdesam.Chain("dnsam", problem, lr=0.1, rho=0.1, batch=2)
+    assert np.isnan(chain.direction(problem.x0, np.array([[0, 2]]))).all(), "sample 1 is in no batch, but in the data set"
+    sgd = sdesam.Chain("sgd", problem, lr=0.1, batch=2)
+    assert np.isfinite(sgd.direction(problem.x0, np.array([[0, 2]]))).all(), "control"
+    out = sdesam.train(chain, jax.random.key(0), runs=2, steps=2)
+    assert out.diverged.count == 2
+    ahead = estimated_norms(NormEstimate(), lambda x: jnp.array([1.0, np.nan]), jnp.ones(2), jnp.ones(2), jax.random.key(0))
+    np.testing.assert_array_equal(ahead, [0, np.nan])
+
+
 @pytest.mark.parametrize("square", [False, True])
 def test_the_step_is_the_formula(square):
     """`grad f_gamma(x + rho v / sqrt(|v|^2 + eps^2))`, `v = sum_i p_i g_i`: the descent gradient has equal weights."""
@@ -141,3 +193,64 @@ def test_a_step_below_rounding_is_refused():
         check_delta(NormEstimate(delta=1e-8), np.zeros(2, np.float32))
     with pytest.raises(ValueError, match="give a key, or norms"):
         sdesam.Chain("rw-sam", sdesam.problems.torus(), lr=0.1, rho=0.1, lam=1.0, batch=2).direction(np.zeros(2, np.float32), np.array([[0, 1]]))
+
+
+def test_a_step_that_the_losses_or_the_parameters_drown_is_refused():
+    """All of these deltas are above the rounding level itself, which is all that was looked at once; what comes out of them is rounding."""
+
+    def error(problem, delta):
+        """Of the estimate along one direction, relative, against the same in float64."""
+        found = {}
+        for wide in (False, True):
+            with jax.enable_x64(wide):
+                x, data = (jax.tree.map(lambda leaf: jnp.asarray(leaf, float), part) for part in (problem.x0, problem.data))
+
+                def losses(y, data=data):
+                    return jax.vmap(problem.sample_loss, (None, 0))(y, data)
+
+                found[wide] = np.asarray(estimated_norms(NormEstimate(delta=delta), losses, x, losses(x), jax.random.key(0)))
+        return np.linalg.norm(found[False] - found[True]) / np.linalg.norm(found[True])
+
+    def raised(x, a):
+        return 1e3 + jnp.sum(jnp.sin(a * x))
+
+    data = np.random.default_rng(0).normal(size=(6, 40)).astype(np.float32)
+    far, high = (
+        sdesam.FiniteSum(lambda x, a: a @ jnp.sin(x), data, np.full(40, 1e5, np.float32)),
+        sdesam.FiniteSum(raised, data, np.zeros(40, np.float32)),
+    )
+    for problem, delta, message in [
+        (high, 3e-6, "delta=3e-06: at the start it changes a loss by about .*, which is below the rounding 0.0001 of losses of 1e.03"),
+        (far, 1e-3, "delta=0.001 is below the rounding 0.01 of parameters as large as 1e.05 in float32"),
+    ]:
+        check_delta(NormEstimate(delta=delta), problem.x0)
+        assert error(problem, delta) > 0.5
+        norms, numbers = NormEstimate(delta=delta), {"batch": 2, "lam": 1.0}
+        for make in (
+            lambda p=problem, e=norms, n=numbers: sdesam.Chain("rw-sam", p, lr=0.1, rho=0.1, norms=e, **n),
+            lambda p=problem, e=norms, n=numbers: sdesam.derive("rw-sam").bind(p, lr=0.1, rho=0.1, norms=e, **n),
+            lambda p=problem, e=norms, n=numbers: sdesam.effective_micro_batch(p, p.x0, key=jax.random.key(0), norms=e, **n),
+        ):
+            with pytest.raises(ValueError, match=message):
+                make()
+    with pytest.raises(ValueError, match=r"below the rounding 0.01 of parameters"):
+        sdesam.optim.rw_sam(linear, optax.sgd(0.1), 0.1, 1.0).init(far.x0)
+    # controls: the default on the one, exact norms on the other
+    assert error(high, 0.1) < 0.05
+    sdesam.Chain("rw-sam", high, lr=0.1, rho=0.1, norms=NormEstimate(delta=0.1), **numbers)
+    sdesam.Chain("rw-sam", far, lr=0.1, rho=0.1, norms=NormEstimate("exact"), **numbers)
+
+    @jax.jit
+    def compiled(x):
+        return sdesam.Chain("rw-sam", high, lr=0.1, rho=0.1, norms=NormEstimate(delta=3e-6), **numbers).step(x, jax.random.key(0))
+
+    with pytest.raises(ValueError, match="at the start it changes a loss by about"):
+        compiled(high.x0)
+    flat = sdesam.FiniteSum(lambda x, a: jnp.sum(a * x**2), data, np.zeros(40, np.float32))
+    sdesam.Chain("rw-sam", flat, lr=0.1, rho=0.1, **numbers)  # at a start without gradient nothing can be said
+
+
+@pytest.mark.parametrize(("change", "error"), [({"directions": True}, ValueError), ({"delta": True}, ValueError), ({"square": 1}, TypeError)])
+def test_truth_values_are_no_numbers(change, error):
+    with pytest.raises(error, match=f"{next(iter(change))}=.*: it must be"):
+        NormEstimate(**change)

@@ -71,6 +71,33 @@ def test_signature_on_a_quadratic():
         assert by_name[name].change.slope == pytest.approx(PREDICTED[name], abs=0.1)
 
 
+@pytest.mark.slow
+def test_signature_of_rw_sam_where_its_weights_are_smooth():
+    """Weights from squares of norms; those of norms have a kink where a sample's gradient vanishes."""
+    norms = sdesam.NormEstimate("exact", square=True)
+    problem = sdesam.problems.torus(dim=1, samples=3)
+    found = signature(sdesam.derive("rw-sam"), problem, batch=2, eps=0.2, lam=2.0, norms=norms)
+    assert found.status == "confirmed", found.table()
+    assert found.full.slope > 1.9
+    assert {term.name: term.change.slope for term in found.terms} == pytest.approx(PREDICTED, abs=0.1)
+
+
+def test_the_table_says_at_which_numbers_and_how_well_resolved():
+    problem = sdesam.problems.torus(dim=1, samples=3)
+    found = signature(sdesam.derive("n-sam", order=(1, 2)), problem, batch=2, rates=RATES, eps=0.2)
+    table = found.table()
+    assert "replacement, eps = 0.2\n" in table
+    shift = max(max(c.uncertainty / c.values) for c in (found.full, *(c for t in found.terms for c in (t.change, t.knock_out))) if not c.vanishes)
+    assert 0 < shift < 0.02
+    assert f"the last refinement moved no difference by more than {100 * shift:.2g} % of its size" in table
+    assert len(found.config["grids"]) == len(RATES)
+    assert f"grid of {max(found.config['grids'])} points a side" in table
+    weights = {"lam": 2.0, "norms": vars(sdesam.NormEstimate("exact", square=True))}
+    assert "eps = 0.2, lam = 2, norms squared from gradients of samples" in replace(found, config={**found.config, **weights}).table()
+    on_quadratic = replace(found, config={**found.config, "grids": []})
+    assert "no grid, errors of rounding" in on_quadratic.table()
+
+
 def test_order_1_cannot_see_the_noise():
     equation = sdesam.derive("m-usam", order=(1, 2))
     problem = sdesam.problems.torus(dim=2, samples=3)

@@ -77,6 +77,12 @@ def test_batches_and_losses():
     )
     key = jax.random.key(0)
     refused("one value for each sample, shape .b,., not their mean", step(optim.rw_sam(loss, SGD, 0.1, 1.0), key=key))
+    classes = optim.rw_sam(lambda p, b: losses(p, b)[:3], SGD, 0.1, 1.0)
+    refused("the loss gives 3 values for a batch of 12 samples: rw-sam weighs samples", step(classes, key=key))
+    refused(
+        "the loss gives 1 values for a batch of 12 samples", step(optim.rw_sam(lambda p, b: losses(p, b).mean(keepdims=True), SGD, 0.1, 1.0), key=key)
+    )
+    step(optim.rw_sam(lambda p, b: losses(p, b["samples"]) * b["scale"], SGD, 0.1, 1.0), batch={"samples": BATCH, "scale": jnp.array(2.0)}, key=key)()
     refused("the loss gives tuple: .* say has_aux=True", step(optim.sam(lambda p, b: (loss(p, b), 1), SGD, 0.1)), TypeError)
     refused(r"has_aux=True: the loss must give \(loss, aux\)", step(optim.sam(loss, SGD, 0.1, has_aux=True)), TypeError)
     refused(r"the loss gives float32\[12, 1\]: it must be one", step(optim.sam(lambda p, b: losses(p, b)[:, None], SGD, 0.1)), TypeError)
@@ -97,6 +103,15 @@ def test_states():
     refused(r"state.inner\[0\].trace\['W'\] has shape \[5, 7\], but these parameters need \[5, 4\]", step(sam, state=sam.init(wider)))
     refused("does not have the structure that these parameters need", step(sam, state=sam.init({"W": START["W"]})))
     refused("does not have the structure", step(sam, state=optim.sam(loss, optax.adam(0.1), 0.1).init(START)))
+    half = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), START)
+    refused(r"state.inner\[0\].trace\['W'\] is of bfloat16, but these parameters need float32", step(sam, state=sam.init(half)))
+    adam = optim.sam(loss, optax.adam(0.1), 0.1)
+    counted = jax.tree.map(lambda leaf: leaf.astype(float) if leaf.dtype == jnp.int32 else leaf, adam.init(START).inner)
+    refused(r"count is of float32, but these parameters need int32", step(adam, state=optim.State(jnp.array(0), counted, "sam")))
+    # some optax optimizers go over to float32 with their first step
+    injected = optim.sam(loss, optax.inject_hyperparams(optax.adam)(0.1), 0.1)
+    _, state, _ = jax.eval_shape(lambda: injected.step(half, injected.init(half), BATCH))
+    jax.eval_shape(lambda state: injected.step(half, state, BATCH), state)
     refused("update needs the parameters", lambda: sam.update(None, sam.init(START), batch=BATCH))
 
 

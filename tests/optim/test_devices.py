@@ -118,3 +118,14 @@ def test_bad_input(mesh):
         optim.usam(losses, momentum(), 0.3, micro=2, axis_name="device", perturbation="synchronised")
     with pytest.raises(ValueError, match=r"micro=4 does not divide the 6 samples that a device holds of the batch .*: choose one of 1, 2, 3, 6"):
         spread(optim.m_sam(losses, momentum(), 0.3, 4, axis_name="device"), mesh)
+
+
+@pytest.mark.parametrize("how", ["shard_map", "shard_map unchecked"])
+def test_a_random_key_among_auxiliary_values_is_that_of_the_first_device(mesh, how):
+    def keyed(params, batch, key):
+        return jnp.mean(losses(params, batch)), jax.random.fold_in(key, 7)
+
+    opt = optim.sam(keyed, momentum(), 0.1, has_aux=True, has_key=True, axis_name="device", perturbation="local")
+    found = spread(opt, mesh, how, key=KEY)[2].aux
+    first = jax.random.fold_in(jax.random.split(KEY)[0], 0)
+    np.testing.assert_array_equal(jax.random.key_data(found), jax.random.key_data(jax.random.fold_in(first, 7)))

@@ -130,6 +130,21 @@ def test_a_vanishing_gradient_perturbs_nothing(name):
     assert (flat(moved) == 0).all()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_an_empty_parameter_changes_nothing(name):
+    """A leaf of no entries, such as the bias of a layer without outputs."""
+    opt = made(name, 0.0 if "usam" in name else 0.4)
+    key = jax.random.key(0) if opt.norms is not None and opt.norms.random else None
+
+    def step(x):
+        whole = opt.whole_gradient(x, DATA) if opt.variant.needs_whole_set else None
+        return opt.step(x, opt.init(x), BATCH, key=key, whole=whole)[0]
+
+    found = jax.jit(step)({**tree(X), "zero": jnp.zeros((0, 3))})
+    assert found["zero"].shape == (0, 3)
+    np.testing.assert_allclose(flat(found), flat(jax.jit(step)(tree(X))), rtol=1e-6)
+
+
 def test_a_micro_batch_whose_gradient_vanishes_leaves_the_others_alone():
     with jax.enable_x64(True):
         batch = {"a": np.array([[1.0, 2.0, 0.0], [0.0, 0.0, 1.0]]), "c": np.zeros((2, 3))}

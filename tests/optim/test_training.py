@@ -119,6 +119,26 @@ def test_rho_may_be_a_schedule():
     assert gap(scheduled, other) > 1e-4
 
 
+def test_a_schedule_that_gets_negative_is_seen():
+    opt = optim.sam(loss, optax.sgd(0.1), optax.linear_schedule(0.1, -0.1, 2))
+    params, state, step = START, opt.init(START), jax.jit(opt.step)
+    for finite in (True, True, False):  # rho = 0.1, 0, -0.1
+        params, state, _ = step(params, state, BATCH)
+        assert all(np.isfinite(leaf).all() == finite for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("groups", ["vmap", "accumulate"])
+def test_of_random_keys_among_auxiliary_values_the_first_is_kept(groups):
+    def keyed(params, batch, key):
+        return loss(params, batch), {"next": jax.random.fold_in(key, 7), "mean": jnp.mean(batch["target"])}
+
+    opt = optim.m_sam(keyed, momentum(), 0.1, 4, groups=groups, has_aux=True, has_key=True)
+    _, _, info = jax.jit(opt.step)(START, opt.init(START), BATCH, key=jax.random.key(3))
+    first = jax.random.fold_in(jax.random.split(jax.random.key(3))[0], 0)
+    np.testing.assert_array_equal(jax.random.key_data(info.aux["next"]), jax.random.key_data(jax.random.fold_in(first, 7)))
+    np.testing.assert_allclose(info.aux["mean"], np.mean(BATCH["target"]), rtol=1e-5)
+
+
 def with_noise(params, batch, key):
     """Dropout on the inputs, and their mean for an auxiliary value."""
     kept = jax.random.bernoulli(key, 0.5, batch["input"].shape)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 import sdesam
 from sdesam.mutants import scaled
 from sdesam.symbolic import batch, micro
-from tests.brute_force import Polynomials, moments
+from sdesam.symbolic.trees import TreeSum
+from tests.brute_force import LAM, Polynomials, moments
 
 LR = 0.3
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
@@ -170,3 +171,46 @@ NORMALISED_MUTANTS = {
 def test_negative_controls_of_normalised_variants(name):
     with pytest.raises(AssertionError, match="Not equal"):
         assert_equals_enumeration(5, 2, 4, 2, False, "m-sam", seed=9, eps=0.4, **NORMALISED_MUTANTS[name])
+
+
+RW_SAM = {"lam": LAM, "norms": sdesam.NormEstimate("exact")}
+
+
+@pytest.mark.parametrize(("with_replacement", "b", "eps"), [(True, 3, 0.0), (False, 2, 0.4)])
+def test_rw_sam(with_replacement, b, eps):
+    """Weights by exact norms, and their derivatives in the correction and in the noise."""
+    assert_equals_enumeration(4, 2, b, None, with_replacement, "rw-sam", seed=12, eps=eps, bound=RW_SAM)
+
+
+def without_tree(number):
+    """The equation without one of the trees of `eta rho^1`, which are what becomes of `H u` when a weight, a norm or a Hessian moves."""
+
+    def change(equation):
+        def less(part):
+            trees = dict(part.trees)
+            del trees[list(trees)[number]]
+            return replace(part, trees=TreeSum(trees))
+
+        return replace(equation, drift_parts=tuple(less(part) if part.name == "eta rho^1" else part for part in equation.drift_parts))
+
+    return change
+
+
+def noise_without_weights(equation):
+    return replace(equation, noise_parts=sdesam.derive("sam", order=equation.order, replace=equation.replace).noise_parts)
+
+
+RW_SAM_MUTANTS = {
+    "lambda doubled": {"bound": {**RW_SAM, "lam": 2 * LAM}},
+    "no weights": {"bound": {**RW_SAM, "lam": 0.0}},
+    "weights dropped from the noise": {"change": noise_without_weights},
+    **{f"tree {k} of eta rho^1 missing": {"change": without_tree(k)} for k in range(4)},
+    **{f"{part} 10 % off": {"change": scaled(part, sp.Rational(11, 10))} for part in ("rho^1", "rho^2", "eta rho^1", "noise rho^1")},
+    "another eps": {"bound": {**RW_SAM, "eps": 0.5}},
+}
+
+
+@pytest.mark.parametrize("name", RW_SAM_MUTANTS)
+def test_negative_controls_of_rw_sam(name):
+    with pytest.raises(AssertionError, match="Not equal"):
+        assert_equals_enumeration(4, 2, 2, None, False, "rw-sam", seed=12, eps=0.4, **{"bound": RW_SAM, **RW_SAM_MUTANTS[name]})

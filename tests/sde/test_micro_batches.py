@@ -9,6 +9,8 @@ import pytest
 from scipy import stats
 
 import sdesam
+from sdesam.sampling import list_micro_batches
+from sdesam.sde import equation as equation_module
 from sdesam.sde.equation import _Draw
 from tests.brute_force import Polynomials
 from tests.sde.test_enumeration import polynomial_loss
@@ -18,9 +20,9 @@ PROBLEM = sdesam.FiniteSum(polynomial_loss, vars(LOSSES), np.array([0.3, -0.2]))
 DRAWS = 4000
 
 
-def bound(variant="m-sam", with_replacement=True, **change):
+def bound(variant="m-sam", with_replacement=True, order=(2, 3), **change):
     numbers = {"lr": 0.1, "rho": 0.3, "batch": 4, "micro": 2 if variant == "m-sam" else None, "eps": 0.2, **change}
-    return sdesam.derive(variant, replace=with_replacement).bind(PROBLEM, **numbers)
+    return sdesam.derive(variant, order, with_replacement).bind(PROBLEM, **numbers)
 
 
 def z_scores(values, wanted):
@@ -64,6 +66,43 @@ def test_subsets_are_uniform():
     assert stats.chisquare(counts).pvalue > 1e-6  # the false-alarm rate
 
 
+@pytest.mark.parametrize(("n", "m"), [(2, 70), (2, 1100), (3, 60)])
+def test_chances_of_large_micro_batches(n, m):
+    """Against scipy's multinomial: the number of orders exceeds 64 bits at m = 70, and a float at m = 1100."""
+    indices, chance = list_micro_batches(m, n, replace=True)
+    counts = (indices[:, :, None] == np.arange(n)).sum(axis=1)
+    assert chance.dtype == float
+    np.testing.assert_allclose(chance, stats.multinomial.pmf(counts, m, np.full(n, 1 / n)), rtol=1e-9, atol=1e-300)
+    assert chance.sum() == pytest.approx(1, abs=1e-12)
+    assert abs(chance - stats.multinomial.pmf(counts, m - 1, np.full(n, 1 / n))).max() > 1e-4, "control: another size"
+
+
+def test_an_exact_drift_of_large_micro_batches():
+    """Two samples, 1100 of them to a mini-batch: SAM's drift from the binomial law of how often the first was drawn."""
+    losses, x, m, rho = Polynomials.random(2, 2, seed=3), np.array([0.3, -0.2]), 1100, 0.3
+    share = np.arange(m + 1) / m
+    weights = np.stack([share, 1 - share], axis=1)
+    v, H = weights @ losses.g(x), np.einsum("qi,ijk->qjk", weights, losses.H(x))
+    bent = np.einsum("qjk,qk->qj", H, v / np.sqrt(np.sum(v**2, axis=1, keepdims=True) + 0.04))
+    wanted = -losses.g(x).mean(0) - rho * stats.binom.pmf(np.arange(m + 1), m, 1 / 2) @ bent
+    with jax.enable_x64(True):
+        problem = sdesam.FiniteSum(polynomial_loss, vars(losses), x)
+        sde = sdesam.derive("sam", (1, 2)).bind(problem, 0.1, rho, m, expectation="exact", eps=0.2)
+        np.testing.assert_allclose(sde.drift(x), wanted, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "with_replacement", "message"),
+    [
+        (16, 256, True, "about 1e25 micro-batches, too many to list"),
+        (5, 4, False, "micro=5 exceeds the 4 samples: without replacement choose micro <= 4"),
+    ],
+)
+def test_a_listing_that_cannot_be_is_refused(m, n, with_replacement, message):
+    with pytest.raises(ValueError, match=message):
+        list_micro_batches(m, n, with_replacement)
+
+
 def test_random_directions():
     """RW-SAM's drift over all signs of a Rademacher direction in two dimensions, each mini-batch of one weighted by hand."""
     b, lam, rho, delta = 2, 3.0, 0.3, 1e-2
@@ -90,6 +129,22 @@ def test_random_directions():
     assert abs(z_scores(drifts, sdesam.derive("sam", (1, 2)).bind(PROBLEM, 0.1, rho, b, eps=0.2).drift(PROBLEM.x0))).max() > 10
 
 
+def test_a_sweep_of_rw_sam_compiles_once():
+    """eta, rho, eps and lambda are runtime values where micro-batches are listed, too."""
+    compiled = equation_module._drift._cache_size
+    exact = {"order": (1, 2), "norms": sdesam.NormEstimate("exact"), "expectation": "exact"}
+
+    def drift(lam=1.0, **change):
+        return np.asarray(bound("rw-sam", lam=lam, **exact, **change).drift(PROBLEM.x0))
+
+    start, before = drift(), compiled()
+    for change in ({"lr": 0.2}, {"rho": 0.5}, {"rho": 0}, {"eps": 0.5}, {"lam": 2}, {"lam": 0.0}):
+        assert (drift(**change) == start).all() == ("lr" in change)  # at order (1, 2) a drift has no eta in it
+    assert compiled() == before
+    drift(batch=2)
+    assert compiled() > before, "the count sees a compilation where there is one"
+
+
 def test_rw_sam_without_weights_is_sam():
     norms = sdesam.NormEstimate("exact")
     sde, sam = bound("rw-sam", lam=0.0, norms=norms, expectation="exact"), bound("sam", expectation="exact")
@@ -114,7 +169,9 @@ def test_a_vanishing_gradient_perturbs_nothing():
     [
         ({"micro_batches": 1}, "micro_batches=1: it must be at least 2"),
         ({"micro_batches": 4, "expectation": "exact"}, "an exact expectation lists all micro-batches"),
-        ({"variant": "n-sam", "micro_batches": 4}, "the expectations of n-sam are exact; leave micro_batches out"),
+        ({"variant": "n-sam", "micro_batches": 4}, r"n-sam at order \(2, 3\) has no expectation over whole micro-batches, so that none are drawn"),
+        ({"variant": "m-usam", "eps": 0.0, "micro_batches": 4}, r"m-usam at order \(2, 3\) has no expectation over whole micro-batches"),
+        ({"order": (1, 1), "micro_batches": 4}, r"m-sam at order \(1, 1\) has no expectation over whole micro-batches"),
         ({"variant": "m-usam", "micro": 2}, "m-usam does not normalise its perturbation; leave eps out"),
         ({"eps": -0.1}, "eps=-0.1: it must be a finite number of at least 0"),
         ({"lam": 1.0}, "m-sam has no Gibbs weights; leave lam out, or use rw-sam"),
@@ -123,6 +180,7 @@ def test_a_vanishing_gradient_perturbs_nothing():
         ({"variant": "rw-sam", "lam": 1.0, "expectation": "exact"}, "the exact expectation over random directions is not known"),
         ({"variant": "rw-sam", "lam": 1.0, "norms": sdesam.NormEstimate(delta=1e-9)}, "delta=1e-09 is below the rounding level 1e-07 of float32"),
         ({"variant": "sam", "batch": 40, "expectation": "exact"}, "135751 micro-batches, more than the 5000 that are listed"),
+        ({"variant": "sam", "batch": 10**6, "expectation": "exact"}, "about 1e23 micro-batches, more than the 5000 that are listed"),
     ],
 )
 def test_bad_input(change, message):
