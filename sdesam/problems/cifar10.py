@@ -62,9 +62,7 @@ class Images:
             if images.shape[1:] != self.train_images.shape[1:]:
                 raise ValueError(f"test_images have shape {list(images.shape[1:])}, train_images {list(self.train_images.shape[1:])}")
             if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
-                raise ValueError(
-                    f"{part}_labels is {labels.dtype}{list(labels.shape)}: it must be whole numbers, one for each of {len(images)} images"
-                )
+                raise ValueError(f"{part}_labels is {labels.dtype}{list(labels.shape)}: it must be a whole number for each of {len(images)} images")
             if labels.min() < 0 or labels.max() >= len(self.classes):
                 raise ValueError(f"{part}_labels run from {labels.min()} to {labels.max()}: they must be from 0 to {len(self.classes) - 1}")
 
@@ -104,16 +102,20 @@ def load(path: str | os.PathLike[str], cache: str | os.PathLike[str] | None = No
         arrays, meta = read_arrays(cache)
         if meta.get("schema") != "sdesam.cifar10/1":
             raise ValueError(f"cache={str(cache)!r} holds something else: name a file that this function wrote, or one that does not exist")
-        return Images(**arrays, source=meta["source"])
+        return _images(arrays, meta["source"])
     place = Path(path)
     if not place.exists():
         raise FileNotFoundError(f"no CIFAR-10 at {str(path)!r}: there is no such file or folder; get cifar-10-python.tar.gz from {PAGE}")
     files = _Folder(place) if place.is_dir() else _Tar(place)
     images = _read(files)
-    found = Images(**images, source=f"CIFAR-10, {files.kind}")
+    found = _images(images, f"CIFAR-10, {files.kind}")
     if cache is not None:
         write_arrays(cache, images, {"schema": "sdesam.cifar10/1", "source": found.source})
     return found
+
+
+def _images(arrays: Mapping[str, np.ndarray], source: str) -> Images:
+    return Images(arrays["train_images"], arrays["train_labels"], arrays["test_images"], arrays["test_labels"], source=source)
 
 
 class _Folder:
@@ -255,9 +257,7 @@ def _read_pictures(files: Files, names: list[str]) -> dict[str, np.ndarray]:
     try:
         from PIL import Image
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "CIFAR-10 from pictures needs pillow: pip install 'sdesam[images]', or take the python or binary version"
-        ) from error
+        raise ModuleNotFoundError("CIFAR-10 from pictures needs pillow: pip install 'sdesam[images]', or take its binary version") from error
 
     chosen: dict[str, tuple[str, int]] = {}
     for name in names:

@@ -17,6 +17,7 @@ from sdesam.sampling import whole
 
 PyTree = Any
 Compute = Literal["float32", "bfloat16"]
+Convolution = Literal["auto", "direct", "patches"]
 
 _EPS = 1e-5  # of batch norm, as in most implementations
 _MEAN = (0.4914, 0.4822, 0.4465)  # of CIFAR-10's pixels over 255, by channel; any other fixed numbers would do for other images
@@ -33,9 +34,13 @@ class ResNet:
         classes: scores that it gives.
         dtype: what convolutions compute in, `"float32"` or `"bfloat16"`.
         decay: of the running statistics: `new = decay * old + (1 - decay) * batch`.
+        convolution: `"direct"`, the library's; `"patches"`, a matrix product with the shifted images side by side, nine times the memory;
+            `"auto"`, patches on CPU and direct elsewhere. XLA's weight gradients inside compiled loops on CPU take a hundred times what they
+            take outside (jax issue 12868), and weights of their own for each micro-batch make direct convolutions grouped ones, but
+            matrix products batched ones.
 
     Raises:
-        ValueError: a size below 1, `decay` outside [0, 1), an unknown `dtype`.
+        ValueError: a size below 1, `decay` outside [0, 1), an unknown `dtype` or `convolution`.
 
     Source: He, Zhang, Ren & Sun, "Deep residual learning", 2016; the CIFAR form of ResNet-18 with widths 64 to 512 is the one of the SAM papers.
 
@@ -50,6 +55,7 @@ class ResNet:
     classes: int = 10
     dtype: Compute = "float32"
     decay: float = 0.9
+    convolution: Convolution = "auto"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", tuple(whole("blocks", number) for number in self.blocks))
@@ -59,6 +65,8 @@ class ResNet:
         whole("classes", self.classes, least=2)
         if self.dtype not in get_args(Compute):
             raise unknown("dtype", self.dtype, get_args(Compute))
+        if self.convolution not in get_args(Convolution):
+            raise unknown("convolution", self.convolution, get_args(Convolution))
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay={self.decay!r}: it must be at least 0 and below 1")
 
@@ -117,13 +125,11 @@ class ResNet:
         if ghost is not None and len(images) % ghost:
             raise ValueError(f"ghost={ghost} does not divide the {len(images)} images")
         compute = jnp.dtype(self.dtype)
+        by_patches = self.convolution == "patches" or (self.convolution == "auto" and jax.default_backend() == "cpu")
+        convolve = convolution_by_patches if by_patches else convolution
 
         def layer(p: PyTree, s: PyTree, x: jax.Array, stride: int = 1) -> tuple[jax.Array, PyTree]:
-            size = p["kernel"].shape[0]
-            x = jax.lax.conv_general_dilated(
-                x, p["kernel"].astype(compute), (stride, stride), [(size // 2, size // 2)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
-            return batch_norm(p, s, x, ghost, self.decay)
+            return batch_norm(p, s, convolve(x, p["kernel"].astype(compute), stride), ghost, self.decay)
 
         x = (images.astype(jnp.float32) / 255 - jnp.array(_MEAN)) / jnp.array(_STD)
         new: PyTree = {"stages": []}
@@ -144,6 +150,22 @@ class ResNet:
     @staticmethod
     def _stride(stage: int, repeat: int) -> int:
         return 2 if stage and not repeat else 1
+
+
+def convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """The convolution of images, shape (n, height, width, channels), with an odd `kernel`, shape (k, k, in, out), as many zeros around as needed."""
+    border = kernel.shape[0] // 2
+    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), [(border, border)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def convolution_by_patches(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """The same as one matrix product."""
+    size, outward = kernel.shape[0], kernel.shape[-1]
+    border = size // 2
+    height, width = x.shape[1], x.shape[2]
+    padded = jnp.pad(x, ((0, 0), (border, border), (border, border), (0, 0)))
+    shifted = [padded[:, row : row + height : stride, column : column + width : stride] for row in range(size) for column in range(size)]
+    return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, outward)
 
 
 def batch_norm(p: PyTree, s: PyTree, x: jax.Array, ghost: int | None, decay: float) -> tuple[jax.Array, PyTree]:

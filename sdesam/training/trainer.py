@@ -375,8 +375,7 @@ class Trainer:
 
     def _steps(self, state: State, data: tuple[jax.Array, jax.Array], key: jax.Array, steps: jax.Array, total: jax.Array) -> Any:
         """The first `steps` steps of an epoch; losses and accuracies summed over them. The number is a runtime value: trials compile nothing new."""
-        images, labels = data
-        b, n = self.recipe.batch, len(labels)
+        b, n = self.recipe.batch, len(data[1])
         order = jax.random.permutation(jax.random.fold_in(key, state.optimizer.count // self.steps_per_epoch), n)
 
         def step(k: jax.Array, carry: Any) -> Any:
@@ -427,10 +426,8 @@ def shift_and_mirror(images: jax.Array, rows: jax.Array, columns: jax.Array, mir
         columns: likewise.
         mirror: shape (n,), boolean.
     """
-    border = ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0))
-    cut = jax.vmap(lambda image, row, column: jax.lax.dynamic_slice(image, (row, column, 0), images.shape[1:]))(
-        jnp.pad(images, border), rows, columns
-    )
+    padded = jnp.pad(images, ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0)))
+    cut = jax.vmap(lambda image, row, column: jax.lax.dynamic_slice(image, (row, column, 0), images.shape[1:]))(padded, rows, columns)
     return jnp.where(mirror[:, None, None, None], cut[:, :, ::-1], cut)
 
 
@@ -498,7 +495,8 @@ def _gradient_noise(network: ResNet, params: PyTree, statistics: PyTree, images:
 
     def loss(params: PyTree, image: jax.Array, label: jax.Array) -> jax.Array:
         scores, _ = network(params, statistics, image[None])
-        return optax.softmax_cross_entropy_with_integer_labels(scores, label[None])[0]
+        losses: jax.Array = optax.softmax_cross_entropy_with_integer_labels(scores, label[None])
+        return losses[0]
 
     def add(total: PyTree, sample: Any) -> tuple[PyTree, jax.Array]:
         g = jax.grad(loss)(params, *sample)
@@ -509,7 +507,8 @@ def _gradient_noise(network: ResNet, params: PyTree, statistics: PyTree, images:
 
 
 def _norm2(tree: PyTree) -> jax.Array:
-    return sum((jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)), start=jnp.float32(0))
+    total: jax.Array = sum((jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)), start=jnp.float32(0))
+    return total
 
 
 def _losses(network: ResNet, ghost: int, params: PyTree, batch: PyTree, statistics: PyTree) -> tuple[jax.Array, Any]:
