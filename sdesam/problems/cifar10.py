@@ -1,7 +1,7 @@
 """CIFAR-10 from the files that people have of it: python or binary batches, or JPEG or PNG files by class; in a folder or a tar of it.
 
 60,000 colour images of 32x32 pixels in ten classes, of which 10,000 are to test on (Krizhevsky, "Learning Multiple Layers of Features
-from Tiny Images", 2009). Nothing is fetched, and nothing is kept on disk unless asked for. The python batches are pickles, which may
+from Tiny Images", 2009). Nothing is fetched, and nothing is written. The python batches are pickles, which may
 run any program: they are read by an unpickler that knows arrays, strings, lists and dictionaries, and nothing else.
 """
 
@@ -13,16 +13,15 @@ import pickle
 import tarfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from sdesam.store import read_arrays, write_arrays
-
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
+GET = "get cifar-10-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html"
+KINDS = "python or binary batches, or JPEG or PNG files by class"
 
 _SIDE = 32
 _PIXELS = 3 * _SIDE * _SIDE
@@ -38,11 +37,9 @@ class Images:
 
     Args:
         train_images: shape (n, height, width, channels), uint8.
-        train_labels: shape (n,), int32, a class's place in `classes`.
+        train_labels: shape (n,), int32, a class's place in `CLASSES`.
         test_images: as `train_images`.
         test_labels: as `train_labels`.
-        classes: the names of the classes.
-        source: what was read, in words.
 
     Raises:
         ValueError: arrays of another kind, shape or length, a label that is no class.
@@ -52,8 +49,6 @@ class Images:
     train_labels: np.ndarray
     test_images: np.ndarray
     test_labels: np.ndarray
-    classes: tuple[str, ...] = CLASSES
-    source: str = "arrays"
 
     def __post_init__(self) -> None:
         for part, images, labels in (("train", self.train_images, self.train_labels), ("test", self.test_images, self.test_labels)):
@@ -63,28 +58,26 @@ class Images:
                 raise ValueError(f"test_images have shape {list(images.shape[1:])}, train_images {list(self.train_images.shape[1:])}")
             if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
                 raise ValueError(f"{part}_labels is {labels.dtype}{list(labels.shape)}: it must be a whole number for each of {len(images)} images")
-            if labels.min() < 0 or labels.max() >= len(self.classes):
-                raise ValueError(f"{part}_labels run from {labels.min()} to {labels.max()}: they must be from 0 to {len(self.classes) - 1}")
+            if labels.min() < 0 or labels.max() >= len(CLASSES):
+                raise ValueError(f"{part}_labels run from {labels.min()} to {labels.max()}: they must be from 0 to {len(CLASSES) - 1}")
 
-    def subset(self, train: int, labels: np.ndarray | None = None) -> Images:
-        """The same with the first `train` images to train on, with other `labels` (shape (train,)) if given."""
+    def subset(self, train: int) -> Images:
+        """The same with the first `train` images to train on."""
         if not 1 <= train <= len(self.train_images):
             raise ValueError(f"train={train}: there are {len(self.train_images)} images")
-        chosen = self.train_labels[:train] if labels is None else labels
-        return Images(self.train_images[:train], chosen, self.test_images, self.test_labels, self.classes, f"{self.source}, first {train} images")
+        return replace(self, train_images=self.train_images[:train], train_labels=self.train_labels[:train])
 
     def __repr__(self) -> str:
-        return f"Images({len(self.train_images)} to train, {len(self.test_images)} to test, {self.source})"
+        return f"Images({len(self.train_images)} to train, {len(self.test_images)} to test)"
 
 
-def load(path: str | os.PathLike[str], cache: str | os.PathLike[str] | None = None) -> Images:
+def load(path: str | os.PathLike[str]) -> Images:
     """CIFAR-10, in the order of the batches; pictures by number and then class, so that the first ones are of all classes.
 
     Args:
         path: a folder, or a tar of it (plain, gz, bz2 or xz), with `data_batch_1` to `data_batch_5` and `test_batch` (the python version),
             the same with `.bin` (the binary version), or `train/<class>/*.jpg` and `test/<class>/*.jpg` (also `.jpeg` and `.png`; these
             need pillow). They may lie in a folder inside.
-        cache: an npz file: read if it is there (then `path` is not looked at), else written, so that the next time is quick.
 
     Raises:
         FileNotFoundError: no such file or folder.
@@ -98,31 +91,18 @@ def load(path: str | os.PathLike[str], cache: str | os.PathLike[str] | None = No
     ...
     FileNotFoundError: no CIFAR-10 at 'nowhere': there is no such file or folder; get cifar-10-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html
     """
-    if cache is not None and Path(cache).exists():
-        arrays, meta = read_arrays(cache)
-        if meta.get("schema") != "sdesam.cifar10/1":
-            raise ValueError(f"cache={str(cache)!r} holds something else: name a file that this function wrote, or one that does not exist")
-        return _images(arrays, meta["source"])
     place = Path(path)
     if not place.exists():
-        raise FileNotFoundError(f"no CIFAR-10 at {str(path)!r}: there is no such file or folder; get cifar-10-python.tar.gz from {PAGE}")
+        raise FileNotFoundError(f"no CIFAR-10 at {str(path)!r}: there is no such file or folder; {GET}")
     files = _Folder(place) if place.is_dir() else _Tar(place)
-    images = _read(files)
-    found = _images(images, f"CIFAR-10, {files.kind}")
-    if cache is not None:
-        write_arrays(cache, images, {"schema": "sdesam.cifar10/1", "source": found.source})
-    return found
-
-
-def _images(arrays: Mapping[str, np.ndarray], source: str) -> Images:
-    return Images(arrays["train_images"], arrays["train_labels"], arrays["test_images"], arrays["test_labels"], source=source)
+    return Images(**_read(files))
 
 
 class _Folder:
     """The files below a folder."""
 
     def __init__(self, place: Path):
-        self.place, self.kind = place, ""
+        self.place = place
         self.names = sorted(path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file())
 
     def contents(self, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
@@ -134,12 +114,10 @@ class _Tar:
     """The files of a tar; read from one end to the other, since what is compressed cannot be read otherwise in reasonable time."""
 
     def __init__(self, place: Path):
-        self.place, self.kind = place, ""
+        self.place = place
         try:
             with tarfile.open(place) as archive:
                 self.names = sorted(member.name.removeprefix("./") for member in archive if member.isfile())
-        except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-            raise self._cut_short(error) from error
         except Exception as error:  # lzma and zlib have error types of their own
             raise self._cut_short(error) from error
 
@@ -157,7 +135,7 @@ class _Tar:
             raise self._cut_short(error) from error
 
     def _cut_short(self, error: Exception) -> ValueError:
-        return ValueError(f"{str(self.place)!r} is no tar file, or it is cut short ({error}); get cifar-10-python.tar.gz from {PAGE}")
+        return ValueError(f"{str(self.place)!r} is no tar file, or it is cut short ({error}); {GET}")
 
 
 Files = _Folder | _Tar
@@ -169,16 +147,14 @@ def _read(files: Files) -> dict[str, np.ndarray]:
     for name in files.names:
         by_name.setdefault(PurePosixPath(name).name, name)
     needed = [name for names in _BATCHES.values() for name in names]
-    for suffix, kind, parse in (("", "python batches", _python_batch), (".bin", "binary batches", _binary_batch)):
+    for suffix, parse in (("", _python_batch), (".bin", _binary_batch)):
         if any(name + suffix in by_name for name in needed):
             missing = [name + suffix for name in needed if name + suffix not in by_name]
             if missing:
                 raise _wrong(files, f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
-            files.kind = kind
             return _read_batches(files, {name: by_name[name + suffix] for name in needed}, parse)
     pictures = [name for name in files.names if PurePosixPath(name).suffix.lower() in _PICTURES]
     if pictures:
-        files.kind = "pictures"
         return _read_pictures(files, pictures)
     if {"fine_label_names.txt", "coarse_label_names.txt", "meta"} & set(by_name) and _OF_CIFAR_100 & set(by_name):
         raise _wrong(files, "this is CIFAR-100, another data set")
@@ -294,4 +270,4 @@ def _read_pictures(files: Files, names: list[str]) -> dict[str, np.ndarray]:
 
 
 def _wrong(files: Files, what: str) -> ValueError:
-    return ValueError(f"{str(files.place)!r} is not the whole of CIFAR-10: {what}; get cifar-10-python.tar.gz from {PAGE}")
+    return ValueError(f"{str(files.place)!r} is not the whole of CIFAR-10: {what}; {GET}")

@@ -1,20 +1,7 @@
-"""Training networks with batch norm, with every variant of the family: ResNet-18 on CIFAR-10 and smaller ones."""
+"""Training networks with batch norm, with the variants of the family: ResNet-18 on CIFAR-10 and smaller ones."""
 
-from sdesam.training.budget import Plan, plan, seconds_per_epoch, throughput
 from sdesam.training.resnet import ResNet
-from sdesam.training.trainer import Method, Recipe, Run, State, Trainer, evaluate, gradient_noise
+from sdesam.training.throughput import steps_in_turn
+from sdesam.training.trainer import Recipe, Run, State, Trainer, measure
 
-__all__ = [
-    "Method",
-    "Plan",
-    "Recipe",
-    "ResNet",
-    "Run",
-    "State",
-    "Trainer",
-    "evaluate",
-    "gradient_noise",
-    "plan",
-    "seconds_per_epoch",
-    "throughput",
-]
+__all__ = ["Recipe", "ResNet", "Run", "State", "Trainer", "measure", "steps_in_turn"]

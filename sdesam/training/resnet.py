@@ -106,15 +106,16 @@ class ResNet:
         }
         return params, statistics
 
-    def __call__(self, params: PyTree, statistics: PyTree, images: jax.Array, ghost: int | None = None) -> tuple[jax.Array, PyTree]:
+    def __call__(self, params: PyTree, statistics: PyTree, images: jax.Array, *, train: bool, ghost: int | None = None) -> tuple[jax.Array, PyTree]:
         """`(scores, new running statistics)`.
 
         Args:
             params: from :meth:`init`.
             statistics: running means and variances.
             images: uint8, shape (n, height, width, 3).
-            ghost: None to evaluate, with the running statistics; to train, how many consecutive images share the statistics that they are
-                normalised with (ghost batch norm if fewer than `n`). The running statistics take the mean over the groups.
+            train: whether the statistics to normalise with are those of these images; else the running ones.
+            ghost: in training, how many consecutive images share them (ghost batch norm); None for all. The running statistics take the mean
+                over the groups.
 
         Returns:
             Scores in float32, shape (n, classes), and the running statistics after these images (unchanged to evaluate).
@@ -122,14 +123,15 @@ class ResNet:
         Raises:
             ValueError: `ghost` does not divide the images.
         """
-        if ghost is not None and len(images) % ghost:
+        group = (ghost or len(images)) if train else None
+        if group is not None and len(images) % group:
             raise ValueError(f"ghost={ghost} does not divide the {len(images)} images")
         compute = jnp.dtype(self.dtype)
         by_patches = self.convolution == "patches" or (self.convolution == "auto" and jax.default_backend() == "cpu")
         convolve = convolution_by_patches if by_patches else convolution
 
         def layer(p: PyTree, s: PyTree, x: jax.Array, stride: int = 1) -> tuple[jax.Array, PyTree]:
-            return batch_norm(p, s, convolve(x, p["kernel"].astype(compute), stride), ghost, self.decay)
+            return batch_norm(p, s, convolve(x, p["kernel"].astype(compute), stride), group, self.decay)
 
         x = (images.astype(jnp.float32) / 255 - jnp.array(_MEAN)) / jnp.array(_STD)
         new: PyTree = {"stages": []}
@@ -168,21 +170,21 @@ def convolution_by_patches(x: jax.Array, kernel: jax.Array, stride: int) -> jax.
     return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, outward)
 
 
-def batch_norm(p: PyTree, s: PyTree, x: jax.Array, ghost: int | None, decay: float) -> tuple[jax.Array, PyTree]:
+def batch_norm(p: PyTree, s: PyTree, x: jax.Array, group: int | None, decay: float) -> tuple[jax.Array, PyTree]:
     """`scale (x - mean) / sqrt(variance + 1e-5) + bias` by channel, in float32, given back in the dtype of `x`; and the running statistics.
 
-    Statistics are those of `ghost` consecutive images, or the running ones if `ghost` is None. The running variance takes the unbiased one,
+    Statistics are those of `group` consecutive images, or the running ones if it is None. The running variance takes the unbiased one,
     as is customary.
     """
     wide = x.astype(jnp.float32)
-    if ghost is None:
+    if group is None:
         mean, variance, new = s["mean"], s["variance"], s
     else:
-        groups = wide.reshape(-1, ghost, *x.shape[1:])
+        groups = wide.reshape(-1, group, *x.shape[1:])
         axes = (1, 2, 3)
         mean = jnp.mean(groups, axes, keepdims=True)
         variance = jnp.maximum(jnp.mean(groups**2, axes, keepdims=True) - mean**2, 0)  # one pass over memory
-        count = ghost * x.shape[1] * x.shape[2]
+        count = group * x.shape[1] * x.shape[2]
         seen = {"mean": mean, "variance": variance * (count / max(count - 1, 1))}
         new = {name: decay * s[name] + (1 - decay) * jnp.mean(value, axis=(0, 1, 2, 3)) for name, value in seen.items()}
         wide = groups
