@@ -30,7 +30,7 @@ Config = Mapping[str, Any]
 
 TRAINING, START, COST, GROUPS = (f"CIFAR-10 {what}" for what in ("training", "bad minimum", "cost of a step", "micro-batches"))
 BATCH = 128
-RW_SAM = {"variant": "rw-sam", "lam": digits.LAM, "delta": 1e-2}
+BLOCKS = (2, 2, 2, 2)
 FIT = {"lr": 0.05, "weight_decay": 0.0, "augment": False, "label_noise": 0.9, "until": 0.999}
 ENOUGH = 10
 """Epochs below which a second seed is not worth having."""
@@ -71,9 +71,9 @@ def configurations(
         raise ValueError(f"micro={','.join(map(str, micro))}: a trend over m needs at least two of {wanted} beside the mini-batch of {BATCH} (SAM)")
     if not BATCH <= train <= 50_000:
         raise ValueError(f"train={train}: it must be from {BATCH}, a mini-batch, to 50000, all images")
-    conditions = [digits.SGD, *({"variant": "m-sam", "micro": m} for m in (BATCH, *sizes)), RW_SAM]
+    conditions = [digits.SGD, *({"variant": "m-sam", "micro": m} for m in (BATCH, *sizes)), digits.RW_SAM]
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    common = {"width": width, "dtype": dtype, "train": train, "batch": BATCH, "ghost": sizes[-1]}
+    common = {"blocks": BLOCKS, "width": width, "dtype": dtype, "train": train, "batch": BATCH, "ghost": sizes[-1]}
     common |= {"lr": lr, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine", "augment": augment, "rho": rho}
     found: list[dict[str, Any]] = [{"run": COST, **common, "conditions": conditions, "rounds": 5, "device": jax.devices()[0].device_kind}]
     for seed in range(seeds):
@@ -88,7 +88,7 @@ def _starts(config: Config) -> list[dict[str, Any]]:
     """The run that gives a training run its start: the bad minimum of its seed, or none."""
     if config.get("start") != "bad minimum":
         return []
-    shared = ("width", "dtype", "train", "batch", "ghost", "momentum", "schedule", "epochs", "seed")
+    shared = ("blocks", "width", "dtype", "train", "batch", "ghost", "momentum", "schedule", "epochs", "seed")
     return [{"run": START, **{name: config[name] for name in shared}, **FIT}]
 
 
@@ -96,7 +96,7 @@ def _groups(config: Config) -> list[dict[str, Any]]:
     """The run that finds out how micro-batches are run fastest, for what has some."""
     if config["run"] in (START, GROUPS) or (config.get("micro", BATCH) == BATCH and config["run"] != COST):
         return []
-    shared = {name: config[name] for name in ("width", "dtype", "batch", "ghost")}
+    shared = {name: config[name] for name in ("blocks", "width", "dtype", "batch", "ghost")}
     return [{"run": GROUPS, **shared, "device": jax.devices()[0].device_kind}]
 
 
@@ -176,7 +176,9 @@ def _ways(config: Config, needed: Mapping[str, Run], groups: Any, data: cifar10.
     direct = [] if jax.default_backend() == "cpu" else ["accumulate, direct", "vmap, direct"]
     ways = [*direct, *(f"{groups}, patches" for groups in ("accumulate", "vmap"))]
     smallest = {"variant": "m-sam", "rho": 0.1, "micro": config["ghost"], "augment": False}
-    seconds = steps_in_turn({way: _trainer({**config, **smallest}, way) for way in ways}, data.subset(4 * BATCH), rounds=3)
+    seconds = steps_in_turn(
+        {way: _trainer({**config, **smallest}, way) for way in ways}, data.subset(min(4 * BATCH, len(data.train_labels))), rounds=3
+    )
     best = {way: median(seconds[way]) for way in ways}
     return Numbers({"fastest": min(best, key=lambda way: best[way]), "milliseconds": {way: 1e3 * one for way, one in best.items()}})
 
@@ -186,7 +188,7 @@ def _trainer(config: Config, groups: str | None) -> Trainer:
     given = {field.name: config[field.name] for field in fields(Recipe) if field.name in config}
     if given.get("variant", "sgd") == "sgd":
         given.pop("rho", None)
-    network = ResNet(width=config["width"], dtype=config["dtype"])
+    network = ResNet(tuple(config["blocks"]), config["width"], dtype=config["dtype"])
     if groups is not None and given.get("micro", BATCH) < BATCH:
         way, convolution = groups.split(", ")
         return _kept(replace(network, convolution=convolution), Recipe(**given), way)

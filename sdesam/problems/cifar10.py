@@ -135,7 +135,8 @@ class _Tar:
             raise self._cut_short(error) from error
 
     def _cut_short(self, error: Exception) -> ValueError:
-        return ValueError(f"{str(self.place)!r} is no tar file, or it is cut short ({error}); {GET}")
+        words = str(error).partition("\n")[0].rstrip(":")  # tarfile goes on with a line for each kind of compression
+        return ValueError(f"{str(self.place)!r} is no tar file, or it is cut short ({words}); {GET}")
 
 
 Files = _Folder | _Tar

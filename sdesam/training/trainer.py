@@ -32,7 +32,6 @@ from sdesam.optim.optimizer import Groups
 from sdesam.problems.cifar10 import Images
 from sdesam.sampling import check_perturbation, positive, whole
 from sdesam.training.resnet import ResNet
-from sdesam.variants import NormEstimate
 from sdesam.variants import variant as find_variant
 
 PyTree = Any
@@ -51,7 +50,6 @@ class Recipe:
         rho: perturbation radius.
         micro: `m`, for m-sam and m-usam.
         lam: inverse temperature of rw-sam's weights.
-        delta: step of rw-sam's difference quotient, of which losses in half precision need a larger one.
         batch: mini-batch size `b`.
         lr: learning rate at the start.
         momentum: of SGD (heavy ball); 0 for none.
@@ -74,7 +72,6 @@ class Recipe:
     rho: float = 0.0
     micro: int | None = None
     lam: float | None = None
-    delta: float | None = None
     batch: int = 128
     lr: float = 0.1
     momentum: float = 0.9
@@ -87,7 +84,7 @@ class Recipe:
         rule = find_variant(self.variant)
         if rule.needs_whole_set:
             raise ValueError(f"{self.variant} needs the gradient of the whole data set at each step: train it with sdesam.optim or as a sdesam.Chain")
-        check_perturbation(rule, self.rho, 0.0, self.lam, self.norms)
+        check_perturbation(rule, self.rho, 0.0, self.lam, None)
         if rule.micro != (self.micro is not None):
             words = "needs micro, the samples of a micro-batch" if rule.micro else "has no micro-batches; leave micro out"
             raise ValueError(f"micro={self.micro!r}: {self.variant} {words}")
@@ -103,11 +100,6 @@ class Recipe:
             if number % size:
                 divisors = ", ".join(str(k) for k in range(1, number + 1) if number % k == 0)
                 raise ValueError(f"{smaller}={size} does not divide {larger}={number}: choose one of {divisors}")
-
-    @property
-    def norms(self) -> NormEstimate | None:
-        """How rw-sam estimates gradient norms; None: as it does by default."""
-        return None if self.delta is None else NormEstimate(delta=self.delta)
 
     @property
     def passes(self) -> float:
@@ -181,7 +173,6 @@ class Trainer:
             recipe.rho,
             micro=recipe.micro,
             lam=recipe.lam,
-            norms=recipe.norms,
             groups=groups,
             has_aux=True,
         )
