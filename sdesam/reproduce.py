@@ -85,23 +85,32 @@ class Experiment:
         """The options and their values where they are not given."""
         return {name: parameter.default for name, parameter in inspect.signature(self.runs).parameters.items() if name != "preset"}
 
-    def configurations(self, preset: Preset, options: Mapping[str, Any] | None = None) -> list[Config]:
-        """The runs of a preset, in order.
+    def checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """`options` as numbers and tuples.
 
         Raises:
             ValueError: an option that this experiment does not have, or a value that does not do: counts are whole numbers of at least 1, and
                 where there are several, with commas between.
         """
-        asked = dict(options or {})
+        asked = dict(options)
         known = self.defaults
         for name, value in asked.items():
             if name in known and isinstance(known[name], tuple):
-                several = value.split(",") if isinstance(value, str) else [value]
+                several = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
                 asked[name] = tuple(whole(name, int(one) if str(one).strip().isdigit() else one) for one in several)
             elif name in known:
                 asked[name] = positive(name, value) if isinstance(known[name], float) else whole(name, value)
             else:
                 raise ValueError(f"experiment {self.name!r} has no option {name!r}: its options are {', '.join(known) or 'none'}")
+        return asked
+
+    def configurations(self, preset: Preset, options: Mapping[str, Any] | None = None) -> list[Config]:
+        """The runs of a preset, in order.
+
+        Raises:
+            ValueError: as :meth:`checked`, or there are none.
+        """
+        asked = self.checked(options or {})
         configs = list(self.runs(preset, **asked))
         if not configs:
             raise ValueError(f"experiment {self.name!r} has no runs with {asked or preset}: ask for at least one seed")
@@ -236,8 +245,9 @@ def fit(
         ValueError: not one epoch of each optimizer fits; else as :func:`sweep`.
         OSError: as :func:`sweep`.
     """
+    options = what.checked(options)
     if what.fit is None or minutes is None:
-        return dict(options), []
+        return options, []
     check(what, minutes, data)
     measured, trained, *_ = what.configurations("full", options)
     if measured not in runs:

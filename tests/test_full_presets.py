@@ -65,7 +65,7 @@ def test_m_sharpness_with_its_measurements(monkeypatch, tmp_path):
     what, runs = small("m_sharpness", monkeypatch), RunStore(tmp_path / "runs")
     configs = what.configurations("full", {**SMALL, "seeds": 1})
     options, left_out = reproduce.fit(what, {**SMALL, "seeds": 1}, runs, 1000, "path")
-    assert (options, left_out) == ({**SMALL, "seeds": 1}, [])
+    assert (options, left_out) == ({**SMALL, "seeds": 1, "micro": (64, 32)}, [])
     done = reproduce.sweep(what, configs, runs)
     assert (done.done, done.found, done.left) == (5, 1, [])
     data = reproduce.collect(what, configs, runs, "full", "command")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -56,7 +57,7 @@ def steps_in_turn(trainers: Mapping[str, Trainer], images: Images, rounds: int =
         with jax.default_device(device):
             timer(1)
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as pool:  # a compilation takes memory, too
         list(pool.map(compiled, timers.values()))
     for name, timer in timers.items():
         steps[name] = int(np.clip(_SECONDS / timer(1), 1, most))
