@@ -271,32 +271,9 @@ def fit(
 def summarise(first: Callable[[Sequence[Run]], dict[str, Any]], stored: Sequence[Run]) -> dict[str, Any]:
     """As in the quick preset; and what was done, in words, with the speed of the steps."""
     summary = first(stored)
-    lines = ["n-SAM is left out: its gradient over all images at each step costs hundreds of passes"]
-    for run in stored:
-        values = run.numbers.values
-        if run.config["run"] == START:
-            fits = (
-                f"{name} labels {100 * values[f'train_accuracy, {name} labels']:.1f} % right after {values[f'epoch, {name} labels']:.0f} epochs"
-                for name in ("wrong", "true")
-            )
-            lines.append(
-                f"bad minimum, seed {run.config['seed']}: {', '.join(fits)}; test accuracy {100 * values['test_accuracy, true labels']:.2f} %"
-            )
-        if run.config["run"] == COST:
-            lines += _cost_lines(run)
-        if run.config["run"] == TRAINING:
-            what = f"seed {run.config['seed']}, {digits.label(run.config)}" + (
-                f", {run.config['label_noise']:.0%} wrong labels" if run.config["label_noise"] else ""
-            )
-            end = {name: run.numbers.arrays[name][-1] for name in ("test_accuracy", "trace_cov")}
-            seconds, speed = run.seconds / 60, np.nanmedian(run.numbers.arrays["images_per_second"])
-            found = (
-                f"DIVERGED in epoch {values['diverged in epoch']}"
-                if values["diverged"]
-                else f"test accuracy {100 * end['test_accuracy']:.2f} %, tr V {end['trace_cov']:.3g}"
-            )
-            lines.append(f"{what}: {found}; {run.config['epochs']} epochs in {seconds:.1f} minutes, {speed:.0f} images/s")
-    return {**summary, "lines": [*lines, *summary["lines"]]}
+    words = {COST: _cost_lines, START: _start_lines, TRAINING: _training_lines}
+    lines = [line for run in stored for line in words[run.config["run"]](run)]
+    return {**summary, "lines": ["n-SAM is left out: its gradient over all images at each step costs hundreds of passes", *lines, *summary["lines"]]}
 
 
 def _cost_lines(run: Run) -> list[str]:
@@ -309,10 +286,31 @@ def _cost_lines(run: Run) -> list[str]:
             f"{device}, {name}: {values['images per second'][name]:.0f} images/s; a step takes {ratio:.2f} plain ones for {passes:.3g} "
             f"forward-backward passes: {ratio / passes:.2f} each"
         )
-    lines.append(
-        f"m-SAM is run as '{values['micro-batches']}': each micro-batch has weights of its own in the perturbed pass, no two share a product"
-    )
+    lines.append(f"m-SAM is run as {values['micro-batches']!r}: in the perturbed pass no two micro-batches have the same weights, or share a product")
     return lines
+
+
+def _start_lines(run: Run) -> list[str]:
+    lines = []
+    for labels in ("wrong", "true"):
+        right, epochs, tested = (run.numbers.values[f"{what}, {labels} labels"] for what in ("train_accuracy", "epoch", "test_accuracy"))
+        failed = "" if right >= run.config["until"] else ", which is NOT a fit: give more epochs, or fewer images with train="
+        lines.append(
+            f"bad minimum of seed {run.config['seed']}, {labels} labels: {100 * right:.1f} % right after {epochs:.0f} epochs "
+            f"(test accuracy {100 * tested:.1f} %){failed}"
+        )
+    return lines
+
+
+def _training_lines(run: Run) -> list[str]:
+    values, arrays, noise = run.numbers.values, run.numbers.arrays, run.config["label_noise"]
+    found = f"test accuracy {100 * arrays['test_accuracy'][-1]:.2f} %, tr V {arrays['trace_cov'][-1]:.3g}"
+    if values["diverged"]:
+        found = f"DIVERGED in epoch {values['diverged in epoch']}"
+    whose = f"seed {run.config['seed']}, {digits.label(run.config)}{f', {noise:.0%} wrong labels' if noise else ''}"
+    return [
+        f"{whose}: {found}; {run.config['epochs']} epochs in {run.seconds / 60:.1f} minutes, {np.nanmedian(arrays['images_per_second']):.0f} images/s"
+    ]
 
 
 def with_full(quick: Experiment, runs: Callable[..., list[dict[str, Any]]]) -> Experiment:

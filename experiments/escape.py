@@ -22,10 +22,9 @@ from sdesam.runs import Run
 CONDITIONS = (digits.SGD, digits.N_SAM, *digits.M_SAM, digits.RW_SAM)
 
 
-def runs(preset: str, seeds: int | None = None, steps: int = digits.SETTING["steps"]) -> list[dict[str, Any]]:
+def runs(preset: str, seeds: int = 20, steps: int = digits.SETTING["steps"]) -> list[dict[str, Any]]:
     """All optimizers from each seed's bad minimum."""
-    count = seeds or {"quick": 20, "full": 50}[preset]
-    return [digits.training(seed, condition, steps=steps, start="bad minimum") for seed in range(count) for condition in CONDITIONS]
+    return [digits.training(seed, condition, steps=steps, start="bad minimum") for seed in range(seeds) for condition in CONDITIONS]
 
 
 def full_runs(

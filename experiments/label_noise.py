@@ -20,10 +20,9 @@ LEVELS = (0.2, 0.4, 0.6, 0.8)
 CONDITIONS = (digits.SGD, *digits.M_SAM, digits.RW_SAM)
 
 
-def runs(preset: str, seeds: int | None = None, steps: int = digits.SETTING["steps"]) -> list[dict[str, Any]]:
+def runs(preset: str, seeds: int = 10, steps: int = digits.SETTING["steps"]) -> list[dict[str, Any]]:
     """All optimizers and shares of wrong labels for each seed."""
-    count = seeds or {"quick": 10, "full": 50}[preset]
-    return [digits.training(seed, condition, steps=steps, label_noise=level) for seed in range(count) for level in LEVELS for condition in CONDITIONS]
+    return [digits.training(seed, condition, steps=steps, label_noise=level) for seed in range(seeds) for level in LEVELS for condition in CONDITIONS]
 
 
 def full_runs(

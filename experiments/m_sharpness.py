@@ -23,10 +23,9 @@ CONDITIONS = (digits.SGD, digits.N_SAM, *digits.M_SAM, digits.RW_SAM)
 COST = {"run": "digits cost of a step", "steps": 2000, "rounds": 7, "replace": True, "conditions": CONDITIONS, "seed": 0}
 
 
-def runs(preset: str, seeds: int | None = None, steps: int = digits.SETTING["steps"]) -> list[dict[str, Any]]:
+def runs(preset: str, seeds: int = 20, steps: int = digits.SETTING["steps"]) -> list[dict[str, Any]]:
     """All optimizers from each seed's random start; once, the cost of a step."""
-    count = seeds or {"quick": 20, "full": 50}[preset]
-    return [COST, *(digits.training(seed, condition, steps=steps) for seed in range(count) for condition in CONDITIONS)]
+    return [COST, *(digits.training(seed, condition, steps=steps) for seed in range(seeds) for condition in CONDITIONS)]
 
 
 def full_runs(

@@ -539,7 +539,10 @@ def reproduce(
             for name in work.names():
                 quick, full = work.experiment(name), work.experiment(name, "full")
                 click.echo(f"{name:<22}{quick.title} ({quick.shows}); options: {_listed(quick.defaults)}")
-                click.echo(f"{'':<22}  --preset full: " + ("more seeds" if quick is full else f"{full.title}; options: {_listed(full.defaults)}"))
+                click.echo(
+                    f"{'':<22}  --preset full: "
+                    + ("the same with more seeds" if quick is full else f"{full.title}; options: {_listed(full.defaults)}")
+                )
             return
         if not names:
             raise ValueError(f"nothing to reproduce: name experiments, or all ({', '.join(work.names())})")

@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -62,7 +62,7 @@ class Experiment:
         alone: whether a run uses all devices by itself, or its time is recorded.
         data: `path -> data set` that the runs need, given with `--data`, read once, None refused; `execute` takes it as a fourth argument.
         fit: `(measured run, minutes, options, names of those that stay) -> (changed options, what was left out, in words)`. The measured run
-            is the first configuration; the second is one that `epoch_seconds` can measure.
+            is the first configuration, with the seconds of what it needs; the second is one that `epoch_seconds` can measure.
         full: the full preset, where it is another experiment and not only more seeds.
     """
 
@@ -253,7 +253,8 @@ def fit(
     if measured not in runs:
         _check_budget(what, trained, minutes, data)
         sweep(what, [measured], runs, data=data, progress=progress)
-    found, left_out = what.fit(runs.load(measured), minutes, {**what.defaults, **options}, set(options))
+    spent = sum(runs.load(config).seconds for config in (measured, *what.needs(measured)))
+    found, left_out = what.fit(replace(runs.load(measured), seconds=spent), minutes, {**what.defaults, **options}, set(options))
     return {**options, **found}, left_out
 
 

@@ -51,7 +51,7 @@ def steps_in_turn(trainers: Mapping[str, Trainer], images: Images, rounds: int =
     timers: dict[str, Timer] = {PLAIN: _plain(first.network, first.recipe, *data)}
     timers |= {name: _of(trainer, data) for name, trainer in trainers.items()}
     steps = {}
-    device = jax.config.jax_default_device  # type: ignore[attr-defined]  # of this thread
+    (device,) = data[0].devices()  # a default device is one of this thread alone
 
     def compiled(timer: Timer) -> None:
         with jax.default_device(device):

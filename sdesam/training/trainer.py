@@ -156,12 +156,11 @@ class Trainer:
     Raises:
         ValueError: an unknown `groups`.
 
-    >>> from sdesam.problems.cifar10 import Images
-    >>> pixels, labels = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3), np.uint8), np.arange(32) % 10
-    >>> trainer = Trainer(ResNet(blocks=(1,), width=4), Recipe("m-sam", rho=0.05, micro=8, batch=16))
-    >>> run = trainer.run(Images(pixels, labels, pixels, labels), seed=0, epochs=2)
-    >>> run.records["step"], run.diverged
-    (array([0, 2, 4]), None)
+    >>> trainer = Trainer(ResNet(blocks=(1,), width=2), Recipe("m-sam", rho=0.05, micro=8, batch=16))
+    >>> data = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3), np.uint8), np.arange(32) % 10
+    >>> state, loss, accuracy = trainer.epoch(trainer.start(seed=0), data, seed=0, total=2)
+    >>> int(state.optimizer.count), round(loss)
+    (2, 2)
     """
 
     def __init__(self, network: ResNet, recipe: Recipe, groups: Groups = "accumulate"):

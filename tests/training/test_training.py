@@ -118,7 +118,6 @@ def by_hand(recipe, seed, epochs):
 
 
 @pytest.mark.parametrize(
-    ("variant", "rho", "micro", "groups"), [("sgd", 0, None, "accumulate"), ("sam", 0.5, None, "accumulate"), ("m-sam", 0.5, 4, "vmap")]
 )
 def test_epochs_equal_steps_written_out(variant, rho, micro, groups):
     run = trainer(variant, rho, micro, groups).run(DATA, seed=3, epochs=2, samples=2)
