@@ -527,8 +527,8 @@ def reproduce(
     they are: a finished reproduction ends with status 0. Dask workers need this package and the folder `experiments` at hand.
 
     \b
-    Examples: sdesam reproduce escape --preset quick
-              sdesam reproduce escape --preset full --data cifar-10-python.tar.gz --minutes 60
+    Example: sdesam reproduce escape --preset quick
+             sdesam reproduce escape --preset full --data cifar-10-python.tar.gz --minutes 60
     """
     with _usage_errors():
         from sdesam import reproduce as work

@@ -35,7 +35,7 @@ class ResNet:
         dtype: what convolutions compute in, `"float32"` or `"bfloat16"`.
         decay: of the running statistics: `new = decay * old + (1 - decay) * batch`.
         convolution: `"direct"`, the library's; `"patches"`, a matrix product with the shifted images side by side, nine times the memory;
-            `"auto"`, patches on CPU and direct elsewhere. XLA's weight gradients inside compiled loops on CPU take a hundred times what they
+            `"auto"`, patches on CPU and direct elsewhere. XLA's weight gradients inside compiled loops on CPU take tens of times what they
             take outside (jax issue 12868), and weights of their own for each micro-batch make direct convolutions grouped ones, but
             matrix products batched ones.
 

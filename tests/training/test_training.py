@@ -91,7 +91,7 @@ def gradient(params, statistics, images, labels):
 
 
 def by_hand(recipe, seed, epochs):
-    """SGD, SAM and m-SAM, written out in numpy but for the gradients, on the batches of the trainer."""
+    """SGD and m-SAM, written out in numpy but for the gradients, on the batches of the trainer."""
     params, statistics, _ = jax.tree.map(np.asarray, trainer().start(seed))
     velocity = jax.tree.map(np.zeros_like, params)
     per_epoch, count, m = 50 // recipe.batch, 0, recipe.micro or recipe.batch
@@ -117,8 +117,7 @@ def by_hand(recipe, seed, epochs):
     return params, statistics
 
 
-@pytest.mark.parametrize(
-)
+@pytest.mark.parametrize(("variant", "rho", "micro", "groups"), [("sgd", 0, None, "accumulate"), ("m-sam", 0.5, 4, "vmap")])
 def test_epochs_equal_steps_written_out(variant, rho, micro, groups):
     run = trainer(variant, rho, micro, groups).run(DATA, seed=3, epochs=2, samples=2)
     recipe = trainer(variant, rho, micro, groups).recipe
