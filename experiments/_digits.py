@@ -1,4 +1,7 @@
-"""What the experiments on digits share: chains trained from one start, tables of their ends by seed, curves with bands."""
+"""What the experiments on digits share: chains trained from one start, tables of their ends by seed, curves with bands.
+
+Tables, tests and curves serve the full presets (`_cifar10`) too, where the sizes of micro-batches are others.
+"""
 
 from __future__ import annotations
 
@@ -113,13 +116,20 @@ def epoch_seconds(config: Config, device: Any) -> float:
     return times[-1]
 
 
+def micro_sizes(names: Iterable[str]) -> list[int]:
+    """The sizes of the micro-batches among conditions, from the mini-batch (SAM) down."""
+    return sorted((int(name.removeprefix("m=")) for name in names if name.startswith("m=")), reverse=True)
+
+
 class Table:
-    """The runs by condition and seed; seeds that lack a condition, or diverged in one, are left out of all and counted."""
+    """The training runs by condition and seed; seeds that lack a condition, or diverged in one, are left out of all and counted."""
 
     def __init__(self, runs: Sequence[Run]):
         self.by_condition: dict[str, dict[int, Run]] = {}
         self.diverged: dict[str, int] = {}
         for run in runs:
+            if "variant" not in run.config:
+                continue
             name = label(run.config)
             found = self.by_condition.setdefault(name, {})
             if run.numbers.values.get("diverged"):
@@ -127,6 +137,7 @@ class Table:
             else:
                 found[run.config["seed"]] = run
         self.names = list(self.by_condition)
+        self.micro = micro_sizes(self.names)
         self.seeds = sorted(set.intersection(*(set(found) for found in self.by_condition.values())))
 
     def last(self, name: str, observable: str) -> np.ndarray:
@@ -158,15 +169,24 @@ def adjusted(tests: Mapping[str, statistics.Trend | statistics.Paired]) -> dict[
 
 
 def micro_trend(table: Table, observable: str, direction: statistics.Direction) -> statistics.Trend:
-    """Page's test over m = 64, 16, 4, 1, paired by seed."""
-    return statistics.trend(table.columns([f"m={m}" for m in MICRO], observable), direction)
+    """Page's test from the largest m to the smallest, paired by seed."""
+    return statistics.trend(table.columns([f"m={m}" for m in table.micro], observable), direction)
 
 
-def reason(found: statistics.Trend, what: str, unit: float = 1.0) -> str:
+def against(table: Table, pairs: Iterable[tuple[str, str]]) -> dict[str, statistics.Paired]:
+    """Differences in test accuracy of those pairs of conditions that are there."""
+    return {
+        f"{a} - {b}": statistics.paired(table.last(a, "test_accuracy"), table.last(b, "test_accuracy"))
+        for a, b in pairs
+        if a in table.names and b in table.names
+    }
+
+
+def reason(found: statistics.Trend, what: str, unit: float = 1.0, micro: Sequence[int] = MICRO) -> str:
     """A trend in words."""
     ends = found.ends
     return (
-        f"{what} {found.direction} from m = {MICRO[0]} to {MICRO[-1]}: Page's L = {found.statistic:g}, p = {found.p:.2g} "
+        f"{what} {found.direction} from m = {micro[0]} to {micro[-1]}: Page's L = {found.statistic:g}, p = {found.p:.2g} "
         f"(reversed order {found.p_reversed:.2g}), change {unit * ends.mean:+.3g} [{unit * ends.lower:.3g}, {unit * ends.upper:.3g}], "
         f"{ends.count} seeds"
     )
@@ -179,11 +199,19 @@ def difference(found: statistics.Paired, what: str, unit: float = 1.0) -> str:
 
 
 def by_condition(data: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The collected runs of each condition."""
+    """The collected training runs of each condition that did not diverge."""
     rows: dict[str, list[Any]] = {}
     for run in data["results"]["runs"]:
-        rows.setdefault(label({**data["config"]["common"], **run["config"]}), []).append(run)
+        config = {**data["config"]["common"], **run["config"]}
+        if "variant" in config and not run.get("diverged"):
+            rows.setdefault(label(config), []).append(run)
     return rows
+
+
+def batch_of(data: Mapping[str, Any]) -> int:
+    """The mini-batch of collected training runs."""
+    configs = ({**data["config"]["common"], **run["config"]} for run in data["results"]["runs"])
+    return next(int(config["batch"]) for config in configs if "variant" in config)
 
 
 def curves(
@@ -209,40 +237,40 @@ def curves(
             values -= values[:, :1]
         parts = statistics.band(np.log(values) if log else values)
         mean, lower, upper = (np.exp(part) if log else part for part in parts)
-        colour, dash = style(name, k)
-        axes.plot(rows[name][0]["step"], mean, color=colour, ls=dash, label=pretty(name))
+        colour, dash = style(name, k, names)
+        axes.plot(rows[name][0]["step"], mean, color=colour, ls=dash, label=pretty(name, batch_of(data)))
         axes.fill_between(rows[name][0]["step"], lower, upper, color=colour, alpha=0.2, lw=0)
     axes.margins(x=0)
     if log:
         axes.set_yscale("log")
 
 
-def style(name: str, k: int) -> tuple[str, Any]:
-    """Colour and dash of a condition, the same in every figure; m runs from light to dark."""
-    ramp = {"m=64": "#9ECAE1", "m=16": "#56A0D3", "m=4": "#0072B2", "m=1": "#08306B"}  # one hue: m is an ordered quantity
-    if name in ramp:
-        return ramp[name], "-"
+def style(name: str, k: int, names: Iterable[str]) -> tuple[str, Any]:
+    """Colour and dash of a condition, the same in every figure; among `names`, m runs from light to dark."""
+    ramp, micro = ("#9ECAE1", "#56A0D3", "#0072B2", "#08306B"), micro_sizes(names)  # one hue: m is an ordered quantity
+    if name.startswith("m="):
+        return ramp[round(micro.index(int(name.removeprefix("m="))) * (len(ramp) - 1) / max(len(micro) - 1, 1))], "-"
     if name.startswith("RW"):
         return "#009E73", (0, (1, 1))
     return {"SGD": ("0.45", "--"), "n-SAM": ("#D55E00", "-.")}.get(name, (plots.COLOURS[k % 6], "-"))
 
 
-def pretty(name: str) -> str:
+def pretty(name: str, batch: int = SETTING["batch"]) -> str:  # type: ignore[assignment]
     """A condition in mathematical type."""
-    if name == f"m={SETTING['batch']}":
-        return f"SAM ($m={SETTING['batch']}$)"
+    if name == f"m={batch}":
+        return f"SAM ($m={batch}$)"
     return f"${name}$" if name.startswith("m=") else name.replace("λ=", r"$\lambda=$").replace(" $", " $")
 
 
-def dots(axes: Any, values: Mapping[str, np.ndarray], unit: float = 1.0, log: bool = False) -> None:
+def dots(axes: Any, values: Mapping[str, np.ndarray], unit: float = 1.0, log: bool = False, batch: int = SETTING["batch"]) -> None:  # type: ignore[assignment]
     """One place per condition: every seed, the mean (`log`: the geometric one) and its 95 % interval."""
     for k, (name, many) in enumerate(values.items()):
-        colour, _ = style(name, k)
+        colour, _ = style(name, k, values)
         spread = np.linspace(-0.25, 0.25, len(many)) if len(many) > 1 else np.zeros(1)
         axes.plot(k + spread, unit * np.asarray(many), ".", ms=3, mew=0, color=colour, alpha=0.7)
         mean, lower, upper = ends(unit * np.asarray(many), log)
         axes.errorbar([k], [mean], [[mean - lower], [upper - mean]], fmt="o", ms=4, color=colour, mfc="white", capsize=2.5, zorder=3)
-    name_places(axes, values)
+    name_places(axes, values, batch)
     if log:
         plain_log(axes)
 
@@ -254,9 +282,9 @@ def ends(values: Any, log: bool = False) -> tuple[float, float, float]:
     return tuple(float(np.exp(part)) for part in parts) if log else parts  # type: ignore[return-value]
 
 
-def name_places(axes: Any, names: Iterable[str]) -> None:
+def name_places(axes: Any, names: Iterable[str], batch: int = SETTING["batch"]) -> None:  # type: ignore[assignment]
     """Conditions along the axis."""
-    words = [pretty(name) for name in names]
+    words = [pretty(name, batch) for name in names]
     axes.set_xticks(range(len(words)), words, rotation=40, ha="right", rotation_mode="anchor")
     axes.margins(x=0.06)
 

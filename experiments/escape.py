@@ -3,6 +3,9 @@
 The bad minimum: the network is fitted without noise, by full-batch Adam, to labels of which nine in ten are wrong (no information), and from there to
 the true labels, each to zero training error. The paper's prediction: from there accuracy rises and tr V falls, the more the smaller m; n-SAM, which
 perturbs along the gradient of the whole data set, does no better than SGD.
+
+The full preset asks it of ResNet-18 on part of CIFAR-10: all of it takes long to be fitted to wrong labels. There SGD without weight decay fits both
+times, images are never shifted, and n-SAM, with a gradient over all images at each step, is left out.
 """
 
 from __future__ import annotations
@@ -10,19 +13,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments import _cifar10 as cifar
 from experiments import _digits as digits
-from sdesam import plots, statistics
+from sdesam import plots
 from sdesam.reproduce import Experiment
 from sdesam.runs import Run
 
 CONDITIONS = (digits.SGD, digits.N_SAM, *digits.M_SAM, digits.RW_SAM)
-NAMES = tuple(map(digits.label, CONDITIONS))
 
 
-def runs(preset: str, seeds: int | None = None, steps: int = digits.SETTING["steps"]) -> list[dict[str, Any]]:
+def runs(preset: str, seeds: int = 20, steps: int = digits.SETTING["steps"]) -> list[dict[str, Any]]:
     """All optimizers from each seed's bad minimum."""
-    count = seeds or {"quick": 20, "full": 50}[preset]
-    return [digits.training(seed, condition, steps=steps, start="bad minimum") for seed in range(count) for condition in CONDITIONS]
+    return [digits.training(seed, condition, steps=steps, start="bad minimum") for seed in range(seeds) for condition in CONDITIONS]
+
+
+def full_runs(
+    preset: str, seeds: int = 3, epochs: int = 60, micro: tuple[int, ...] = (32, 16), train: int = 10_000, width: int = 64, rho: float = 0.1
+) -> list[dict[str, Any]]:
+    """The same on the first `train` images of CIFAR-10; `epochs` at most for each of the two fits, too."""
+    return cifar.configurations(seeds, epochs, micro, train, width, rho, lr=0.01, augment=False, start="bad minimum")
 
 
 def summarise(stored: Sequence[Run]) -> dict[str, Any]:
@@ -31,13 +40,9 @@ def summarise(stored: Sequence[Run]) -> dict[str, Any]:
     summary = digits.summary_of(table)
     if "final" not in summary:
         return summary
-    rw = digits.label(digits.RW_SAM)
-
-    def against(first: str, second: str) -> statistics.Paired:
-        return statistics.paired(table.last(first, "test_accuracy"), table.last(second, "test_accuracy"))
-
+    rw, sam, least = digits.label(digits.RW_SAM), f"m={table.micro[0]}", f"m={table.micro[-1]}"
     accuracy, variance = digits.micro_trend(table, "test_accuracy", "rises"), digits.micro_trend(table, "trace_cov", "falls")
-    pairs = {f"{a} - {b}": against(a, b) for a, b in (("n-SAM", "SGD"), ("n-SAM", "m=64"), ("m=1", "SGD"), (rw, "m=64"))}
+    pairs = digits.against(table, (("n-SAM", "SGD"), ("n-SAM", sam), (least, "SGD"), (rw, sam)))
     tests = {"trend of accuracy": accuracy, "trend of tr V": variance, **pairs}
     p = digits.adjusted(tests)
     return summary | {
@@ -46,9 +51,9 @@ def summarise(stored: Sequence[Run]) -> dict[str, Any]:
         "verdicts": {
             "L-Esc": {
                 "status": accuracy.verdict(),
-                "reason": f"{digits.reason(accuracy, 'test accuracy (%)', 100)}; Holm over {len(p)} tests: {p['trend of accuracy']:.2g}",
+                "reason": f"{digits.reason(accuracy, 'test accuracy (%)', 100, table.micro)}; Holm over {len(p)} tests: {p['trend of accuracy']:.2g}",
             },
-            "L-TrV": {"status": variance.verdict(), "reason": f"{digits.reason(variance, 'tr V')}; Holm: {p['trend of tr V']:.2g}"},
+            "L-TrV": {"status": variance.verdict(), "reason": f"{digits.reason(variance, 'tr V', 1, table.micro)}; Holm: {p['trend of tr V']:.2g}"},
         },
         "lines": [
             *(f"{n}: test accuracy {100 * f['test_accuracy'].mean:.2f} %, tr V {f['trace_cov']}" for n, f in summary["final"].items()),
@@ -63,9 +68,10 @@ def figure(data: Mapping[str, Any]) -> Any:
 
     drawn = Figure(figsize=(plots.COLUMN, 3.9), layout="constrained")
     left, right = drawn.subplots(2, 1, sharex=True)
-    digits.curves(left, data, "test_accuracy", NAMES, 100, gain=True)
+    names = list(digits.by_condition(data))
+    digits.curves(left, data, "test_accuracy", names, 100, gain=True)
     left.set_ylabel("gain in accuracy (points)")
-    digits.curves(right, data, "trace_cov", NAMES, log=True)
+    digits.curves(right, data, "trace_cov", names, log=True)
     right.set_ylabel(plots.LABELS["trace_cov"])
     right.set_xlabel("steps from the bad minimum")
     handles, labels = left.get_legend_handles_labels()
@@ -84,3 +90,4 @@ EXPERIMENT = Experiment(
     figure=figure,
     epoch_seconds=digits.epoch_seconds,
 )
+EXPERIMENT = cifar.with_full(EXPERIMENT, full_runs)

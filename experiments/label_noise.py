@@ -1,4 +1,7 @@
-"""Table 4: accuracy on true labels after training with wrong ones, 20, 40, 60 and 80 % of them."""
+"""Table 4: accuracy on true labels after training with wrong ones, 20, 40, 60 and 80 % of them.
+
+The full preset is ResNet-18 on CIFAR-10.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments import _cifar10 as cifar
 from experiments import _digits as digits
 from sdesam import plots, statistics
 from sdesam.reproduce import Experiment
@@ -14,18 +18,23 @@ from sdesam.runs import Run
 
 LEVELS = (0.2, 0.4, 0.6, 0.8)
 CONDITIONS = (digits.SGD, *digits.M_SAM, digits.RW_SAM)
-NAMES = tuple(map(digits.label, CONDITIONS))
 
 
-def runs(preset: str, seeds: int | None = None, steps: int = digits.SETTING["steps"]) -> list[dict[str, Any]]:
+def runs(preset: str, seeds: int = 10, steps: int = digits.SETTING["steps"]) -> list[dict[str, Any]]:
     """All optimizers and shares of wrong labels for each seed."""
-    count = seeds or {"quick": 10, "full": 50}[preset]
-    return [digits.training(seed, condition, steps=steps, label_noise=level) for seed in range(count) for level in LEVELS for condition in CONDITIONS]
+    return [digits.training(seed, condition, steps=steps, label_noise=level) for seed in range(seeds) for level in LEVELS for condition in CONDITIONS]
+
+
+def full_runs(
+    preset: str, seeds: int = 3, epochs: int = 60, micro: tuple[int, ...] = (32, 16), train: int = 50_000, width: int = 64, rho: float = 0.1
+) -> list[dict[str, Any]]:
+    """The same on the first `train` images of CIFAR-10."""
+    return cifar.configurations(seeds, epochs, micro, train, width, rho, levels=LEVELS)
 
 
 def summarise(stored: Sequence[Run]) -> dict[str, Any]:
     """At each level the trend over m, and SAM and RW-SAM beside SGD; the verdict on L-Noise."""
-    tables = {level: digits.Table([run for run in stored if run.config["label_noise"] == level]) for level in LEVELS}
+    tables = {level: digits.Table([run for run in stored if run.config.get("label_noise") == level]) for level in LEVELS}
     summary: dict[str, Any] = {"verdicts": {}, "lines": []}
     tests: dict[str, Any] = {}
     rw = digits.label(digits.RW_SAM)
@@ -35,15 +44,16 @@ def summarise(stored: Sequence[Run]) -> dict[str, Any]:
         if "final" not in part:
             return summary | {"lines": part["lines"]}
         tests[f"{level:.0%}: trend over m"] = digits.micro_trend(table, "test_accuracy", "rises")
-        for first, second in (("m=64", "SGD"), ("m=1", "SGD"), (rw, "m=64")):
-            found = statistics.paired(table.last(first, "test_accuracy"), table.last(second, "test_accuracy"))
-            tests[f"{level:.0%}: {first} - {second}"] = found
-        ends = ", ".join(f"{name} {100 * part['final'][name]['test_accuracy'].mean:.1f}" for name in NAMES)
+        sam, least = f"m={table.micro[0]}", f"m={table.micro[-1]}"
+        tests |= {f"{level:.0%}: {name}": found for name, found in digits.against(table, ((sam, "SGD"), (least, "SGD"), (rw, sam))).items()}
+        ends = ", ".join(f"{name} {100 * part['final'][name]['test_accuracy'].mean:.1f}" for name in table.names)
         summary["lines"].append(f"{level:.0%} wrong labels: test accuracy (%) {ends}")
     p = digits.adjusted(tests)
     for name, test in tests.items():
-        words = digits.reason if isinstance(test, statistics.Trend) else digits.difference
-        summary["lines"].append(f"{words(test, f'{name}, accuracy (%)', 100)}; Holm: {p[name]:.2g}")  # type: ignore[arg-type]
+        what = f"{name}, accuracy (%)"
+        trend = isinstance(test, statistics.Trend)
+        words = digits.reason(test, what, 100, tables[LEVELS[0]].micro) if trend else digits.difference(test, what, 100)
+        summary["lines"].append(f"{words}; Holm: {p[name]:.2g}")
     trends = {name: test for name, test in tests.items() if isinstance(test, statistics.Trend)}
     # every level must show it: Holm's correction is over all tests of this experiment
     states = [statistics.Trend(t.direction, t.statistic, p[name], t.p_reversed * len(p), t.ends).verdict() for name, t in trends.items()]
@@ -60,21 +70,33 @@ def figure(data: Mapping[str, Any]) -> Any:
 
     drawn = Figure(figsize=(plots.COLUMN, 3.1), layout="constrained")
     axes = drawn.subplots()
-    common, runs = data["config"]["common"], data["results"]["runs"]
-    found = {
-        (digits.label({**common, **run["config"]}), {**common, **run["config"]}["label_noise"], {**common, **run["config"]}["seed"]): run
-        for run in runs
-    }
+    common = data["config"]["common"]
+    found = {}
+    for name, many in digits.by_condition(data).items():
+        for run in many:
+            config = {**common, **run["config"]}
+            found[name, config["label_noise"], config["seed"]] = run
+    names = list(dict.fromkeys(where[0] for where in found))
     seeds = sorted({where[2] for where in found})
-    for k, name in enumerate(NAMES[1:]):
+    for k, name in enumerate(names[1:]):
         gains = []
         for level in LEVELS:
             both = [(found.get((name, level, seed)), found.get(("SGD", level, seed))) for seed in seeds]
             gains.append(statistics.interval([100 * (a["test_accuracy"][-1] - b["test_accuracy"][-1]) for a, b in both if a and b]))
-        colour, dash = digits.style(name, k)
+        colour, dash = digits.style(name, k, names)
         at = 100 * np.array(LEVELS) + 0.6 * (k - 2)
         bars = np.array([[g.mean - g.lower for g in gains], [g.upper - g.mean for g in gains]])
-        axes.errorbar(at, [g.mean for g in gains], bars, color=colour, ls=dash, marker=plots.MARKERS[k], ms=3.5, capsize=2, label=digits.pretty(name))
+        axes.errorbar(
+            at,
+            [g.mean for g in gains],
+            bars,
+            color=colour,
+            ls=dash,
+            marker=plots.MARKERS[k],
+            ms=3.5,
+            capsize=2,
+            label=digits.pretty(name, digits.batch_of(data)),
+        )
     axes.axhline(0, color="0.45", lw=0.8, ls="--")
     axes.set_xticks([100 * level for level in LEVELS])
     axes.set_xlabel("wrong training labels (%)")
@@ -93,3 +115,4 @@ EXPERIMENT = Experiment(
     figure=figure,
     epoch_seconds=digits.epoch_seconds,
 )
+EXPERIMENT = cifar.with_full(EXPERIMENT, full_runs)

@@ -1,6 +1,6 @@
 """Tables 1 and 3: accuracy from scratch against m, with n-SAM and RW-SAM beside it, and what a step costs.
 
-The paper trains CIFAR-10 and -100; the quick preset asks the same of digits. The full preset is `python -m experiments.cifar10`.
+The paper trains CIFAR-10 and -100; the quick preset asks the same of digits, the full one of ResNet-18 on CIFAR-10.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 import sdesam
+from experiments import _cifar10 as cifar
 from experiments import _digits as digits
 from sdesam import plots, statistics
 from sdesam.reproduce import Experiment
@@ -22,10 +23,16 @@ CONDITIONS = (digits.SGD, digits.N_SAM, *digits.M_SAM, digits.RW_SAM)
 COST = {"run": "digits cost of a step", "steps": 2000, "rounds": 7, "replace": True, "conditions": CONDITIONS, "seed": 0}
 
 
-def runs(preset: str, seeds: int | None = None, steps: int = digits.SETTING["steps"]) -> list[dict[str, Any]]:
+def runs(preset: str, seeds: int = 20, steps: int = digits.SETTING["steps"]) -> list[dict[str, Any]]:
     """All optimizers from each seed's random start; once, the cost of a step."""
-    count = seeds or {"quick": 20, "full": 50}[preset]
-    return [COST, *(digits.training(seed, condition, steps=steps) for seed in range(count) for condition in CONDITIONS)]
+    return [COST, *(digits.training(seed, condition, steps=steps) for seed in range(seeds) for condition in CONDITIONS)]
+
+
+def full_runs(
+    preset: str, seeds: int = 3, epochs: int = 100, micro: tuple[int, ...] = (32, 16), train: int = 50_000, width: int = 64, rho: float = 0.1
+) -> list[dict[str, Any]]:
+    """The same on the first `train` images of CIFAR-10."""
+    return cifar.configurations(seeds, epochs, micro, train, width, rho)
 
 
 def needs(config: digits.Config) -> list[digits.Config]:
@@ -58,33 +65,25 @@ def cost(config: digits.Config, device: Any) -> Numbers:
 
 def summarise(stored: Sequence[Run]) -> dict[str, Any]:
     """Trend over m, n-SAM and RW-SAM beside their neighbours, cost; the verdict on L-Gen."""
-    table = digits.Table([run for run in stored if run.config["run"] != COST["run"]])
+    table = digits.Table(stored)
     summary = digits.summary_of(table)
+    milliseconds = {name: times for run in stored for name, times in run.numbers.values.get("milliseconds", {}).items()}
+    costs = {name: statistics.interval(np.array(times) / np.array(milliseconds["SGD"])) for name, times in milliseconds.items()}
+    summary |= {"cost": costs}
     if "final" not in summary:
         return summary
-    rw = digits.label(digits.RW_SAM)
-
-    def against(first: str, second: str) -> statistics.Paired:
-        return statistics.paired(table.last(first, "test_accuracy"), table.last(second, "test_accuracy"))
-
+    rw, sam, least = digits.label(digits.RW_SAM), f"m={table.micro[0]}", f"m={table.micro[-1]}"
     accuracy = digits.micro_trend(table, "test_accuracy", "rises")
-    pairs = {f"{a} - {b}": against(a, b) for a, b in (("m=64", "SGD"), ("n-SAM", "SGD"), ("n-SAM", "m=64"), ("m=1", "SGD"), (rw, "m=64"))}
+    pairs = digits.against(table, ((sam, "SGD"), ("n-SAM", "SGD"), ("n-SAM", sam), (least, "SGD"), (rw, sam)))
     tests = {"trend of accuracy": accuracy, **pairs}
     p = digits.adjusted(tests)
-    costs = {
-        name: statistics.interval(np.array(times) / np.array(run.numbers.values["milliseconds"]["SGD"]))
-        for run in stored
-        if run.config["run"] == COST["run"]
-        for name, times in run.numbers.values["milliseconds"].items()
-    }
     return summary | {
         "tests": tests,
         "p (Holm)": p,
-        "cost": costs,
         "verdicts": {
             "L-Gen": {
                 "status": accuracy.verdict(),
-                "reason": f"{digits.reason(accuracy, 'test accuracy (%)', 100)}; Holm over {len(p)} tests: {p['trend of accuracy']:.2g}",
+                "reason": f"{digits.reason(accuracy, 'test accuracy (%)', 100, table.micro)}; Holm over {len(p)} tests: {p['trend of accuracy']:.2g}",
             }
         },
         "lines": [
@@ -100,17 +99,16 @@ def figure(data: Mapping[str, Any]) -> Any:
 
     drawn = Figure(figsize=(plots.COLUMN, 3.6), layout="constrained")
     upper, lower = drawn.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    rows = digits.by_condition({**data, "results": {"runs": [r for r in data["results"]["runs"] if "test_accuracy" in r]}})
-    names = [digits.label(c) for c in CONDITIONS]
-    digits.dots(upper, {name: np.array([run["test_accuracy"][-1] for run in rows[name]]) for name in names}, 100)
+    rows, batch = digits.by_condition(data), digits.batch_of(data)
+    digits.dots(upper, {name: np.array([run["test_accuracy"][-1] for run in many]) for name, many in rows.items()}, 100, batch=batch)
     upper.set_ylabel("test accuracy (%)")
     costs = data["results"]["summary"].get("cost", {})
-    for k, name in enumerate(names):
+    for k, name in enumerate(rows):
         if name in costs:
             c = costs[name]
-            colour, _ = digits.style(name, k)
+            colour, _ = digits.style(name, k, rows)
             lower.bar(k, c["mean"], color=colour, width=0.6, yerr=[[c["mean"] - c["lower"]], [c["upper"] - c["mean"]]], capsize=2)
-    digits.name_places(lower, names)
+    digits.name_places(lower, rows, batch)
     lower.set_ylabel("time of a step\n(SGD = 1)")
     upper.set_title("dots: seeds; bars: 95 % of the mean", fontsize=7)
     return drawn
@@ -127,3 +125,4 @@ EXPERIMENT = Experiment(
     figure=figure,
     epoch_seconds=digits.epoch_seconds,
 )
+EXPERIMENT = cifar.with_full(EXPERIMENT, full_runs)

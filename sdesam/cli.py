@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
@@ -503,9 +504,18 @@ def bench(workloads: tuple[str, ...], quick: bool, output: str, json_file: str |
 @cli.command()
 @click.argument("names", metavar="NAME...", nargs=-1)
 @click.option("--list", "listing", is_flag=True, help="List the experiments.")
-@click.option("--preset", type=click.Choice(["quick", "full"]), default="quick", show_default=True, help="full: more seeds.")
-@click.option("--option", "options", type=_Setting(), multiple=True, help="An option of the experiment, such as seeds=3 or steps=500.")
-@click.option("--minutes", type=float, default=None, help="Begin no run that would not end within these minutes; say what was left out.")
+@click.option(
+    "--preset",
+    type=click.Choice(["quick", "full"]),
+    default="quick",
+    show_default=True,
+    help="full: CIFAR-10 with ResNet-18, or more seeds; --list says.",
+)
+@click.option("--option", "options", type=_Setting(), multiple=True, help="An option of the experiment, such as seeds=3; see --list.")
+@click.option("--data", default=None, type=click.Path(), help="CIFAR-10, for the full preset: a folder or tar of its batches, or of JPEG files.")
+@click.option(
+    "--minutes", type=float, default=None, help="End within these minutes, with fewer runs and on CIFAR-10 fewer epochs; say what is left out."
+)
 @click.option("--scheduler", default=None, metavar="ADDRESS", help="A Dask scheduler whose workers make the runs, such as tcp://host:8786.")
 @click.option("--store", "store_folder", default="runs", show_default=True, type=click.Path(), help="Folder of the runs; a sweep goes on there.")
 @click.option("--output", default="figures", show_default=True, type=click.Path(), help="Folder for the pictures and their data.")
@@ -514,6 +524,7 @@ def reproduce(
     listing: bool,
     preset: str,
     options: tuple[tuple[str, Any], ...],
+    data: str | None,
     minutes: float | None,
     scheduler: str | None,
     store_folder: str,
@@ -526,6 +537,7 @@ def reproduce(
 
     \b
     Example: sdesam reproduce escape --preset quick
+             sdesam reproduce escape --preset full --data cifar-10-python.tar.gz --minutes 60
     """
     with _usage_errors():
         from sdesam import reproduce as work
@@ -534,26 +546,39 @@ def reproduce(
 
         if listing:
             for name in work.names():
-                found = work.experiment(name)
-                click.echo(f"{name:<22}{found.title} ({found.shows})")
+                quick, full = work.experiment(name), work.experiment(name, "full")
+                click.echo(f"{name:<22}{quick.title} ({quick.shows}); options: {_listed(quick.defaults)}")
+                click.echo(
+                    f"{'':<22}  --preset full: "
+                    + ("the same with more seeds" if quick is full else f"{full.title}; options: {_listed(full.defaults)}")
+                )
             return
         if not names:
             raise ValueError(f"nothing to reproduce: name experiments, or all ({', '.join(work.names())})")
-        chosen = [work.experiment(name) for name in (work.names() if "all" in names else dict.fromkeys(names))]
-        configurations = [what.configurations(preset, dict(options)) for what in chosen]  # type: ignore[arg-type]
+        chosen = [work.experiment(name, preset) for name in (work.names() if "all" in names else dict.fromkeys(names))]  # type: ignore[arg-type]
+        if data is not None and not any(what.data for what in chosen):
+            raise ValueError(f"--data: {', '.join(what.name for what in chosen)} with --preset {preset} needs no data set; leave it out")
+        for what in chosen:
+            what.configurations(preset, dict(options))  # type: ignore[arg-type]
+            work.check(what, minutes, data)
         runs = RunStore(store_folder)
         runs.check_room()
         folder = store.check_folder(output)
-    command = " ".join(["sdesam reproduce", "{}", f"--preset {preset}", *(f"--option {name}={json.dumps(value)}" for name, value in options)])
-    for what, configs in zip(chosen, configurations, strict=True):
+    for what in chosen:
+        begun = monotonic()
         try:
-            done = work.sweep(what, configs, runs, minutes=minutes, scheduler=scheduler)
+            fitting, left_out = work.fit(what, dict(options), runs, minutes, data)
+            configs = what.configurations(preset, fitting)  # type: ignore[arg-type]
+            remaining = None if minutes is None else max(minutes - (monotonic() - begun) / 60, 1e-3)
+            done = work.sweep(what, configs, runs, minutes=remaining, scheduler=scheduler, data=data if what.data else None)
             click.echo(f"{what.name}: {done}")
-            data = work.collect(what, configs, runs, preset, command.format(what.name))  # type: ignore[arg-type]
+            given = "".join(f" --option {name}={_word(value)}" for name, value in fitting.items())
+            command = f"sdesam reproduce {what.name} --preset {preset}{given}{' --data PATH' if what.data else ''}"
+            found = work.collect(what, configs, runs, preset, command, left_out)  # type: ignore[arg-type]
         except ValueError as error:  # minutes or a scheduler that do not do; a run that fails is a RuntimeError
             raise click.UsageError(str(error)) from error
-        click.echo(work.text(data))
-        click.echo("wrote " + ", ".join(str(path) for path in work.write(what, data, folder)))
+        click.echo(work.text(found))
+        click.echo("wrote " + ", ".join(str(path) for path in work.write(what, found, folder)))
 
 
 @cli.command()
@@ -569,13 +594,12 @@ def figures(names: tuple[str, ...], output: str) -> None:
         from sdesam import reproduce as work
 
         folder = Path(output)
-        chosen = [work.experiment(name) for name in dict.fromkeys(names)]
-        if not chosen:
-            chosen = [work.experiment(name) for name in work.names() if (folder / name / f"{name}.json").exists()]
-        if not chosen:
+        presets = {work.experiment(name).name: work.drawable(name, folder) for name in names or work.names()}
+        if not any(presets.values()) and not names:
             raise ValueError(f"there are no data in {output!r}: make them with `sdesam reproduce all`")
-        for what in chosen:
-            click.echo("wrote " + ", ".join(str(path) for path in work.draw(what, folder)))
+        for name in presets:
+            for preset in presets[name] or (["quick"] if names else []):  # without data: the sentence that says so
+                click.echo("wrote " + ", ".join(str(path) for path in work.draw(work.experiment(name, preset), folder, preset)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -629,6 +653,15 @@ def _equation(variant: str, order: tuple[int, ...], replace: bool, removed: Sequ
     for term in removed:
         equation = equation.without(term)
     return equation
+
+
+def _word(value: Any) -> str:
+    """The value of an option as it is typed."""
+    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+
+
+def _listed(options: dict[str, Any]) -> str:
+    return ", ".join(name if value is None else f"{name}={_word(value)}" for name, value in options.items())
 
 
 def _variant_or_fail(name: str) -> None:

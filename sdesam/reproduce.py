@@ -1,6 +1,6 @@
 """Experiments: figures and tables of a paper, each as runs in a store, statistics with a verdict, and a picture.
 
-    runs(preset) --execute, one by one--> RunStore --collect--> figures/NAME/NAME.json --figure--> NAME.pdf, NAME.png
+    runs(preset) --execute, one by one--> RunStore --collect--> figures/NAME/NAME.json --figure--> NAME.pdf, NAME.png    (full preset: NAME-full)
 
 An experiment is a module of the folder `experiments` with an `EXPERIMENT`. Runs are resumed where a sweep was killed; pictures are drawn from the
 collected JSON alone.
@@ -17,11 +17,11 @@ import queue
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -58,34 +58,59 @@ class Experiment:
         summarise: `(runs) -> summary`, JSON's types and this package's dataclasses; `summary["verdicts"]` maps a claim to its verdict and reason.
         figure: `(collected data) -> matplotlib figure`.
         needs: `configuration -> configurations` of the runs that must be there before it.
-        epoch_seconds: `(configuration, device) -> seconds` that one epoch takes, measured; for `--minutes`.
-        alone: whether a run uses all devices by itself.
+        epoch_seconds: `(configuration, device) -> seconds` that one epoch takes, measured, for `--minutes`; a data set comes third.
+        alone: whether a run uses all devices by itself, or its time is recorded.
+        data: `path -> data set` that the runs need, given with `--data`, read once, None refused; `execute` takes it as a fourth argument.
+        fit: `(measured run, minutes, options, names of those that stay) -> (changed options, what was left out, in words)`. The measured run
+            is the first configuration, with the seconds of what it needs; the second is one that `epoch_seconds` can measure.
+        full: the full preset, where it is another experiment and not only more seeds.
     """
 
     name: str
     title: str
     shows: str
     runs: Callable[..., Sequence[Config]]
-    execute: Callable[[Config, Sequence[Run], Any], Numbers]
+    execute: Callable[..., Numbers]
     summarise: Callable[[Sequence[Run]], dict[str, Any]]
     figure: Callable[[Mapping[str, Any]], Any]
     needs: Callable[[Config], Sequence[Config]] = _nothing
-    epoch_seconds: Callable[[Config, Any], float] | None = None
+    epoch_seconds: Callable[..., float] | None = None
     alone: bool = False
+    data: Callable[[str | None], Any] | None = None
+    fit: Callable[[Run, float, Mapping[str, Any], Collection[str]], tuple[dict[str, Any], list[str]]] | None = None
+    full: Experiment | None = None
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The options and their values where they are not given."""
+        return {name: parameter.default for name, parameter in inspect.signature(self.runs).parameters.items() if name != "preset"}
+
+    def checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """`options` as numbers and tuples.
+
+        Raises:
+            ValueError: an option that this experiment does not have, or a value that does not do: counts are whole numbers of at least 1, and
+                where there are several, with commas between.
+        """
+        asked = dict(options)
+        known = self.defaults
+        for name, value in asked.items():
+            if name in known and isinstance(known[name], tuple):
+                several = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
+                asked[name] = tuple(whole(name, int(one) if str(one).strip().isdigit() else one) for one in several)
+            elif name in known:
+                asked[name] = positive(name, value) if isinstance(known[name], float) else whole(name, value)
+            else:
+                raise ValueError(f"experiment {self.name!r} has no option {name!r}: its options are {', '.join(known) or 'none'}")
+        return asked
 
     def configurations(self, preset: Preset, options: Mapping[str, Any] | None = None) -> list[Config]:
         """The runs of a preset, in order.
 
         Raises:
-            ValueError: an option that this experiment does not have, or a value that does not do: counts are whole numbers of at least 1.
+            ValueError: as :meth:`checked`, or there are none.
         """
-        asked = dict(options or {})
-        known = {name: parameter.default for name, parameter in inspect.signature(self.runs).parameters.items() if name != "preset"}
-        for name, value in asked.items():
-            if name in known:
-                positive(name, value) if isinstance(known[name], float) else whole(name, value)
-            else:
-                raise ValueError(f"experiment {self.name!r} has no option {name!r}: its options are {', '.join(known) or 'none'}")
+        asked = self.checked(options or {})
         configs = list(self.runs(preset, **asked))
         if not configs:
             raise ValueError(f"experiment {self.name!r} has no runs with {asked or preset}: ask for at least one seed")
@@ -124,8 +149,8 @@ def names() -> list[str]:
     return [name for name in modules if "EXPERIMENT" in (Path(folder.__path__[0]) / f"{name}.py").read_text()]
 
 
-def experiment(name: str) -> Experiment:
-    """The experiment called `name`.
+def experiment(name: str, preset: Preset = "quick") -> Experiment:
+    """The experiment called `name`, as it is in a preset.
 
     Raises:
         ValueError: no such experiment; the message lists them.
@@ -135,7 +160,7 @@ def experiment(name: str) -> Experiment:
     found = importlib.import_module(f"experiments.{name}").EXPERIMENT
     assert isinstance(found, Experiment)
     assert found.name == name
-    return found
+    return found.full if preset == "full" and found.full is not None else found
 
 
 def sweep(
@@ -145,6 +170,7 @@ def sweep(
     *,
     minutes: float | None = None,
     scheduler: str | None = None,
+    data: str | None = None,
     progress: bool | None = None,
 ) -> Sweep:
     """Make the runs that the store does not have yet.
@@ -155,25 +181,25 @@ def sweep(
         runs: where they are stored, each as soon as it is complete.
         minutes: begin no run that would not end within them; left out, make all.
         scheduler: the address of a Dask scheduler whose workers make the runs (extra `dask`); left out, this machine does, a run per device.
+        data: where the data set is, for an experiment that needs one; for workers, on their machines.
         progress: show a bar; by default on a terminal.
 
     Raises:
-        ValueError: `minutes` too small for one epoch, or another sweep at work in the store.
+        ValueError: `minutes` too small for one epoch, no or other `data` than the experiment needs, or another sweep at work in the store.
         OSError: the store cannot be written, or no such scheduler.
         RuntimeError: a run failed; the message says which.
     """
-    if minutes is not None and not 0 < minutes < math.inf:
-        raise ValueError(f"minutes={minutes:g}: it must be a number above 0")
+    check(what, minutes, data)
     begun = time.monotonic()
     result = Sweep()
     with runs.sweep():
         stages = [[c for c in stage if c not in runs] for stage in _stages(what, configs)]
         result.found = len({key(c) for c in configs if c in runs})
         todo = sum(map(len, stages))
-        workers = _Cluster(what, scheduler) if scheduler is not None else _Here(what)
+        workers = _Cluster(what, data, scheduler) if scheduler is not None else _Here(what, data)
         with workers, tqdm(total=todo, desc=what.name, delay=2, leave=False, disable=None if progress is None else not progress) as bar:
-            if minutes is not None and any(stages):
-                _check_budget(what, next(config for stage in reversed(stages) for config in stage), minutes)
+            if minutes is not None and what.fit is None and any(stages):
+                _check_budget(what, next(config for stage in reversed(stages) for config in stage), minutes, data)
             longest = 0.0
             for stage in stages:
                 for seconds in _feed(stage, workers, runs, what):
@@ -187,8 +213,63 @@ def sweep(
     return result
 
 
-def collect(what: Experiment, configs: Sequence[Config], runs: RunStore, preset: Preset, command: str) -> dict[str, Any]:
+def check(what: Experiment, minutes: float | None, data: str | None) -> None:
+    """See before any work that there are minutes, and the data set that the experiment needs.
+
+    Raises:
+        ValueError: there are not, or it is another data set.
+        OSError: it cannot be read.
+    """
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise ValueError(f"minutes={minutes:g}: it must be a number above 0")
+    if what.data is not None:
+        what.data(data)
+
+
+def fit(
+    what: Experiment, options: Mapping[str, Any], runs: RunStore, minutes: float | None, data: str | None = None, progress: bool | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """Options with which the sweep fits into `minutes`, and what was left out for it, in words.
+
+    What a step costs is measured first and stored, so that a sweep that goes on has the same plan.
+
+    Args:
+        what: the experiment; one without `fit` keeps its options.
+        options: those given; they stay as they are.
+        runs: the store.
+        minutes: for all of the sweep; None: as long as it takes.
+        data: where the data set is.
+        progress: as in :func:`sweep`.
+
+    Raises:
+        ValueError: not one epoch of each optimizer fits; else as :func:`sweep`.
+        OSError: as :func:`sweep`.
+    """
+    options = what.checked(options)
+    if what.fit is None or minutes is None:
+        return options, []
+    check(what, minutes, data)
+    measured, trained, *_ = what.configurations("full", options)
+    if measured not in runs:
+        _check_budget(what, trained, minutes, data)
+        sweep(what, [measured], runs, data=data, progress=progress)
+    spent = sum(runs.load(config).seconds for config in (measured, *what.needs(measured)))
+    found, left_out = what.fit(replace(runs.load(measured), seconds=spent), minutes, {**what.defaults, **options}, set(options))
+    return {**options, **found}, left_out
+
+
+def collect(
+    what: Experiment, configs: Sequence[Config], runs: RunStore, preset: Preset, command: str, left_out: Sequence[str] = ()
+) -> dict[str, Any]:
     """The runs that are there, with their summary, as the data of the picture.
+
+    Args:
+        what: the experiment.
+        configs: its runs.
+        runs: the store.
+        preset: of the runs.
+        command: that makes them.
+        left_out: what was left out beforehand, in words (:func:`fit`).
 
     Raises:
         ValueError: none is there.
@@ -205,6 +286,7 @@ def collect(what: Experiment, configs: Sequence[Config], runs: RunStore, preset:
         "results": {
             "summary": _plain(what.summarise(present)),
             "left_out": len(configs) - len(present),
+            "left out beforehand": list(left_out),
             "seconds": round(sum(run.seconds for run in present), 1),
             "runs": [
                 {
@@ -220,14 +302,20 @@ def collect(what: Experiment, configs: Sequence[Config], runs: RunStore, preset:
 
 
 def write(what: Experiment, data: Mapping[str, Any], folder: Path) -> list[Path]:
-    """`NAME.json` in `folder/NAME`, and the picture."""
-    target = folder / what.name / f"{what.name}.json"
+    """`NAME.json` in `folder/NAME` (of the full preset: `NAME-full.json`), and the picture."""
+    preset = data["config"]["preset"]
+    target = _source(what.name, folder, preset)
     text = json.dumps(store.plain(data), indent=1, allow_nan=False)
     store.write_atomically(target, lambda file: file.write((_lists_in_lines(text) + "\n").encode()))
-    return [target, *draw(what, folder)]
+    return [target, *draw(what, folder, preset)]
 
 
-def draw(what: Experiment, folder: Path) -> list[Path]:
+def drawable(name: str, folder: Path) -> list[Preset]:
+    """The presets whose data are in `folder/NAME`."""
+    return [preset for preset in get_args(Preset) if _source(name, folder, preset).exists()]
+
+
+def draw(what: Experiment, folder: Path, preset: Preset = "quick") -> list[Path]:
     """The picture from the data in `folder/NAME`, and from nothing else.
 
     Raises:
@@ -235,7 +323,7 @@ def draw(what: Experiment, folder: Path) -> list[Path]:
     """
     from sdesam import plots
 
-    source = folder / what.name / f"{what.name}.json"
+    source = _source(what.name, folder, preset)
     try:
         data = json.loads(source.read_text())
     except FileNotFoundError:
@@ -254,6 +342,7 @@ def text(data: Mapping[str, Any]) -> str:
     lines = [f"{data['config']['experiment']}: {len(results['runs'])} runs"]
     if results["left_out"]:
         lines[0] += f", {results['left_out']} left out"
+    lines += [f"  left out beforehand, for the minutes given: {what}" for what in results.get("left out beforehand", [])]
     for line in results["summary"].get("lines", []):
         lines.append(f"  {line}")
     for name, verdict in results["summary"].get("verdicts", {}).items():
@@ -261,13 +350,18 @@ def text(data: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _source(name: str, folder: Path, preset: Preset) -> Path:
+    """Where the data of a picture are."""
+    return folder / name / (f"{name}.json" if preset == "quick" else f"{name}-{preset}.json")
+
+
 class _Here:
     """This machine: one run at a time on each device."""
 
-    def __init__(self, what: Experiment):
+    def __init__(self, what: Experiment, data: str | None):
         import jax
 
-        self.what = what
+        self.what, self.data = what, data
         self.devices: queue.SimpleQueue[Any] = queue.SimpleQueue()
         some = jax.devices()[:1] if what.alone else jax.devices()
         for device in some:
@@ -283,7 +377,7 @@ class _Here:
     def _work(self, config: Config, needed: Sequence[Run]) -> tuple[Numbers, float, dict[str, Any]]:
         device = self.devices.get()
         try:
-            return _timed(self.what, config, needed, device)
+            return _timed(self.what, config, needed, device, self.data)
         finally:
             self.devices.put(device)
 
@@ -301,7 +395,7 @@ class _Here:
 class _Cluster(_Here):
     """The workers of a Dask scheduler. Runs come back to this process, which alone writes the store: each is written once, whoever made it."""
 
-    def __init__(self, what: Experiment, address: str):
+    def __init__(self, what: Experiment, data: str | None, address: str):
         try:
             from distributed import Client
         except ImportError as error:
@@ -310,14 +404,14 @@ class _Cluster(_Here):
             self.client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
         except (OSError, ValueError, TimeoutError) as error:
             raise OSError(f"no Dask scheduler answers at {address!r}: start one with `dask scheduler`, and workers with `dask worker`") from error
-        self.what = what
+        self.what, self.data = what, data
         self.feeding = True
         # some runs in store for every thread, so that none waits for this process
         self.places = max(2, 2 * sum(self.client.nthreads().values()))
 
     def submit(self, config: Config, needed: Sequence[Run]) -> Any:
         """Send a run to the cluster."""
-        return self.client.submit(_remote, self.what.name, dict(config), list(needed), pure=False, key=f"{self.what.name}-{key(config)}")
+        return self.client.submit(_remote, self.what.name, dict(config), list(needed), self.data, pure=False, key=f"{self.what.name}-{key(config)}")
 
     def next(self, pending: Iterable[Any]) -> set[Any]:
         """Wait until a run has come back; Dask gives a lost worker's runs to another."""
@@ -330,15 +424,16 @@ class _Cluster(_Here):
         self.client.close()
 
 
-def _remote(name: str, config: Config, needed: Sequence[Run]) -> tuple[Numbers, float, dict[str, Any]]:
+def _remote(name: str, config: Config, needed: Sequence[Run], data: str | None) -> tuple[Numbers, float, dict[str, Any]]:
     import jax
 
-    return _timed(experiment(name), config, needed, jax.devices()[0])
+    return _timed(experiment(name, "quick" if data is None else "full"), config, needed, jax.devices()[0], data)
 
 
-def _timed(what: Experiment, config: Config, needed: Sequence[Run], device: Any) -> tuple[Numbers, float, dict[str, Any]]:
+def _timed(what: Experiment, config: Config, needed: Sequence[Run], device: Any, data: str | None) -> tuple[Numbers, float, dict[str, Any]]:
+    given = _given(what, data)
     begun = time.monotonic()
-    numbers = what.execute(config, needed, device)
+    numbers = what.execute(config, needed, device, *given)
     return numbers, time.monotonic() - begun, store.provenance()
 
 
@@ -375,13 +470,18 @@ def _stages(what: Experiment, configs: Sequence[Config]) -> list[list[Config]]:
     return unique
 
 
-def _check_budget(what: Experiment, config: Config, minutes: float) -> None:
+def _given(what: Experiment, data: str | None) -> list[Any]:
+    """The data set, for an experiment that needs one."""
+    return [] if what.data is None else [what.data(data)]
+
+
+def _check_budget(what: Experiment, config: Config, minutes: float, data: str | None) -> None:
     """Refuse a time in which not even one epoch of the first run fits."""
     import jax
 
     if what.epoch_seconds is None:
         return
-    epoch = what.epoch_seconds(config, jax.devices()[0])
+    epoch = what.epoch_seconds(config, jax.devices()[0], *_given(what, data))
     if epoch > 60 * minutes:
         raise ValueError(f"--minutes {minutes:g} is too small: one epoch of experiment {what.name!r} takes {epoch / 60:.2g} minutes here")
 

@@ -103,7 +103,7 @@ class RunStore:
                 raise ValueError(f"the store {str(folder)!r} has an unreadable {_MARK}: name another folder, or delete this one") from error
             if found != SCHEMA:
                 raise ValueError(f"the store {str(folder)!r} has schema {found!r}, and this version reads {SCHEMA!r}: name another folder")
-        elif self.folder.exists() and any(self.folder.iterdir()):
+        elif self.folder.exists() and any(not place.name.startswith(".") for place in self.folder.iterdir()):  # a mark being written has a dot
             raise ValueError(f"the folder {str(folder)!r} holds other things than runs (it has no {_MARK}): name an empty or a new one")
 
     def __contains__(self, config: Mapping[str, Any]) -> bool:
