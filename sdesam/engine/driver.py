@@ -813,8 +813,8 @@ def _digest(
             exact = table.astype(jnp.float64)
             exact = exact.reshape(-1, 2, *exact.shape[1:]).mean(axis=1) if antithetic else exact
             mask = jnp.expand_dims(units, tuple(range(1, exact.ndim)))
-            mean = jnp.where(mask, exact, 0).sum(axis=0) / count
-            return mean, jnp.where(mask, (exact - mean) ** 2, 0).sum(axis=0)
+            mean = _sum(jnp.where(mask, exact, 0)) / count
+            return mean, _sum(jnp.where(mask, (exact - mean) ** 2, 0))
 
         row = jnp.concatenate([part.ravel() for table in values.values() for part in moments(table)])
         return row[None], _mark(first, values, step)
@@ -824,6 +824,13 @@ def _digest(
         values, good, first, step
     )
     return found
+
+
+def _sum(table: jax.Array) -> jax.Array:
+    """The sum over the leading axis, by sixteen running sums: one alone waits for each of its additions."""
+    padded = jnp.pad(table, [(0, -len(table) % 16), *[(0, 0)] * (table.ndim - 1)])
+    total: jax.Array = padded.reshape(-1, 16, *table.shape[1:]).sum(axis=0).sum(axis=0)
+    return total
 
 
 def _mark(first: jax.Array, values: PyTree, step: jax.Array) -> jax.Array:
