@@ -20,6 +20,8 @@ import numpy as np
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = np.uint32(0x1BD11BDA)
+_LOG = (0.33333936, -0.25001246, 0.19962132, -0.16579814, 0.14925882, -0.14254476, 0.08654275)
+"""`(log(1 + z) - z + z^2/2) / z^3` for `1 + z` in `[sqrt(1/2), sqrt 2)`, least squares at Chebyshev's nodes: `log` is then within 1e-7 of itself."""
 _DOMAIN = np.uint32(1)
 """The first counter word of the key of all normals. `jax.random.fold_in(key, k)` has 0 there, and so have the keys of paths."""
 
@@ -83,7 +85,8 @@ def packed_normals(key: jax.Array, step: Any, paths: jax.Array, count: int, dtyp
 def unpack(packed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Components one by one, shape `(k, *shape)`, of what :func:`packed_normals` gave."""
     count = math.prod(shape)
-    both = jnp.stack([packed.real, packed.imag], axis=-1).reshape(packed.shape[0], -1)
+    # each twice and every other one chosen: in W2 (2,000 paths of 64 numbers) a quarter of the time of stacking them
+    both = jnp.where(jnp.arange(2 * packed.shape[1]) % 2 == 0, jnp.repeat(packed.real, 2, axis=1), jnp.repeat(packed.imag, 2, axis=1))
     return both[:, :count].reshape(packed.shape[0], *shape)
 
 
@@ -110,7 +113,7 @@ def standard_normals(key: jax.Array, step: Any, paths: jax.Array, shape: tuple[i
 
 def _box_muller(uniform: jax.Array, turn: jax.Array) -> jax.Array:
     """`sqrt(-2 log u) exp(i pi t)` for `u` in (0, 1] and `t` in [-1, 1): real and imaginary part are independent and normal."""
-    radius = jnp.sqrt(-2 * jnp.log(uniform))
+    radius = jnp.sqrt(-2 * (_log(uniform) if uniform.dtype == jnp.float32 else jnp.log(uniform)))
     # sine and cosine of half the angle, at most pi/2, by Taylor's series; the terms left out are below 6e-8 and 2e-18
     terms = 6 if uniform.dtype == jnp.float32 else 12
     half = turn * (math.pi / 2)
@@ -118,6 +121,15 @@ def _box_muller(uniform: jax.Array, turn: jax.Array) -> jax.Array:
     sine = half * _horner(square, [(-1) ** k / math.factorial(2 * k + 1) for k in range(terms)])
     cosine = _horner(square, [(-1) ** k / math.factorial(2 * k) for k in range(terms + 1)])
     return jax.lax.complex(radius * (1 - 2 * sine * sine), radius * (2 * sine * cosine))
+
+
+def _log(u: jax.Array) -> jax.Array:
+    """`log u` of positive and normal float32 numbers: all of a draw takes a sixth less time than with the general `jnp.log`."""
+    root_half = np.int32(0x3F3504F3)  # the bits of sqrt(1/2)
+    bits = jax.lax.bitcast_convert_type(u, jnp.int32) - root_half
+    z = jax.lax.bitcast_convert_type((bits & np.int32(0x7FFFFF)) + root_half, jnp.float32) - 1
+    exponent = (bits >> 23).astype(jnp.float32)
+    return exponent * np.float32(math.log(2)) + (z + z * z * (z * _horner(z, list(_LOG)) - np.float32(0.5)))
 
 
 def _horner(x: jax.Array, coefficients: list[float]) -> jax.Array:
