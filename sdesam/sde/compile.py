@@ -430,6 +430,11 @@ def _apart(tree: Tree) -> list[int]:
     return [colour for colour, count in entries.items() if count > 1]
 
 
+def forms_vectors(tree: Tree, sampled: bool) -> bool:
+    """Whether vectors of many samples, or of micro-batches, are there at once, where the loss has dense layers."""
+    return bool(tree.factors or tree.micro_batches or _own_vectors(tree) or (_apart(tree) and not sampled))
+
+
 def _own_vectors(tree: Tree) -> bool:
     """Whether it contracts a derivative of a sample with a vector of this sample other than its gradient."""
     return any((child.colour == tree.colour and bool(child.children)) or _own_vectors(child) for child in tree.children)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import partial
-from math import sqrt
+from math import prod, sqrt
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -20,9 +20,10 @@ from jax.flatten_util import ravel_pytree
 from sdesam.discrete.kernel import check_delta_on
 from sdesam.engine import check_key
 from sdesam.problems import FiniteSum
-from sdesam.problems.finite_sum import check_structure, parameters
+from sdesam.problems.finite_sum import check_structure, parameters, samples_without_vectors
+from sdesam.problems.ghost import dense_layers
 from sdesam.sampling import Sampling, Step, check_step, count_micro_batches, list_micro_batches, told_count, whole
-from sdesam.sde.compile import MicroBatches, Normaliser, combine
+from sdesam.sde.compile import MicroBatches, Normaliser, combine, forms_vectors
 from sdesam.symbolic import MARK, ModifiedEquation, Part, Tree, derive, evaluate
 from sdesam.variants import NormEstimate
 
@@ -278,9 +279,12 @@ class SDE:
         x0: PyTree,
         problem: FiniteSum | None,
         config: dict[str, Any],
+        working_bytes: int | None = None,
     ) -> None:
         self.kernel, self.params, self.noise_shape = kernel, params, noise_shape
         self.x0, self.problem, self.config = x0, problem, config
+        self.working_bytes = self.vector_bytes if working_bytes is None else working_bytes
+        """Memory of one intermediate value of a step, for all samples that are looked at together."""
 
     @property
     def vector_bytes(self) -> int:
@@ -438,8 +442,20 @@ def bind(
     if equation.whole_micro_batches:
         config["micro_batches"] = "all" if draw is None else draw.count
     sde = SDE.__new__(SDE)
-    sde._set(kernel, numbers, (problem.n,), problem.x0, problem, config)
+    sde._set(kernel, numbers, (problem.n,), problem.x0, problem, config, _working_bytes(problem, kernel))
     return sde
+
+
+def _working_bytes(problem: FiniteSum, kernel: _TreeKernel) -> int:
+    """A vector for each sample of a chunk, or what the layers put out for it where no such vectors are formed."""
+    trees = (*kernel.drift_trees, *kernel.noise_trees)
+    layers = dense_layers(problem.sample_loss, problem.x0, problem.sample(0))
+    if not layers or any(forms_vectors(tree, kernel.sampled) for tree in trees):
+        return problem.vector_bytes * problem.chunk
+    leaves = jax.tree.leaves(problem.x0)
+    each = sum(prod(out.shape) for out in layers.values()) + sum(leaf.size for k, leaf in enumerate(leaves) if k not in layers)
+    samples = min(problem.n, samples_without_vectors(layers, problem.chunk, problem.x0))
+    return int(problem.vector_bytes + _dtype(problem.x0).itemsize * each * samples)
 
 
 def _micro_batches(equation: ModifiedEquation, n: int, step: Step, expectation: str, count: int | None) -> tuple[MicroBatches | None, _Draw | None]:

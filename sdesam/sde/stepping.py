@@ -250,8 +250,8 @@ def _plan(sde: SDE, horizon: float, dt: float, method: str, times: Any, observe:
         data=data,
         steps=steps,
         step_time=dt,
-        # about eight vectors per sample of a chunk in a step, four while observing
-        step_bytes=(16 if extrapolate else 8) * sde.vector_bytes * samples,
+        # about eight values of a size in a step, four vectors per sample of a chunk while observing
+        step_bytes=(16 if extrapolate else 8) * sde.working_bytes,
         observe_bytes=4 * sde.vector_bytes * samples,
         config={**sde.config, "method": method, "dt": dt, "horizon": steps * dt, "normals": normals},
         noise_shape=(*sde.noise_shape, 2) if extrapolate else sde.noise_shape,
