@@ -10,7 +10,7 @@ help:
 	@echo "make demo       derive, simulate and compare on handwritten digits (about a minute)"
 	@echo "make test       linters, types and the test suite (about seven minutes)"
 	@echo "make test-slow  digits at full size, twenty seeds of every claim and mutant (about half an hour)"
-	@echo "make bench      speed beside diffrax, torchsde, numpy and floors, on a machine that does nothing else (about ten minutes)"
+	@echo "make bench      speed beside diffrax, torchsde, numpy and floors, on a machine that does nothing else (about three minutes)"
 	@echo "make overhead   what RW-SAM and m-SAM cost beside SAM, on such a machine (about a minute)"
 	@echo "make reproduce  the quick presets of all experiments; goes on where it was stopped (about a quarter of an hour)"
 	@echo "make figures    make every figure under figures/ anew, these among them"
