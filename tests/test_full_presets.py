@@ -32,6 +32,7 @@ def without_times(run):
     return str((run.config, run.numbers.values, arrays))
 
 
+@pytest.mark.slow
 def test_escape(monkeypatch, tmp_path):
     """The three m, and what is measured once made up: all else compiles as many programs again."""
     what, runs = small("escape", monkeypatch), RunStore(tmp_path / "runs")

@@ -52,6 +52,7 @@ def test_the_order_1_form_belongs_to_the_untruncated_covariance():
     assert setting.order_1() == pytest.approx(0.25 * 1.5**2 / (2 * 1.5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lam", "status"), [(2.0, "refuted"), (0.0, "confirmed")])
 def test_what_rw_sam_acts_like_on_fewer_digits(lam, status):
     """L-RW3 at a reduced size: refuted as on record; without weights, where RW-SAM is SAM, nothing speaks against it (the control)."""

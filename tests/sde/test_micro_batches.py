@@ -145,6 +145,7 @@ def test_a_sweep_of_rw_sam_compiles_once():
     assert compiled() > before, "the count sees a compilation where there is one"
 
 
+@pytest.mark.slow
 def test_rw_sam_without_weights_is_sam():
     norms = sdesam.NormEstimate("exact")
     sde, sam = bound("rw-sam", lam=0.0, norms=norms, expectation="exact"), bound("sam", expectation="exact")
