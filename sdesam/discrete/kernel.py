@@ -332,12 +332,16 @@ class StepKernel:
 
         def inverse(group: Factors) -> jax.Array:
             if self.rule.normaliser == "none":
-                return jnp.ones(())
+                return jnp.ones((), jnp.result_type(*jax.tree.leaves(x)))
             if self.rule.normaliser == "data set":
                 return inverse_norm(whole_set, params.eps)
-            others = (group.deltas, group.others)
-            rebuild = jax.tree.structure(others)
-            return _inverse_norm(others, params.eps, lambda leaves: squared_norm_of_mean(Factors(group.inputs, *jax.tree.unflatten(rebuild, leaves))))
+            # inputs of size 1 at most, so that the scale is in the rest
+            wide = [a.astype(jnp.promote_types(a.dtype, jnp.float32)) for a in group.inputs]
+            peaks = [jnp.where(jnp.any(a != 0), jnp.max(abs(a)), 1) for a in wide]
+            inputs = [a / peak for a, peak in zip(wide, peaks, strict=True)]
+            rest = ([delta * peak for delta, peak in zip(group.deltas, peaks, strict=True)], group.others)
+            rebuild = jax.tree.structure(rest)
+            return _inverse_norm(rest, params.eps, lambda leaves: squared_norm_of_mean(Factors(inputs, *jax.tree.unflatten(rebuild, leaves))))
 
         radii = params.rho * jax.vmap(inverse)(groups)
 

@@ -121,6 +121,8 @@ class _Evaluation:
 
         for eqn in jaxpr.eqns:
             for variable, value in zip(eqn.outvars, self.apply(eqn, [look(atom) for atom in eqn.invars]), strict=True):
+                if isinstance(value, _Split) and any(part.dtype != variable.aval.dtype for part in value.parts.ravel()):
+                    raise _NotElementwise  # a sum or product in another precision than its operands
                 known[variable] = value
         return [look(atom) for atom in jaxpr.outvars]
 
@@ -135,6 +137,8 @@ class _Evaluation:
             found = eqn.primitive.bind(*values, **eqn.params)
             return list(found) if eqn.primitive.multiple_results else [found]
         parts = [_parts(value) for value in values]
+        if not all(part.size for part in parts):
+            raise _NotElementwise
         if name in _MOVES:
             return [_Split(moved) for moved in _move(eqn, parts)]
         if name in _FOLDS:

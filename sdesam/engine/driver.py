@@ -424,8 +424,8 @@ class _Work:
         self.done = 0
         # once, not with every call
         self.params, self.data, self.key = jax.device_put((plan.params, plan.data, layout.key), NamedSharding(layout.mesh, P()))
-        self.speed, self.timed = 0.0, 0.0
-        """Steps of a chunk per second (at least), and the seconds from which this is known."""
+        self.compiled, self.speed = False, 0.0
+        """Whether steps have been made, and how many of a chunk take a second."""
 
     def run(self, tick: Callable[[int], object]) -> None:
         """All chunks from beginning to end, or from the snapshot on."""
@@ -501,8 +501,8 @@ class _Work:
         return min(stop, state.at + max(1, int(self.speed * _PATIENCE)))
 
     def _advance(self, state: _Pass, ensemble: _Ensemble, ids: jax.Array, stop: int) -> _Ensemble:
-        # where patience cuts a call short, and what is known of the speed is from a short one
-        timed = state.at > 0 and self.timed < _PATIENCE / 10 and stop - state.at >= int(self.speed * _PATIENCE)
+        # where patience cuts the call short: it is long enough for the wait not to matter, or little is known of the speed
+        timed, self.compiled = self.compiled and stop - state.at >= int(self.speed * _PATIENCE), True
         if timed:
             jax.block_until_ready(ensemble)
         before = perf_counter()
@@ -510,8 +510,7 @@ class _Work:
         made: _Ensemble = _advance()(self.layout.plan.stepper, self.draw, self.layout.mesh, self.params, self.key, ids, ensemble, span)
         if timed:
             jax.block_until_ready(made)
-            self.timed = perf_counter() - before
-            self.speed = (stop - state.at) / self.timed
+            self.speed = (stop - state.at) / (perf_counter() - before)
         return made
 
     def _look(self, state: _Pass, ensemble: _Ensemble, good: jax.Array) -> tuple[Any, _Ensemble]:

@@ -55,11 +55,16 @@ def dense_layers(sample_loss: Callable[[Any, Any], Any], x: PyTree, sample: PyTr
 
 
 def squared_norm_of_mean(group: Factors) -> jax.Array:
-    """`|G|^2` of the mean of gradients (leading axis: samples), by inner products: `(a_i . a_j) (delta_i . delta_j)` for a layer."""
+    """`|G|^2` of the mean of gradients (leading axis: samples)."""
     m = len(jax.tree.leaves(group)[0])
-    pairs = [jnp.sum((a @ a.T) * (delta @ delta.T)) for a, delta in zip(group.inputs, group.deltas, strict=True)]
+
+    def of_layer(a: jax.Array, delta: jax.Array) -> jax.Array:
+        # not by the inner products of many samples: their sum would lose the digits of a mean that is small beside its terms
+        return jnp.sum(a**2) * jnp.sum(delta**2) if m == 1 else jnp.sum((a.T @ delta) ** 2)
+
+    layers = [of_layer(a, delta) for a, delta in zip(group.inputs, group.deltas, strict=True)]
     others = [jnp.sum(jnp.sum(g, axis=0) ** 2) for g in group.others]
-    square: jax.Array = jnp.maximum(jnp.sum(jnp.stack([*pairs, *others])), 0) / m**2
+    square: jax.Array = jnp.sum(jnp.stack([*layers, *others])) / m**2
     return square
 
 
@@ -98,12 +103,12 @@ def loss_along(sample_loss: Callable[[Any, Any], Any], layers: dict[int, Any], y
     m = len(group.inputs[0])
 
     def dense(weight: _Weight, a: jax.Array, out: jax.Array) -> jax.Array:
-        moved: jax.Array = out + t * (((inputs[weight.leaf] @ a) / m) @ deltas[weight.leaf]).reshape(out.shape)
+        moved: jax.Array = out + (t * (((inputs[weight.leaf] @ a) / m) @ deltas[weight.leaf]).reshape(out.shape)).astype(out.dtype)
         return moved
 
     rest = iter(group.others)
     leaves, structure = jax.tree.flatten(y)
-    moved = [leaf if k in layers else leaf + t * jnp.mean(next(rest), axis=0) for k, leaf in enumerate(leaves)]
+    moved = [leaf if k in layers else leaf + (t * jnp.mean(next(rest), axis=0)).astype(leaf.dtype) for k, leaf in enumerate(leaves)]
     value: jax.Array = _evaluate(sample_loss, jax.tree.unflatten(structure, moved), sample, list(layers), dense, None)
     return value
 

@@ -69,6 +69,59 @@ def test_step_of_a_network(variant, m):
             assert abs(found["U"] - by_hand(4)["U"]).max() > 1e-3, "the control: another micro-batch"
 
 
+@pytest.mark.parametrize(("variant", "m"), [("m-usam", 1), ("dnsam", 2), ("m-sam", 2)])
+@pytest.mark.parametrize("dtypes", [("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "float32")])
+def test_precisions_of_a_network(variant, m, dtypes):
+    """Matrices and vectors of one precision or of two, with 64 bits turned on too: the step keeps each, and is right to its digits."""
+    rng = np.random.default_rng(3)
+    data = {"a": rng.normal(size=(6, 9)).astype(np.float32), "y": rng.normal(size=(6, 2)).astype(np.float32)}
+    x = {"U": rng.normal(size=(9, 7)) / 3, "b": rng.normal(size=7), "W": rng.normal(size=(7, 2))}
+
+    def direction(x):
+        batch = 2 if variant == "dnsam" else 4
+        chain = sdesam.Chain(variant, sdesam.FiniteSum(network, data, x), lr=0.1, rho=0.1, batch=batch, micro=m if variant.startswith("m-") else None)
+        return chain.direction(chain.problem.x0, np.array([0, 3, 3, 5])[:batch].reshape(-1, m))
+
+    with jax.enable_x64(True):
+        truth = {name: np.asarray(leaf) for name, leaf in direction(x).items()}
+        rounded = {name: jnp.asarray(leaf, dtypes[leaf.ndim == 1]) for name, leaf in x.items()}
+        in_64_bits = direction(rounded)
+    for found in (in_64_bits, direction(rounded)):
+        for name, leaf in found.items():
+            assert leaf.dtype == rounded[name].dtype
+            scale = abs(truth[name]).max()
+            np.testing.assert_allclose(np.asarray(leaf, float) / scale, truth[name] / scale, atol=0.06 if "bfloat16" in dtypes else 1e-5)
+
+
+def test_a_mean_gradient_that_is_small_beside_its_terms(monkeypatch):
+    """Float32, |G| = 2e-5 |g_i|: the sum of the inner products of gradients has no digits left, but the perturbation keeps length and direction."""
+    rng = np.random.default_rng(0)
+    W, residuals = rng.normal(size=(64, 64)), rng.normal(size=(16, 64))
+    inputs = np.full((16, 64), 1 / 8)  # of length 1, all alike: the Hessian along G is 1
+    data = {"a": inputs, "y": inputs @ W - (residuals - residuals.mean(0) + 2e-5 * rng.normal(size=64))}
+
+    def moved():
+        """`rho H u`, of length rho."""
+
+        def loss(p, s):  # a new function is compiled anew
+            return 0.5 * jnp.sum((s["a"] @ p["W"] - s["y"]) ** 2)
+
+        chains = [sdesam.Chain("sam", sdesam.FiniteSum(loss, data, {"W": W}), 0.1, rho, batch=16, replace=False) for rho in (0.1, 0.0)]
+        there, here = (np.asarray(chain.direction(chain.problem.x0, np.arange(16)[None])["W"], float) for chain in chains)
+        return there - here
+
+    def by_inner_products(group):
+        (a,), (delta,) = group.inputs, group.deltas
+        return jnp.maximum(jnp.sum((a @ a.T) * (delta @ delta.T)), 0) / 16**2
+
+    with jax.enable_x64(True):
+        truth = moved()
+    assert np.linalg.norm(truth) == pytest.approx(0.1, rel=1e-6)
+    assert np.linalg.norm(moved() - truth) < 3e-3  # rounding of residuals: 6e-8 of a mean of 2e-5, times a few
+    monkeypatch.setattr(sdesam.discrete.kernel, "squared_norm_of_mean", by_inner_products)
+    assert np.linalg.norm(moved() - truth) > 0.01, "the control"
+
+
 def test_a_vanishing_gradient_of_a_network():
     """eps = 0 and a zero gradient: nothing is perturbed and nothing is NaN; a tiny gradient still is normalised."""
     data = {"a": np.ones((2, 9)), "y": np.zeros((2, 2))}

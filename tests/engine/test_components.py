@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 import sdesam
+from sdesam.engine import driver
 from sdesam.engine.components import elementwise
 from sdesam.engine.normals import standard_normals
+from sdesam.sde import stepping
 
 SHARED = jnp.array([[1.0, -2.0], [0.5, 3.0]])
 
@@ -49,6 +51,17 @@ def test_what_is_not_elementwise_is_left_alone(fn):
     assert elementwise(fn, SHARED, jax.ShapeDtypeStruct((2,), jnp.float32)) is None
 
 
+def test_nothing_to_sum_and_another_precision():
+    """What has no terms, and what changes precision on the way, is left alone."""
+    noise = jax.ShapeDtypeStruct((2,), jnp.float32), jax.ShapeDtypeStruct((0,), jnp.float32)
+    assert elementwise(lambda a, of: of[0] + of[1].sum(), 1.0, noise) is None
+    assert elementwise(lambda a, of: of[0] + jnp.zeros((2, 0)) @ of[1], 1.0, noise) is None
+    half, one = jnp.bfloat16, jnp.eye(2, dtype=jnp.bfloat16)
+    assert elementwise(lambda a, x: jax.lax.dot(x.astype(half), one, preferred_element_type=jnp.float32) - x, 1.0, noise[0]) is None
+    sde = sdesam.SDE(lambda x: -x, lambda x, xi: jnp.zeros_like(x) + xi.sum(), (0,), jnp.ones(2))
+    assert sdesam.simulate(sde, jax.random.key(0), 2, 0.2, 0.1).final == pytest.approx(0.81)
+
+
 def test_keys_may_be_there_but_not_be_used():
     varying = (jax.ShapeDtypeStruct((), jnp.float32), jax.eval_shape(lambda: jax.random.key(0)))
     unused = elementwise(lambda a, of: (jax.random.split(of[1]), of[0] + a)[1], 1.0, varying)
@@ -81,6 +94,37 @@ def test_a_small_sde_gets_the_numbers_of_its_paths(antithetic):
     out = sdesam.simulate(sde, jax.random.key(3), PATHS, STEPS * DT, DT, antithetic=antithetic, chunk=4)
     sign = np.where(np.arange(PATHS) % 2, -1, 1) if antithetic else None
     np.testing.assert_allclose(out.final, by_hand(drift, noise, start, (3,), sign), rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("method", ["euler", "heun", "richardson"])
+def test_what_is_small(method):
+    """One or two components of a written SDE, as an array or a tree; a third one, or a sort, is not."""
+
+    def small(x0, drift=lambda x: jax.tree.map(lambda leaf: -leaf, x)):
+        sde = sdesam.SDE(drift, lambda x, xi: jax.tree.map(lambda leaf: 0.1 * leaf * xi[0], x), (2,), x0)
+        plan = stepping._plan(sde, 1.0, DT, method, None, (), "counter", None)[0]
+        draw = driver._Draw(plan.noise_shape, "float32", "counter", False, True)
+        return driver._small(plan.stepper, draw, plan.params, jax.tree.map(lambda leaf: leaf[None], plan.x0)) is not None
+
+    assert small(jnp.array(1.0))
+    two = method != "richardson"  # which carries a pair of states
+    assert small(jnp.ones(2)) == two
+    assert small({"a": jnp.array(1.0), "b": jnp.ones(1)}) == two
+    assert not small(jnp.ones(3))
+    assert not small(jnp.ones(2), lambda x: jnp.sort(x))
+
+
+def test_a_tree_of_two_numbers():
+    """The same paths as the array of the two."""
+    array = sdesam.SDE(lambda x: -(x**3), lambda x, xi: root(x) * xi, (2,), jnp.array([1.0, 0.5]))
+
+    def noise(x, xi):
+        moved = root(jnp.array([x["a"], x["b"][0]])) * xi
+        return {"a": moved[0], "b": moved[1:]}
+
+    tree = sdesam.SDE(lambda x: jax.tree.map(lambda leaf: -(leaf**3), x), noise, (2,), {"a": jnp.array(1.0), "b": jnp.array([0.5])})
+    one, other = (sdesam.simulate(sde, jax.random.key(3), PATHS, STEPS * DT, DT).final for sde in (array, tree))
+    np.testing.assert_allclose(np.column_stack([other["a"], other["b"]]), one, rtol=1e-5)
 
 
 def test_the_general_way_gives_the_same():

@@ -220,6 +220,45 @@ def test_resume_is_exact(options, tmp_path, monkeypatch):
     np.testing.assert_array_equal(again.mean["x"], whole.mean["x"])
 
 
+def test_a_resumed_run_takes_long_calls_again(tmp_path, monkeypatch):
+    """Its first call compiles and says nothing about the speed; nor may a slow one decide it for good."""
+    made, calls = driver._advance(), []
+
+    def simulate(stall, **options):
+        def advance(*arguments):
+            calls.append(int(np.diff(arguments[-1])[0]))
+            if len(calls) == stall:
+                time.sleep(0.3)
+            return made(*arguments)
+
+        calls.clear()
+        monkeypatch.setattr(driver, "_advance", lambda: advance)
+        return sdesam.simulate(double_well(), jax.random.key(3), 4, 50.0, 0.01, times=[50.0], observe=OBSERVE, **options)
+
+    whole = simulate(None)
+    real, writes = store.write_arrays, []
+
+    def write_and_die(*arguments, **keywords):
+        real(*arguments, **keywords)
+        writes.append(1)
+        if len(writes) == 3:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_arrays", write_and_die)
+        with pytest.raises(Killed):
+            simulate(None, snapshot=tmp_path / "s", snapshot_every=0)
+    behind = sum(calls)
+    assert 0 < behind < 5000
+    resumed = simulate(1, snapshot=tmp_path / "s")
+    assert sum(calls) == 5000 - behind
+    assert len(calls) < 20, calls
+    np.testing.assert_array_equal(resumed.final, whole.final)
+    simulate(2)
+    assert sum(calls) == 5000
+    assert len(calls) < 30, calls
+
+
 def test_resume_of_runs_that_diverge(tmp_path, monkeypatch):
     """A chunk that is on its second way, without the paths that diverge, resumes there."""
     sde = sdesam.SDE(lambda x: jnp.where(x > 1.5, x**9, -x), lambda x, xi: xi, (), 1.0)
