@@ -14,7 +14,7 @@ CASES = [(name, 0) for name in ("L-3.9", "L-RW2", "LTE", "MC-quad", "MC-sad", "S
 CASES += [(name, seed) for name in ("L-3.9", "L-RW2", "MC-sad") for seed in (1, 2, 3)]
 
 
-@pytest.mark.parametrize(("name", "seed"), CASES)
+@pytest.mark.parametrize(("name", "seed"), [pytest.param(*case, marks=pytest.mark.slow) if case == ("LTE", 0) else case for case in CASES])
 def test_verdict_is_the_recorded_one(name, seed):
     registered = claim(name)
     outcome = registered.run("quick", seed)

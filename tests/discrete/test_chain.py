@@ -69,8 +69,10 @@ def test_step_of_a_network(variant, m):
             assert abs(found["U"] - by_hand(4)["U"]).max() > 1e-3, "the control: another micro-batch"
 
 
-@pytest.mark.parametrize(("variant", "m"), [("m-usam", 1), ("dnsam", 2), ("m-sam", 2)])
-@pytest.mark.parametrize("dtypes", [("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "float32")])
+@pytest.mark.parametrize(
+    ("variant", "m", "dtypes"),
+    [("m-usam", 1, ("bfloat16", "float32")), ("dnsam", 2, ("float32", "float32")), ("m-sam", 2, ("bfloat16", "bfloat16"))],
+)
 def test_precisions_of_a_network(variant, m, dtypes):
     """Matrices and vectors of one precision or of two, with 64 bits turned on too: the step keeps each, and is right to its digits."""
     rng = np.random.default_rng(3)
