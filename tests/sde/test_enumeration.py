@@ -98,8 +98,22 @@ def test_rho_cubed_on_quartic_losses(variant, m, with_replacement):
     assert_equals_enumeration(5, 2, 4, m, with_replacement, variant, seed=7, order=(2, 4))
 
 
-@pytest.mark.parametrize("with_replacement", [True, False])
-@pytest.mark.parametrize(("variant", "m", "order"), [("m-usam", 1, (2, 3)), ("m-usam", 2, (2, 4)), ("usam", 4, (2, 3)), ("m-sam", 2, (2, 3))])
+def some_slow(cases):
+    """Each of them compiles for seconds."""
+    return [pytest.param(*case, marks=[] if fast else pytest.mark.slow) for case, fast in cases.items()]
+
+
+@pytest.mark.parametrize(
+    ("variant", "m", "order", "with_replacement"),
+    some_slow(
+        {
+            **{("m-usam", 1, (2, 3), replaced): True for replaced in (True, False)},
+            **{("m-usam", 2, (2, 4), replaced): not replaced for replaced in (True, False)},
+            **{("usam", 4, (2, 3), replaced): replaced for replaced in (True, False)},
+            **{("m-sam", 2, (2, 3), replaced): False for replaced in (True, False)},
+        }
+    ),
+)
 def test_losses_with_a_dense_layer(variant, m, order, with_replacement):
     """Where gradients of samples are not formed."""
     assert_equals_enumeration(5, 3, 4, m, with_replacement, variant, seed=9, order=order, ridge=True)
@@ -130,11 +144,6 @@ def test_negative_controls(change):
 def relabelled(equation, name="m-usam"):
     """A wrong equation under the name of the right one, so that it binds with the same numbers."""
     return replace(equation, variant=sdesam.VARIANTS[name])
-
-
-def some_slow(cases):
-    """Each of them compiles for seconds."""
-    return [pytest.param(*case, marks=[] if fast else pytest.mark.slow) for case, fast in cases.items()]
 
 
 @pytest.mark.parametrize(
@@ -225,7 +234,17 @@ RW_SAM_MUTANTS = {
 }
 
 
-@pytest.mark.parametrize("name", RW_SAM_MUTANTS)
+RW_SAM_FAST = (
+    "lambda doubled",
+    "no weights",
+    "weights dropped from the noise",
+    "tree 0 of eta rho^1 missing",
+    "rho^1 10 % off",
+    "noise rho^1 10 % off",
+)
+
+
+@pytest.mark.parametrize("name", some_slow({(name,): name in RW_SAM_FAST for name in RW_SAM_MUTANTS}))
 def test_negative_controls_of_rw_sam(name):
     with pytest.raises(AssertionError, match="Not equal"):
         assert_equals_enumeration(4, 2, 2, None, False, "rw-sam", seed=12, eps=0.4, **{"bound": RW_SAM, **RW_SAM_MUTANTS[name]})
