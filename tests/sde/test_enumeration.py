@@ -81,7 +81,7 @@ def cases(draw):
     return n, draw(st.sampled_from([2, 3])), b, m, with_replacement, variant, draw(st.integers(0, 10**6))
 
 
-@settings(max_examples=16, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(cases())
 @example((5, 3, 4, 2, False, "m-usam", 1))
 @example((5, 3, 4, 2, True, "m-usam", 1))
@@ -169,7 +169,8 @@ def test_rho_cubed_of_normalised_variants(variant, m):
     assert_equals_enumeration(4, 2, 3, m, True, variant, seed=8, order=(2, 4), eps=0.2)
 
 
-@settings(max_examples=4, deadline=None, derandomize=True)
+@pytest.mark.slow
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     st.tuples(st.integers(2, 4), st.sampled_from([2, 3]), st.booleans(), st.sampled_from(["sam", "m-sam", "n-sam", "dnsam"]), st.integers(0, 10**6))
 )

@@ -29,7 +29,8 @@ def z_scores(values, wanted):
     return (values.mean(axis=0) - wanted) / (values.std(axis=0) / np.sqrt(len(values)))
 
 
-@pytest.mark.parametrize("with_replacement", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("with_replacement", [True, False])
 def test_draws_are_unbiased(with_replacement):
     """Drift and noise of a step against the listed expectation: |z| < 5, false alarms 6e-7 per component."""
     sampled, exact = (bound(with_replacement=with_replacement, **kind) for kind in ({"micro_batches": 6}, {"expectation": "exact"}))
