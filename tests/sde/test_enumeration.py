@@ -92,6 +92,13 @@ def test_cubic_losses(case):
     assert_equals_enumeration(*case)
 
 
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(cases())
+def test_many_cubic_losses(case):
+    assert_equals_enumeration(*case)
+
+
 @pytest.mark.parametrize("with_replacement", [True, False])
 @pytest.mark.parametrize(("variant", "m"), [("m-usam", 1), ("m-usam", 2), ("usam", 4), ("n-usam", 4)])
 def test_rho_cubed_on_quartic_losses(variant, m, with_replacement):
