@@ -20,27 +20,10 @@ from jax.extend.core import Literal
 PyTree = Any
 
 _ELEMENTWISE = frozenset(
-    {
-        "abs",
-        "acos",
-        "acosh",
-        "add",
-        "add_any",
-        "and",
-        "asin",
-        "asinh",
-        "atan",
-        "atan2",
-        "atanh",
-        "cbrt",
-        "ceil",
-        "clamp",
-        "convert_element_type",
-        "copy",
-    }
-    | {"cos", "cosh", "div", "eq", "erf", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "integer_pow", "is_finite", "le", "log", "log1p"}
-    | {"logistic", "lt", "max", "min", "mul", "ne", "neg", "not", "or", "pow", "rem", "round", "rsqrt", "select_n", "sign", "sin", "sinh", "sqrt"}
-    | {"square", "stop_gradient", "sub", "tan", "tanh", "xor"}
+    {"abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "ceil", "clamp", "convert_element_type"}
+    | {"copy", "cos", "cosh", "div", "eq", "erf", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "integer_pow", "is_finite", "le", "log"}
+    | {"log1p", "logistic", "lt", "max", "min", "mul", "ne", "neg", "not", "or", "pow", "rem", "round", "rsqrt", "select_n", "sign", "sin", "sinh"}
+    | {"sqrt", "square", "stop_gradient", "sub", "tan", "tanh", "xor"}
 )
 _MOVES = frozenset({"broadcast_in_dim", "concatenate", "expand_dims", "pad", "reshape", "rev", "slice", "split", "squeeze", "stack", "transpose"})
 _FOLDS = {"reduce_sum": jnp.add, "reduce_prod": jnp.multiply, "reduce_max": jnp.maximum, "reduce_min": jnp.minimum}
@@ -89,21 +72,20 @@ def elementwise(fn: Callable[[Any, Any], PyTree], constant: PyTree, varying: PyT
     def many(constant: Any, components: list[jax.Array], paths: int) -> list[jax.Array]:
         rest, arguments = iter(components), list(jax.tree.leaves(constant))
         for leaf in leaves:
-            key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-            arguments.append(_OPAQUE if key else _Split(_fill(jnp.shape(leaf), lambda _: next(rest))))
+            arguments.append(_OPAQUE if _is_key(leaf) else _Split(_fill(jnp.shape(leaf), lambda _: next(rest))))
         found = _Evaluation(paths).run(closed.jaxpr, closed.consts, arguments)
         return [jnp.broadcast_to(part, (paths,)) for value in found for part in _parts(value).ravel()]
 
-    count = sum(math.prod(jnp.shape(leaf)) for leaf in leaves if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+    one = [jnp.zeros(1, leaf.dtype) for leaf in leaves if not _is_key(leaf) for _ in range(math.prod(jnp.shape(leaf)))]
     try:
-        jax.eval_shape(lambda constant, part: many(constant, [part] * count, 1), constant, jnp.zeros(1, jnp.result_type(*_numbers(leaves))))
+        jax.eval_shape(lambda constant, components: many(constant, components, 1), constant, one)
     except _NotElementwise:
         return None
     return many
 
 
-def _numbers(leaves: list[Any]) -> list[Any]:
-    return [leaf for leaf in leaves if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
+def _is_key(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
 
 
 class _Evaluation:

@@ -51,6 +51,30 @@ def test_step_drift_is_unbiased(small, order):
     assert not np.all(abs(drawn.mean(axis=0) - wrong) < SIGMAS * error)
 
 
+def ridge(x, s):
+    return jnp.tanh(s["a"] @ x) ** 2 + s["c"] * (s["a"] @ x)
+
+
+@pytest.mark.parametrize(
+    ("variant", "order", "micro", "expectation"),
+    [("sgd", (2, 3), None, "exact"), ("m-usam", (1, 2), 2, "exact"), ("m-usam", (2, 3), 1, "sampled"), ("m-sam", (1, 2), 2, "exact")],
+)
+@pytest.mark.parametrize("dense", [True, False])
+def test_an_euler_step_is_drift_and_noise(variant, order, micro, expectation, dense):
+    """Both come out of one evaluation; apart they are held against enumeration. Neither may be doubled, nor dt be its root."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(1)
+        data = {"a": rng.normal(size=(5, 2)), "c": rng.normal(size=5)}
+        problem = sdesam.FiniteSum(ridge, data, np.array([0.3, -0.4])) if dense else sdesam.problems.torus(dim=2, samples=5, seed=3)
+        options = {"rho": None if variant == "sgd" else 0.4, "batch": 4, "micro": micro, "expectation": expectation}
+        sde = sdesam.derive(variant, order=order).bind(problem, lr=0.2, **options)
+        x, dt, xi, key = sde.x0, 0.07, jnp.asarray(rng.normal(size=5)), jax.random.key(2)
+        found = sde.kernel.step_both(sde.params, x, dt, xi, (jax.random.key(9), key))
+        drift, noise = sde.step_drift(x, key), sde.apply_noise(x, xi)
+        np.testing.assert_allclose(found, dt * drift + noise, rtol=1e-10)
+        assert min(np.linalg.norm(dt * drift), np.linalg.norm(noise)) > 1e-3, "neither is too small to be missed"
+
+
 def test_exact_expectation_steps_with_the_drift(small):
     sde = sdesam.derive("m-usam").bind(small, lr=0.2, rho=0.4, batch=4, micro=2, expectation="exact")
     np.testing.assert_allclose(sde.step_drift(sde.x0, jax.random.key(0)), sde.drift(sde.x0), rtol=1e-5)
