@@ -21,7 +21,9 @@ def test_every_claim_that_was_asked_for_is_there():
         assert claim.seconds > 0
 
 
-@pytest.mark.parametrize("name", ["L-3.5", "L-3.5w", "L-c", "L-3.5n", "L-3.6", "L-3.7", "L-3.8", "L-3.8w", "L-grad", "L-RW1"])
+@pytest.mark.parametrize(
+    "name", ["L-3.5", "L-3.5w", "L-c", "L-3.5n", pytest.param("L-3.6", marks=pytest.mark.slow), "L-3.7", "L-3.8", "L-3.8w", "L-grad", "L-RW1"]
+)
 def test_claims_of_luo_et_al(name):
     claim = claims.claim(name)
     outcome = claim.run("quick", 0)
