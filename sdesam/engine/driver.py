@@ -4,8 +4,8 @@ Paths are advanced together in chunks, each chunk spread over the devices of thi
 observation times a compiled loop of any length runs; observables are averaged where they are computed. The random draw of (key, path,
 step) depends on nothing else, so chunks, devices, processes and the choice of observation times do not change it.
 
-Three small programs, so that an SDE, its knock-outs and the optimizer share the last two: `_advance` (steps), `_observe` (observables),
-`_digest` (their moments, in float64). They are queued without waiting; the device is never idle while Python prepares the next one.
+One program makes steps, observes, sums up (in float64) and goes on, for several observation times in one call, so that neither Python nor the
+queue of a device is waited for on the way. Where to stop and where to look are numbers, not code: nothing compiles anew over a sweep.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ _PATIENCE = 0.5
 """Seconds that one call of `_advance` may take: how long a snapshot, the progress bar or an interrupt waits at most, but for one step."""
 _AHEAD = 4
 """Calls queued before the oldest one is waited for."""
+_LOOKS, _LOOK_BYTES = 16, 2**20
+"""Observations of one call of `_advance` at most, and memory of their moments on each device."""
 
 
 class Stepper(Hashable, Protocol):
@@ -178,28 +180,23 @@ def forecast(plan: Plan, key: jax.Array, **options: Any) -> Forecast:
     layout = lay_out(plan, key, **options)
     layout.check_memory()
     work = _Work(layout, Snapshot(None, 0.0, {}, None))
-    state, ensemble = work._begin(_Pass(0, np.ones(layout.size, bool), np.empty((0, 2), int)))
-    ids, good = work._ids(state), jax.device_put(state.good, work.split)
+    state, ensemble = work.begin(_Pass(0, np.ones(layout.size, bool), np.empty((0, 2), int)))
     before = perf_counter()
-    arguments = (work.params, work.key, ids, ensemble, np.zeros(2, np.int32))
-    compiled = _advance().lower(plan.stepper, work.draw, layout.mesh, *arguments).compile()
-    jax.block_until_ready(work._look(state, ensemble, good))
+    compiled = _advance().lower(*work.program, *work.arguments(state), ensemble, work.route(0, [])).compile()
     compile_seconds = perf_counter() - before
 
-    def timed(steps: int) -> float:
+    def timed(leg: _Leg) -> float:
         nonlocal ensemble
         before = perf_counter()
-        ensemble = jax.block_until_ready(compiled(work.params, work.key, ids, ensemble, np.array([0, steps], np.int32)))
+        ensemble, _ = jax.block_until_ready(compiled(*work.arguments(state), ensemble, work.route(0, [leg])))
         return perf_counter() - before
 
-    timed(1)
-    steps, passed = 1, timed(1)
+    timed(_Leg(1, True))
+    steps, passed = 1, timed(_Leg(1, False))
     while passed < _PATIENCE / 2 and steps < plan.steps:
         steps = min(2 * steps, plan.steps)
-        passed = timed(steps)
-    before = perf_counter()
-    jax.block_until_ready(work._look(state, ensemble, good))
-    look = perf_counter() - before
+        passed = timed(_Leg(steps, False))
+    look = timed(_Leg(0, True))
     used = compiled.memory_analysis()
     chunks = math.ceil((layout.last - layout.first) / layout.size)
     return Forecast(
@@ -251,7 +248,7 @@ class Layout:
         leaves = jax.tree.leaves(plan.x0)
         if self.keep != "means":
             rows |= {f"final.{k}": ((self.paths, *leaf.shape), leaf.dtype) for k, leaf in enumerate(leaves)}
-        if self.keep in ("values", "trajectories"):
+        if self.keeps_values:
             rows |= {f"values.{name}": ((self.paths, times, *seen.shape), seen.dtype) for name, seen in self.observables.items()}
         if self.keep == "trajectories":
             rows |= {f"trajectory.{k}": ((self.paths, times, *leaf.shape), leaf.dtype) for k, leaf in enumerate(leaves)}
@@ -263,6 +260,11 @@ class Layout:
         plan = self.plan
         shapes = jax.eval_shape(plan.observer, plan.data, plan.x0) if plan.observer.names else {}
         return {name: shapes[name] for name in plan.observer.names}  # jax sorts the keys
+
+    @property
+    def keeps_values(self) -> bool:
+        """Whether observables of each path are kept."""
+        return self.keep in ("values", "trajectories")
 
     @property
     def host_bytes(self) -> int:
@@ -383,10 +385,17 @@ class _Ensemble(NamedTuple):
     """What a chunk carries through time; arrays on the devices, leading axis paths."""
 
     x: PyTree
-    noise: Any
-    """The normals of the next step. Carried, so that they are made once and not anew by everything that uses them."""
     first: jax.Array
     """The step after which a path was first seen to be not finite; -1 for never."""
+
+
+class _Leg(NamedTuple):
+    """Steps without an observation between them."""
+
+    stop: int
+    """The step to stop at."""
+    look: bool
+    """Whether it is an observation time."""
 
 
 @dataclass
@@ -419,13 +428,19 @@ class _Work:
         self.tables = {name: np.empty((self.rows, *shape[1:]), dtype) for name, (shape, dtype) in layout.tables.items()}
         shapes = {name: (len(layout.grid), *shape.shape) for name, shape in layout.observables.items()}
         self.moments = {name: _Moments(0, np.full(shape, np.nan), np.zeros(shape)) for name, shape in shapes.items()}
-        # of the chunk on its way, at each time and from each device: mean and sum of squares of all observables, one after another
+        # of the chunk on its way, at each time and from each device: the means of all observables, then their sums of squares
         self.part = np.zeros((len(layout.grid), layout.mesh.size, 2 * sum(math.prod(shape[1:]) for shape in shapes.values())))
         self.done = 0
         # once, not with every call
-        self.params, self.data, self.key = jax.device_put((plan.params, plan.data, layout.key), NamedSharding(layout.mesh, P()))
-        self.compiled, self.speed = False, 0.0
-        """Whether steps have been made, and how many of a chunk take a second."""
+        self.shared = jax.device_put((plan.params, plan.data, layout.key), NamedSharding(layout.mesh, P()))
+        together = max(1, _chunk_bytes(layout.mesh) // plan.observe_bytes)
+        self.program = (plan.stepper, self.draw, _Look(plan.observer, together, layout.antithetic, layout.keeps_values), layout.mesh)
+        """What is compiled."""
+        row = max(1, self.part.shape[2] * self.part.itemsize)
+        self.looks = 1 if layout.keeps_values else max(1, min(_LOOKS, _LOOK_BYTES // row))
+        """Observations of one call at most; one where something of each path is kept."""
+        self.compiled, self.speed, self.wait = False, 0.0, math.inf
+        """Whether steps have been made; how many of a chunk take a second; the seconds for one observation and the steps before it, at most."""
 
     def run(self, tick: Callable[[int], object]) -> None:
         """All chunks from beginning to end, or from the snapshot on."""
@@ -434,48 +449,52 @@ class _Work:
         while self.done < self.rows:
             count = min(self.layout.size, self.rows - self.done)
             if state is None:
-                state = self._begin(_Pass(self.done, np.arange(self.layout.size) < count, np.empty((0, 2), int)))
+                state = self.begin(_Pass(self.done, np.arange(self.layout.size) < count, np.empty((0, 2), int)))
             state = self._through(*state, tick)
             if state is None:
                 self.done += count
         self._save(None)
 
-    def _begin(self, state: _Pass) -> tuple[_Pass, _Ensemble]:
-        layout = self.layout
-        return state, _start(self.draw, layout.mesh, self.key, self._ids(state), layout.plan.x0)
+    def begin(self, state: _Pass) -> tuple[_Pass, _Ensemble]:
+        """A chunk at its start."""
+        return state, _start(self.layout.mesh, self.layout.size, self.layout.plan.x0)
 
-    def _ids(self, state: _Pass) -> jax.Array:
-        start = self.layout.first + state.start
-        ids: jax.Array = jax.device_put((start + np.arange(self.layout.size)).astype(np.uint32), self.split)
-        return ids
+    def arguments(self, state: _Pass) -> tuple[Any, ...]:
+        """What a chunk keeps all its way: parameters, data and key, the numbers of its paths, and which are good."""
+        ids = (self.layout.first + state.start + np.arange(self.layout.size)).astype(np.uint32)
+        return (*self.shared, *jax.device_put((ids, state.good), self.split))
+
+    def route(self, start: int, legs: Sequence[_Leg]) -> np.ndarray:
+        """For `_advance`: the step to start at and how many legs follow; the legs."""
+        made = np.zeros((1 + self.looks, 2), np.int32)
+        made[: 1 + len(legs)] = [(start, len(legs)), *legs]
+        return made
 
     def _through(self, state: _Pass, ensemble: _Ensemble, tick: Callable[[int], object]) -> tuple[_Pass, _Ensemble] | None:
         """One chunk to its end; what it has to do next, or None."""
-        layout, plan, grid = self.layout, self.layout.plan, self.layout.grid
-        ids, good = self._ids(state), jax.device_put(state.good, self.split)
-        queue: deque[tuple[int, Any]] = deque()
+        layout, arguments = self.layout, self.arguments(state)
+        queue: deque[tuple[slice, Any]] = deque()
 
         def collect(most: int) -> None:
             while len(queue) > most:
                 self._collect(state, *queue.popleft())
 
-        while True:
-            if state.seen < len(grid) and state.at == grid[state.seen]:
-                found, ensemble = self._look(state, ensemble, good)
-                queue.append((state.seen, found))
-                state.seen += 1
-                collect(_AHEAD)
-            if state.at == plan.steps:
-                break
+        while legs := self._legs(state):
             if self.snapshot.due():
                 collect(0)
                 self._save((state, ensemble))
-            stop = self._stop(state)
-            ensemble = self._advance(state, ensemble, ids, stop)
+            ensemble, found = self._advance(state, arguments, ensemble, legs)
             if not len(state.windows):
-                tick((stop - state.at) * int(state.good.sum()))
-            state.at = stop
-            state.checks.append(stop)
+                tick((legs[-1].stop - state.at) * int(state.good.sum()))
+            looks = sum(leg.look for leg in legs)
+            if looks:
+                if layout.keep == "trajectories":
+                    for k, leaf in enumerate(jax.tree.leaves(ensemble.x)):
+                        self._keep(state, f"trajectory.{k}", leaf, state.seen)
+                queue.append((slice(state.seen, state.seen + looks), found))
+                collect(_AHEAD)
+            state.at, state.seen = legs[-1].stop, state.seen + looks
+            state.checks += [leg.stop for leg in legs]
         collect(0)
         first = np.array(ensemble.first)
         bad = first >= 0
@@ -484,55 +503,53 @@ class _Work:
         if (bad & state.good).any():
             until = np.unique(first[state.good & (first > 0)])
             after = np.array(state.checks)[np.searchsorted(state.checks, until) - 1]
-            return self._begin(_Pass(state.start, state.good & ~bad, np.stack([after, until], axis=1)))
+            return self.begin(_Pass(state.start, state.good & ~bad, np.stack([after, until], axis=1)))
         self._finish(state, ensemble, first)
         return None
 
-    def _stop(self, state: _Pass) -> int:
-        """How far to go in one call: to the next observation, not beyond our patience, and step by step where a path diverges."""
-        grid = self.layout.grid
-        stop = int(grid[state.seen]) if state.seen < len(grid) else self.layout.plan.steps
-        for after, until in state.windows:
-            if after <= state.at < until:
-                return state.at + 1
-            if state.at < after:
-                stop = min(stop, int(after))
+    def _legs(self, state: _Pass) -> list[_Leg]:
+        """What to do in one call: go from observation to observation, not beyond our patience, and step by step where a path diverges."""
+        grid, at, seen = self.layout.grid, state.at, state.seen
         # the first call compiles, the second is timed
-        return min(stop, state.at + max(1, int(self.speed * _PATIENCE)))
+        limit = min(self.layout.plan.steps, at + max(1, int(self.speed * _PATIENCE)))
+        for after, until in state.windows:
+            if after <= at < until:
+                limit = at + 1
+            elif at < after:
+                limit = min(limit, int(after))
+        most = max(1, int(min(self.looks, _PATIENCE / self.wait)))
+        legs: list[_Leg] = []
+        while len(legs) < most:
+            look = seen < len(grid) and int(grid[seen]) <= limit
+            stop = int(grid[seen]) if look else limit
+            if stop == at and not look:
+                break
+            legs.append(_Leg(stop, look))
+            at, seen = stop, seen + look
+        return legs
 
-    def _advance(self, state: _Pass, ensemble: _Ensemble, ids: jax.Array, stop: int) -> _Ensemble:
+    def _advance(self, state: _Pass, arguments: tuple[Any, ...], ensemble: _Ensemble, legs: list[_Leg]) -> tuple[_Ensemble, Any]:
+        steps, looks = legs[-1].stop - state.at, sum(leg.look for leg in legs)
         # where patience cuts the call short: it is long enough for the wait not to matter, or little is known of the speed
-        timed, self.compiled = self.compiled and stop - state.at >= int(self.speed * _PATIENCE), True
+        short = steps >= max(1, int(self.speed * _PATIENCE)) or (looks > 0 and self.wait == math.inf)
+        timed, self.compiled = self.compiled and short, True
         if timed:
             jax.block_until_ready(ensemble)
         before = perf_counter()
-        span = np.array([state.at, stop], np.int32)
-        made: _Ensemble = _advance()(self.layout.plan.stepper, self.draw, self.layout.mesh, self.params, self.key, ids, ensemble, span)
+        made, found = _advance()(*self.program, *arguments, ensemble, self.route(state.at, legs))
         if timed:
             jax.block_until_ready(made)
-            self.speed = (stop - state.at) / (perf_counter() - before)
-        return made
+            passed = perf_counter() - before
+            self.speed = max(steps, 1) / passed
+            self.wait = passed / looks if looks else self.wait
+        found[0].copy_to_host_async()
+        return made, found
 
-    def _look(self, state: _Pass, ensemble: _Ensemble, good: jax.Array) -> tuple[Any, _Ensemble]:
-        layout, plan, first = self.layout, self.layout.plan, ensemble.first
-        moments, values = None, {}
-        if plan.observer.names:
-            together = max(1, _chunk_bytes(layout.mesh) // plan.observe_bytes)
-            values = _observe(plan.observer, layout.mesh, together, self.data, ensemble.x)
-            with jax.enable_x64(True):
-                moments, first = _digest(layout.mesh, layout.antithetic, values, good, first, np.int32(state.at))
-            moments.copy_to_host_async()
-        if layout.keep == "trajectories":
-            for k, leaf in enumerate(jax.tree.leaves(ensemble.x)):
-                self._keep(state, f"trajectory.{k}", leaf, state.seen)
-        return (moments, values if layout.keep in ("values", "trajectories") else {}), ensemble._replace(first=first)
-
-    def _collect(self, state: _Pass, time: int, found: tuple[Any, dict[str, Any]]) -> None:
-        moments, values = found
-        if moments is not None:
-            self.part[time] = moments
+    def _collect(self, state: _Pass, times: slice, found: tuple[Any, dict[str, Any]]) -> None:
+        rows, values = found
+        self.part[times] = np.asarray(rows).swapaxes(0, 1)[: times.stop - times.start]
         for name, table in values.items():
-            self._keep(state, f"values.{name}", table, time)
+            self._keep(state, f"values.{name}", table, times.start)
 
     def _keep(self, state: _Pass, name: str, rows: Any, time: int | None = None) -> None:
         count = min(self.layout.size, self.rows - state.start)
@@ -546,12 +563,11 @@ class _Work:
                 self._keep(state, f"final.{k}", leaf)
         counts = state.good.reshape(self.layout.mesh.size, -1).sum(axis=1) // (2 if self.layout.antithetic else 1)
         in_a_row = [self.moments[name] for name in sorted(self.moments)]  # the order of jax
-        ends = np.cumsum([math.prod(moments.mean.shape[1:]) for moments in in_a_row for _ in range(2)])
-        pieces = iter(np.split(self.part, ends, axis=2))
-        for moments in in_a_row:
-            means, squares = (next(pieces).swapaxes(0, 1).reshape(-1, *moments.mean.shape) for _ in range(2))
-            for shard in zip(counts, means, squares, strict=True):
-                moments.add(_Moments(*shard))
+        ends = np.cumsum([math.prod(moments.mean.shape[1:]) for moments in in_a_row])
+        means, squares = (np.split(half.swapaxes(0, 1), ends, axis=2) for half in np.split(self.part, 2, axis=2))
+        for moments, *found in zip(in_a_row, means[:-1], squares[:-1], strict=True):
+            for count, mean, square in zip(counts, *found, strict=True):
+                moments.add(_Moments(count, mean.reshape(moments.mean.shape), square.reshape(moments.mean.shape)))
 
     def _save(self, now: tuple[_Pass, _Ensemble] | None) -> None:
         if self.snapshot.path is None:
@@ -584,7 +600,7 @@ class _Work:
             return None
         self.part = arrays["part"]
         state = _Pass(position["start"], arrays["good"], arrays["windows"], position["at"], position["seen"], arrays["checks"].tolist())
-        _, fresh = self._begin(state)
+        _, fresh = self.begin(state)
         leaves = [jax.device_put(arrays[f"ensemble.{k}"], self.split) for k in range(len(jax.tree.leaves(fresh)))]
         return state, jax.tree.unflatten(jax.tree.structure(fresh), leaves)
 
@@ -617,7 +633,7 @@ class _Work:
             diverged=Divergence(np.flatnonzero(first >= 0), first[first >= 0] * plan.step_time, layout.paths),
             config=config,
             provenance=store.provenance(),
-            values={name: self.tables[f"values.{name}"] for name in names} if layout.keep in ("values", "trajectories") else None,
+            values={name: self.tables[f"values.{name}"] for name in names} if layout.keeps_values else None,
             trajectory=states("trajectory") if layout.keep == "trajectories" else None,
         )
 
@@ -683,44 +699,84 @@ def _compiler_options() -> dict[str, Any] | None:
 
 @lru_cache(maxsize=1)
 def _advance() -> Any:
-    """`(stepper, draw, mesh, params, key, ids, ensemble, (start, stop))` -> the ensemble after steps `start .. stop - 1`; compiled."""
-    return jax.jit(_steps, static_argnums=(0, 1, 2), donate_argnums=6, compiler_options=_compiler_options())
+    """:func:`_follow`, compiled."""
+    return jax.jit(_follow, static_argnums=(0, 1, 2, 3), donate_argnums=9, compiler_options=_compiler_options())
 
 
-def _steps(stepper: Stepper, draw: _Draw, mesh: Mesh, params: Any, key: jax.Array, ids: jax.Array, ensemble: _Ensemble, span: jax.Array) -> _Ensemble:
-    def many(params: Any, key: jax.Array, ids: jax.Array, ensemble: _Ensemble, span: jax.Array) -> _Ensemble:
-        of, (start, stop) = ids // 2 if draw.antithetic else ids, span
+def _follow(
+    stepper: Stepper,
+    draw: _Draw,
+    look: _Look,
+    mesh: Mesh,
+    params: Any,
+    data: Any,
+    key: jax.Array,
+    ids: jax.Array,
+    good: jax.Array,
+    ensemble: _Ensemble,
+    route: jax.Array,
+) -> tuple[_Ensemble, tuple[jax.Array, dict[str, jax.Array]]]:
+    """The ensemble after all legs of `route`, the moments of each observation on each device, and what the last one saw if that is kept."""
 
-        def step_of_all(step: jax.Array, carry: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
-            x, noise = carry
-            keys = jax.vmap(lambda path: _key(key, path, step))(of)
-            xi = draw.take(noise if draw.carried else draw.make(key, step, ids))
-            x = jax.vmap(partial(stepper, params))(x, keys, xi)
-            return x, draw.carry(key, step + 1, ids)
+    def many(params: Any, data: Any, key: jax.Array, ids: jax.Array, good: jax.Array, ensemble: _Ensemble, route: jax.Array) -> Any:
+        (start, count), legs = route[0], route[1:]
 
-        def loop(body: Callable[[Any, Any], Any], carry: Any) -> Any:
-            at = start
-            if not _on_cpu(mesh):
-                blocks = (stop - start) // _BLOCK
+        def seen(slot: jax.Array, at: jax.Array, ensemble: _Ensemble, found: Any) -> Any:
+            row, values, first = look(data, ensemble, good, at)
+            with jax.enable_x64(True):
+                rows = jax.lax.dynamic_update_index_in_dim(found[0], row, slot, 0)
+            return slot + 1, ensemble._replace(first=first), (rows, values if look.keep else {})
 
-                def block(k: jax.Array, carry: Any) -> Any:
-                    begin = start + k * _BLOCK
-                    return jax.lax.fori_loop(0, _BLOCK, lambda j, now: body(begin + j, now), carry, unroll=_UNROLL)
+        def leg(k: jax.Array, now: Any) -> Any:
+            at, slot, ensemble, found = now
+            stop, looking = legs[k]
+            x = _steps(stepper, draw, mesh, params, key, ids, ensemble.x, at, stop)
+            ensemble = _Ensemble(x, _mark(ensemble.first, x, stop))
+            slot, ensemble, found = jax.lax.cond(looking == 1, seen, lambda slot, at, *rest: (slot, *rest), slot, stop, ensemble, found)
+            return stop, slot, ensemble, found
 
-                carry, at = jax.lax.fori_loop(0, blocks, block, carry), start + blocks * _BLOCK
-            return jax.lax.fori_loop(at, stop, body, carry)
+        row, values, _ = jax.eval_shape(look, data, ensemble, good, start)
+        nothing = {name: jnp.zeros(value.shape, value.dtype) for name, value in values.items()} if look.keep else {}
+        with jax.enable_x64(True):
+            rows = jnp.zeros((len(legs), *row.shape), row.dtype)
+        _, _, ensemble, (rows, values) = jax.lax.fori_loop(0, count, leg, (start, jnp.int32(0), ensemble, (rows, nothing)))
+        return ensemble, (rows[None], values)
 
-        small = _small(stepper, draw, params, ensemble.x)
-        if small is None:
-            x, noise = loop(step_of_all, (ensemble.x, ensemble.noise))
-        else:
-            x = small.unpack(loop(lambda step, packed: small.step(params, packed, draw.make(key, step, ids)), small.pack(ensemble.x)))
-            noise = draw.carry(key, stop, ids)
-        return _Ensemble(x, noise, _mark(ensemble.first, x, stop))
+    specs = P(), P(), P(), P("paths"), P("paths"), P("paths"), P()
+    mapped = jax.shard_map(many, mesh=mesh, in_specs=specs, out_specs=P("paths"), check_vma=False)
+    found: tuple[_Ensemble, tuple[jax.Array, dict[str, jax.Array]]] = mapped(params, data, key, ids, good, ensemble, route)
+    return found
 
-    mapped = jax.shard_map(many, mesh=mesh, in_specs=(P(), P(), P("paths"), P("paths"), P()), out_specs=P("paths"), check_vma=False)
-    result: _Ensemble = mapped(params, key, ids, ensemble, span)
-    return result
+
+def _steps(
+    stepper: Stepper, draw: _Draw, mesh: Mesh, params: Any, key: jax.Array, ids: jax.Array, x: PyTree, start: jax.Array, stop: jax.Array
+) -> PyTree:
+    """The states of one device's paths after steps `start .. stop - 1`."""
+    of = ids // 2 if draw.antithetic else ids
+
+    def step_of_all(step: jax.Array, carry: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
+        x, noise = carry
+        keys = jax.vmap(lambda path: _key(key, path, step))(of)
+        xi = draw.take(noise if draw.carried else draw.make(key, step, ids))
+        x = jax.vmap(partial(stepper, params))(x, keys, xi)
+        return x, draw.carry(key, step + 1, ids)
+
+    def loop(body: Callable[[Any, Any], Any], carry: Any) -> Any:
+        at = start
+        if not _on_cpu(mesh):
+            blocks = (stop - start) // _BLOCK
+
+            def block(k: jax.Array, carry: Any) -> Any:
+                begin = start + k * _BLOCK
+                return jax.lax.fori_loop(0, _BLOCK, lambda j, now: body(begin + j, now), carry, unroll=_UNROLL)
+
+            carry, at = jax.lax.fori_loop(0, blocks, block, carry), start + blocks * _BLOCK
+        return jax.lax.fori_loop(at, stop, body, carry)
+
+    small = _small(stepper, draw, params, x)
+    if small is None:
+        return loop(step_of_all, (x, draw.carry(key, start, ids)))[0]
+    return small.unpack(loop(lambda step, packed: small.step(params, packed, draw.make(key, step, ids)), small.pack(x)))
 
 
 @dataclass(frozen=True)
@@ -772,63 +828,51 @@ def _small(stepper: Stepper, draw: _Draw, params: Any, x: PyTree) -> _Small | No
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _start(draw: _Draw, mesh: Mesh, key: jax.Array, ids: jax.Array, x0: PyTree) -> _Ensemble:
-    """All paths at `x0`, and the normals of step 0."""
-
-    def many(key: jax.Array, ids: jax.Array, x0: PyTree) -> _Ensemble:
-        x = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(ids), *leaf.shape)), x0)
-        return _Ensemble(x, draw.carry(key, jnp.int32(0), ids), jnp.full(len(ids), -1, jnp.int32))
-
-    made: _Ensemble = jax.shard_map(many, mesh=mesh, in_specs=(P(), P("paths"), P()), out_specs=P("paths"), check_vma=False)(key, ids, x0)
-    return made
+def _start(mesh: Mesh, paths: int, x0: PyTree) -> _Ensemble:
+    """All paths at `x0`."""
+    made = _Ensemble(jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (paths, *leaf.shape)), x0), jnp.full(paths, -1, jnp.int32))
+    split: _Ensemble = jax.lax.with_sharding_constraint(made, NamedSharding(mesh, P("paths")))
+    return split
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _observe(observer: Observer, mesh: Mesh, together: int, data: Any, x: PyTree) -> dict[str, jax.Array]:
-    """The observables of every path, `together` paths at a time on each device."""
+@dataclass(frozen=True)
+class _Look:
+    """Observables of one device's paths, and their moments.
 
-    def many(data: Any, x: PyTree) -> dict[str, jax.Array]:
-        values: dict[str, jax.Array] = jax.lax.map(partial(observer, data), x, batch_size=together)
-        return values
-
-    mapped = jax.shard_map(many, mesh=mesh, in_specs=(P(), P("paths")), out_specs=P("paths"), check_vma=False)
-    values: dict[str, jax.Array] = mapped(data, x)
-    return values
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _digest(
-    mesh: Mesh, antithetic: bool, values: dict[str, jax.Array], good: jax.Array, first: jax.Array, step: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Mean and sum of squared deviations over the good paths of each device, of all values in one row: one copy to the host; and `first` with the
-    paths whose values are not finite.
+    Args:
+        observer: what to observe.
+        together: paths observed at a time.
+        antithetic: whether moments are of pairs.
+        keep: whether the values of each path are kept.
     """
 
-    def many(values: dict[str, jax.Array], good: jax.Array, first: jax.Array, step: jax.Array) -> Any:
-        units = good.reshape(-1, 2).all(axis=1) if antithetic else good
-        count = jnp.sum(units, dtype=jnp.float64)
+    observer: Observer
+    together: int
+    antithetic: bool
+    keep: bool
 
-        def moments(table: jax.Array) -> tuple[jax.Array, jax.Array]:
-            exact = table.astype(jnp.float64)
-            exact = exact.reshape(-1, 2, *exact.shape[1:]).mean(axis=1) if antithetic else exact
-            mask = jnp.expand_dims(units, tuple(range(1, exact.ndim)))
-            mean = _sum(jnp.where(mask, exact, 0)) / count
-            return mean, _sum(jnp.where(mask, (exact - mean) ** 2, 0))
-
-        row = jnp.concatenate([part.ravel() for table in values.values() for part in moments(table)])
-        return row[None], _mark(first, values, step)
-
-    specs = P("paths"), P("paths"), P("paths"), P()
-    found: tuple[jax.Array, jax.Array] = jax.shard_map(many, mesh=mesh, in_specs=specs, out_specs=P("paths"), check_vma=False)(
-        values, good, first, step
-    )
-    return found
+    def __call__(self, data: Any, ensemble: _Ensemble, good: jax.Array, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
+        """Mean and sum of squared deviations over the good paths, of all values in one row; the values; `first` with the paths whose values are not
+        finite.
+        """
+        values: dict[str, jax.Array] = jax.lax.map(partial(self.observer, data), ensemble.x, batch_size=self.together) if self.observer.names else {}
+        units = good.reshape(-1, 2).all(axis=1) if self.antithetic else good
+        first = _mark(ensemble.first, values, step) if values else ensemble.first
+        with jax.enable_x64(True):
+            tables = [value.reshape(len(good), math.prod(value.shape[1:])).T.astype(jnp.float64) for value in values.values()]
+            table = jnp.concatenate([jnp.zeros((0, len(good))), *tables])  # one table, so one loop for all observables
+            if self.antithetic:
+                table = table.reshape(len(table), len(units), 2).mean(axis=2)
+            mean = _sum(jnp.where(units, table, 0)) / jnp.sum(units)
+            row = jnp.concatenate([mean, _sum(jnp.where(units, (table - mean[:, None]) ** 2, 0))])
+        return row, values, first
 
 
 def _sum(table: jax.Array) -> jax.Array:
-    """The sum over the leading axis, by sixteen running sums: one alone waits for each of its additions."""
-    padded = jnp.pad(table, [(0, -len(table) % 16), *[(0, 0)] * (table.ndim - 1)])
-    total: jax.Array = padded.reshape(-1, 16, *table.shape[1:]).sum(axis=0).sum(axis=0)
+    """The sum over the last of two axes, by sixteen running sums: one alone waits for each of its additions."""
+    rows, length = table.shape
+    padded = jnp.pad(table, [(0, 0), (0, -length % 16)])
+    total: jax.Array = padded.reshape(rows, (length + 15) // 16, 16).sum(axis=1).sum(axis=1)
     return total
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from sdesam import store
 
-SCHEMA = "sdesam.snapshot/2"
+SCHEMA = "sdesam.snapshot/3"
 
 
 class Snapshot:

@@ -15,7 +15,8 @@ import pytest
 
 import sdesam
 from sdesam import store
-from sdesam.engine import driver, machine
+from sdesam.engine import driver, machine, snapshot
+from sdesam.sde import stepping
 
 ROOT = Path(sdesam.__file__).parents[1]
 OBSERVE = {"x": lambda x: x, "f": lambda x: (x[0] ** 2 - 1) ** 2 / 4 + x[1] ** 2 / 2}
@@ -104,7 +105,7 @@ def test_nothing_compiles_anew_over_a_sweep():
         sdesam.simulate(sde, jax.random.key(seed), paths, horizon, dt, "heun", observe=["loss"], chunk=4, **options)
 
     def compiled():
-        return [fn._cache_size() for fn in (driver._advance(), driver._observe, driver._digest, driver._start)]
+        return [fn._cache_size() for fn in (driver._advance(), driver._start)]
 
     run()
     before = compiled()
@@ -202,7 +203,7 @@ def test_resume_is_exact(options, tmp_path, monkeypatch):
     monkeypatch.setattr(store, "write_arrays", write_and_die)
     stops = 0
     while True:
-        left[0] = 9  # in the middle of chunks
+        left[0] = 2  # the second after it went on: in the middle of chunks too
         try:
             out = simulate(chunk=6, snapshot=target, snapshot_every=0, **options)
             break
@@ -216,8 +217,50 @@ def test_resume_is_exact(options, tmp_path, monkeypatch):
         np.testing.assert_array_equal(out.final, whole.final)
     if whole.values is not None:
         np.testing.assert_array_equal(out.values["x"], whole.values["x"])
+    left[0] = 0
     again = simulate(chunk=6, snapshot=target, **options)
     np.testing.assert_array_equal(again.mean["x"], whole.mean["x"])
+
+
+@pytest.mark.parametrize("keep", ["statistics", "trajectories"])
+def test_observations_of_one_call_or_of_many(keep, monkeypatch):
+    """More of them than a call takes, the first at the start, one right after another; and calls cut short between them."""
+    times = [0.0, 0.01, 0.02, *np.arange(0.1, 0.5, 0.02), 0.5]
+    made, calls = driver._advance(), []
+
+    def advance(*arguments):
+        calls.append(arguments[-1][1 : 1 + arguments[-1][0, 1]].tolist())
+        return made(*arguments)
+
+    def run(looks, patience):
+        calls.clear()
+        monkeypatch.setattr(driver, "_LOOKS", looks)
+        monkeypatch.setattr(driver, "_PATIENCE", patience)
+        monkeypatch.setattr(driver, "_advance", lambda: advance)
+        out = simulate(times=times, keep=keep)
+        looked = [stop for legs in calls for stop, look in legs if look]
+        assert looked == np.round(np.array(times) / 0.01).astype(int).tolist()
+        return out, len(calls)
+
+    (many, few), (alone, singly), (cut, short) = run(16, 60.0), run(1, 60.0), run(16, 1e-9)
+    assert few < singly if keep == "statistics" else few == singly
+    assert short > 50, "one step a call"
+    for other in (alone, cut):
+        assert_equal(other, many)
+        if keep == "trajectories":
+            np.testing.assert_array_equal(other.trajectory, many.trajectory)
+            np.testing.assert_array_equal(other.values["x"], many.trajectory)
+
+
+def test_slow_observations_wait_for_no_others():
+    """A call takes as many as fit into the patience, and one where nothing is known."""
+    plan = stepping._plan(double_well(), 1.0, 0.01, "euler", np.arange(1, 101) * 0.01, OBSERVE, "counter", None)
+    work = driver._Work(driver.lay_out(plan[0], jax.random.key(0), paths=2, grid=plan[1]), snapshot.Snapshot(None, 0.0, {}, None))
+    begin = driver._Pass(0, np.ones(2, bool), np.empty((0, 2), int))
+    work.speed = 1e6
+    for wait, most in ((np.inf, 1), (10.0, 1), (0.2, 2), (1e-3, driver._LOOKS)):
+        work.wait = wait
+        assert [leg.stop for leg in work._legs(begin)] == list(range(1, most + 1))
 
 
 def test_a_resumed_run_takes_long_calls_again(tmp_path, monkeypatch):
@@ -226,7 +269,8 @@ def test_a_resumed_run_takes_long_calls_again(tmp_path, monkeypatch):
 
     def simulate(stall, **options):
         def advance(*arguments):
-            calls.append(int(np.diff(arguments[-1])[0]))
+            start, count = arguments[-1][0]
+            calls.append(int(arguments[-1][count, 0] - start))
             if len(calls) == stall:
                 time.sleep(0.3)
             return made(*arguments)
