@@ -212,7 +212,7 @@ def compare(
         raise ValueError("Euler at dt >= lr is the chain with Gaussian noise and proves nothing: choose method='heun', or dt well below lr")
     knocked_out = equation.without(term)
     observe = list(dict.fromkeys([*observe, judged]))
-    for name, shape in jax.eval_shape(problem.observer(observe), problem.data, problem.x0).items():
+    for name, shape in jax.eval_shape(*problem.observer(observe), problem.x0).items():
         if shape.shape != ():
             raise ValueError(f"observable {name!r} has shape {shape.shape}: a comparison takes scalars")
     steps = whole("steps", steps)

@@ -111,12 +111,13 @@ def coupled(
     problem, sampling = chain.problem, chain.sampling
     count = whole("steps", steps)
     groups = sampling.batch // sampling.m
+    observer, data = problem.observer([observe] if isinstance(observe, str) else observe)
     plan = Plan(
         stepper=_PairStep(chain.kernel, sde.kernel),
         params=_PairNumbers(chain.params, sde.params, chain.lr),
         x0=(problem.x0, sde.x0),
-        observer=_PairObserver(problem.observer([observe] if isinstance(observe, str) else observe)),
-        data=problem.data,
+        observer=_PairObserver(observer),
+        data=data,
         steps=count,
         step_time=chain.lr,
         # both sides' own, and normal numbers, counts and weights of every sample

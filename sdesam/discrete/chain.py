@@ -161,12 +161,13 @@ def train(
     """
     problem = chain.problem
     count = whole("steps", steps)
+    observer, data = problem.observer([observe] if isinstance(observe, str) else observe)
     plan = Plan(
         stepper=chain.kernel,
         params=chain.params,
         x0=problem.x0,
-        observer=problem.observer([observe] if isinstance(observe, str) else observe),
-        data=problem.data,
+        observer=observer,
+        data=data,
         steps=count,
         step_time=chain.lr,
         step_bytes=problem.vector_bytes * (4 + 4 * chain.sampling.batch // chain.sampling.m),

@@ -1,4 +1,4 @@
-"""What the machine offers: free memory, and the other processes of a `jax.distributed` run."""
+"""What the machine offers: free memory, kinds of devices, and the other processes of a `jax.distributed` run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 
 def available_memory() -> int | None:
@@ -22,6 +23,11 @@ def available_memory() -> int | None:
     except (OSError, ValueError):
         pass  # no limit, or no control groups
     return max(free, 0)
+
+
+def on_cpu(mesh: Mesh) -> bool:
+    """Whether the devices of a mesh are CPUs."""
+    return bool(mesh.devices.flat[0].platform == "cpu")
 
 
 def process_count() -> int:

@@ -36,7 +36,8 @@ class FiniteSum:
         data: pytree of arrays whose leading axis is the sample, length `n`.
         x0: the start, any pytree of floating-point arrays.
         period: for problems on a torus, the period of every coordinate.
-        observables: more named functions `params -> scalar` beside `loss`, `grad_norm2` and `trace_cov`.
+        observables: more named functions `params -> scalar` beside `loss`, `grad_norm2` and `trace_cov`. One that holds arrays, such as images
+            to test on, is best a `jax.tree_util.Partial` of a function of arrays and parameters: what is compiled serves other arrays too.
         name: for messages and stored results.
         chunk: samples per chunk of per-sample work; by default as many as keep a vector of each near 4 MB.
 
@@ -102,8 +103,8 @@ class FiniteSum:
         value: jax.Array = self._value("trace_cov", x)
         return value
 
-    def observer(self, names: Iterable[str]) -> Observer:
-        """The named observables as one function of `(data, x)`.
+    def observer(self, names: Iterable[str]) -> tuple[Observer, PyTree]:
+        """The named observables as one function of `(data, x)`, and that data.
 
         Raises:
             ValueError: an unknown name; the message lists the valid ones.
@@ -112,11 +113,12 @@ class FiniteSum:
         for name in names:
             if name not in BUILT_IN and name not in self.observables:
                 raise unknown("observable", name, [*BUILT_IN, *self.observables])
-        extra = tuple((name, self.observables[name]) for name in names if name in self.observables)
-        return Observer(self.sample_loss, self.chunk, names, extra)
+        return make_observer(
+            names, {name: self.observables[name] for name in names if name in self.observables}, self.sample_loss, self.chunk, self.data
+        )
 
     def _value(self, name: str, x: PyTree) -> Any:
-        return _observe(self.observer([name]), self.data, self.check_params(x))[name]
+        return _observe(*self.observer([name]), self.check_params(x))[name]
 
     @cached_property
     def curvature(self) -> float:
@@ -263,15 +265,32 @@ def squared_norm(tree: PyTree) -> jax.Array:
 class Observer:
     """Named functions of the parameters as one hashable function `(data, x) -> {name: value}`; compiled code is shared by it."""
 
+    names: tuple[str, ...]
+    extra: tuple[tuple[str, Any], ...]
+    """Functions by name, or what is left of a `Partial` without its arrays."""
     sample_loss: SampleLoss | None
     chunk: int
-    names: tuple[str, ...]
-    extra: tuple[tuple[str, Callable[[Any], Any]], ...] = ()
 
-    def __call__(self, data: PyTree, x: PyTree) -> dict[str, jax.Array]:
-        """The value of every observable at `x`."""
-        extra = dict(self.extra)
-        return {name: extra[name](x) if name in extra else BUILT_IN[name](self.sample_loss, self.chunk, data, x) for name in self.names}
+    def __call__(self, data: tuple[PyTree, dict[str, list[jax.Array]]], x: PyTree) -> dict[str, jax.Array]:
+        """The value of every observable at `x`; `data` are those of the loss and the arrays of every `Partial`."""
+        own, arrays = data
+        found = {name: BUILT_IN[name](self.sample_loss, self.chunk, own, x) for name in self.names if name not in dict(self.extra)}
+        for name, fn in self.extra:
+            found[name] = (jax.tree.unflatten(fn, arrays[name]) if name in arrays else fn)(x)
+        return found
+
+
+def make_observer(
+    names: tuple[str, ...], functions: Mapping[str, Callable[[Any], Any]], sample_loss: SampleLoss | None = None, chunk: int = 0, data: PyTree = ()
+) -> tuple[Observer, PyTree]:
+    """Functions of the parameters, and those of `names` that are built in, as an :class:`Observer` and its data."""
+    arrays, extra = {}, []
+    for name, fn in functions.items():
+        bare: Any = fn
+        if isinstance(fn, jax.tree_util.Partial):
+            arrays[name], bare = jax.tree.flatten(fn)
+        extra.append((name, bare))
+    return Observer(names, tuple(extra), sample_loss, chunk), (data, arrays)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -17,7 +17,7 @@ import numpy as np
 
 from sdesam._names import unknown
 from sdesam.engine import Forecast, Keep, Normals, Plan, Result, forecast, run, steps_of, time_grid
-from sdesam.problems.finite_sum import Observer
+from sdesam.problems.finite_sum import Observer, make_observer
 from sdesam.sampling import positive, whole
 from sdesam.sde.equation import SDE, Kernel
 
@@ -306,11 +306,11 @@ def _scaled(params: _StepNumbers, xi: jax.Array) -> jax.Array:
 
 def _observer(sde: SDE, observe: Any) -> tuple[Observer, Any]:
     if isinstance(observe, Mapping):
-        return Observer(None, 0, tuple(observe), tuple(observe.items())), ()
+        return make_observer(tuple(observe), observe)
     if isinstance(observe, str):
         observe = [observe]
     if sde.problem is None:
         if observe:
             raise ValueError("this SDE has no problem whose observables have names: give observe={name: function of x}")
-        return Observer(None, 0, ()), ()
-    return sde.problem.observer(observe), sde.problem.data
+        return make_observer((), {})
+    return sde.problem.observer(observe)

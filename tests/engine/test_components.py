@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import sdesam
-from sdesam.engine import driver
+from sdesam.engine import program
 from sdesam.engine.components import elementwise
 from sdesam.engine.normals import standard_normals
 from sdesam.sde import stepping
@@ -103,8 +103,8 @@ def test_what_is_small(method):
     def small(x0, drift=lambda x: jax.tree.map(lambda leaf: -leaf, x)):
         sde = sdesam.SDE(drift, lambda x, xi: jax.tree.map(lambda leaf: 0.1 * leaf * xi[0], x), (2,), x0)
         plan = stepping._plan(sde, 1.0, DT, method, None, (), "counter", None)[0]
-        draw = driver._Draw(plan.noise_shape, "float32", "counter", False, True)
-        return driver._small(plan.stepper, draw, plan.params, jax.tree.map(lambda leaf: leaf[None], plan.x0)) is not None
+        draw = program.Draw(plan.noise_shape, "float32", "counter", False, True)
+        return program._small(plan.stepper, draw, plan.params, jax.tree.map(lambda leaf: leaf[None], plan.x0)) is not None
 
     assert small(jnp.array(1.0))
     two = method != "richardson"  # which carries a pair of states

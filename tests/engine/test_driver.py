@@ -168,7 +168,7 @@ def test_the_loop_of_an_accelerator(monkeypatch):
     sde = sdesam.derive("m-usam").bind(problem, lr=0.1, rho=0.1, batch=4, micro=2)
     numbers = {"paths": 6, "horizon": 7.0, "dt": 0.1, "times": [0.5, 3.7, 7.0], "observe": ["loss"], "antithetic": True}
     here = sdesam.simulate(sde, jax.random.key(0), **numbers)
-    monkeypatch.setattr(sdesam.engine.driver, "_on_cpu", lambda mesh: False)
+    monkeypatch.setattr(sdesam.engine.machine, "on_cpu", lambda mesh: False)
     there = sdesam.simulate(sde, jax.random.key(0), **numbers)
     np.testing.assert_allclose(there.final, here.final, rtol=2e-5, atol=1e-6)  # 70 steps in float32
     np.testing.assert_allclose(there.mean["loss"], here.mean["loss"], rtol=2e-5)

@@ -1,11 +1,13 @@
 """Long runs and large ones: the same numbers on any layout, after a kill and in many processes; what cannot be done is refused."""
 
 import errno
+import gc
 import os
 import signal
 import subprocess
 import sys
 import time
+from functools import lru_cache
 from pathlib import Path
 
 import jax
@@ -15,10 +17,11 @@ import pytest
 
 import sdesam
 from sdesam import store
-from sdesam.engine import driver, machine, snapshot
+from sdesam.engine import driver, machine, program, snapshot
 from sdesam.sde import stepping
 
 ROOT = Path(sdesam.__file__).parents[1]
+PROGRAMS = program.advance
 OBSERVE = {"x": lambda x: x, "f": lambda x: (x[0] ** 2 - 1) ** 2 / 4 + x[1] ** 2 / 2}
 
 
@@ -36,6 +39,20 @@ def double_well():
 
 def simulate(paths=20, horizon=0.5, dt=0.01, **options):
     return sdesam.simulate(double_well(), jax.random.key(3), paths, horizon, dt, observe=OBSERVE, **options)
+
+
+def watch_calls(monkeypatch, note):
+    """`note(route)` with every call of a compiled program."""
+    compiled = PROGRAMS
+
+    def advance(*static):
+        def noted(*arguments):
+            note(arguments[-1])
+            return compiled(*static)(*arguments)
+
+        return noted
+
+    monkeypatch.setattr(program, "advance", advance)
 
 
 def assert_equal(a, b):
@@ -96,24 +113,67 @@ def test_functions_of_many_paths():
         sdesam.SDE(lambda x: x.sum(axis=0), lambda x, xi: xi, (2,), np.zeros(2), batched=True)
 
 
-def test_nothing_compiles_anew_over_a_sweep():
-    """Step, horizon, times, key, learning rate and radius are runtime values; another number of paths of the same chunk is too."""
-    problem = sdesam.problems.quadratic()
+def _squares(x, a):
+    return 0.5 * jnp.sum((x - a) ** 2) + jnp.sum((x - a) ** 4) / 8
 
-    def run(seed=0, lr=0.1, rho=0.1, dt=0.1, horizon=1.0, paths=8, **options):
+
+def _distance(target, x):
+    return jnp.sum((x - target) ** 2)
+
+
+def test_nothing_compiles_anew_over_a_sweep(caplog):
+    """Step, horizon, times, key, learning rate, radius and data are runtime values; another number of paths of the same chunk is too."""
+
+    def bound(target):
+        return {"far": jax.tree_util.Partial(_distance, target)}
+
+    def captured(target):
+        return {"far": lambda x: _distance(target, x)}
+
+    def run(seed=0, lr=0.1, rho=0.1, dt=0.1, horizon=1.0, paths=8, shift=0.0, observables=bound, **options):
+        problem = sdesam.FiniteSum(_squares, shift + np.arange(12.0).reshape(6, 2) / 12, np.ones(2), observables=observables(np.full(2, shift)))
         sde = sdesam.derive("m-usam", order=(1, 2)).bind(problem, lr=lr, rho=rho, batch=4, micro=2)
-        sdesam.simulate(sde, jax.random.key(seed), paths, horizon, dt, "heun", observe=["loss"], chunk=4, **options)
+        with jax.log_compiles():
+            caplog.clear()
+            out = sdesam.simulate(sde, jax.random.key(seed), paths, horizon, dt, "heun", observe=["loss", "far"], chunk=4, **options)
+        if out.time[0] == 0:
+            np.testing.assert_allclose(out.mean["far"][0], 2 * (1 - shift) ** 2, rtol=1e-6)
+        return sum("XLA compilation of jit(_follow)" in record.getMessage() for record in caplog.records)
 
-    def compiled():
-        return [fn._cache_size() for fn in (driver._advance(), driver._start)]
+    assert run() == 1
+    for change in ({"seed": 1}, {"lr": 0.05}, {"rho": 0.3}, {"dt": 0.05}, {"horizon": 2.0}, {"times": [0.5]}, {"paths": 12}, {"shift": 0.5}):
+        assert run(**change) == 0, change
+    assert run(antithetic=True) == 1, "the count sees a compilation where there is one"
+    assert run(observables=captured) == 1
+    assert run(observables=captured, shift=0.5) == 1, "arrays that a function captured are part of it"
 
-    run()
-    before = compiled()
-    for change in ({"seed": 1}, {"lr": 0.05}, {"rho": 0.3}, {"dt": 0.05}, {"horizon": 2.0}, {"times": [0.5]}, {"paths": 12}):
-        run(**change)
-    assert compiled() == before
-    run(antithetic=True)
-    assert compiled() != before, "the count sees a compilation where there is one"
+
+def test_programs_are_forgotten(monkeypatch):
+    """More of them than are kept, as in a long sweep over functions: their memory maps are given back."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("no list of memory maps")
+    kept = lru_cache(maxsize=2)(program.advance.__wrapped__)
+    monkeypatch.setattr(program, "advance", kept)
+
+    def another(k):
+        sde = sdesam.SDE(lambda x: -k * x, lambda x, xi: xi, (1,), np.ones(1))
+        sdesam.simulate(sde, jax.random.key(0), 2, 0.1, 0.1, progress=False)
+        gc.collect()
+        return maps.read_bytes().count(b"\n")
+
+    for k in range(4):
+        before = another(k)
+    after = [another(k) for k in range(4, 10)]
+    assert kept.cache_info().currsize == 2
+    one = (_maps_of_programs_that_stay(another, monkeypatch) - after[-1]) / 6
+    assert one > 20, "the control: with nothing forgotten there are more of them after every program"
+    assert max(after) - before < one
+
+
+def _maps_of_programs_that_stay(another, monkeypatch):
+    monkeypatch.setattr(program, "advance", lru_cache(maxsize=None)(program.advance.__wrapped__))
+    return [another(k) for k in range(10, 16)][-1]
 
 
 def test_means_alone():
@@ -226,17 +286,13 @@ def test_resume_is_exact(options, tmp_path, monkeypatch):
 def test_observations_of_one_call_or_of_many(keep, monkeypatch):
     """More of them than a call takes, the first at the start, one right after another; and calls cut short between them."""
     times = [0.0, 0.01, 0.02, *np.arange(0.1, 0.5, 0.02), 0.5]
-    made, calls = driver._advance(), []
-
-    def advance(*arguments):
-        calls.append(arguments[-1][1 : 1 + arguments[-1][0, 1]].tolist())
-        return made(*arguments)
+    calls = []
+    watch_calls(monkeypatch, lambda route: calls.append(route[1 : 1 + route[0, 1]].tolist()))
 
     def run(looks, patience):
         calls.clear()
         monkeypatch.setattr(driver, "_LOOKS", looks)
         monkeypatch.setattr(driver, "_PATIENCE", patience)
-        monkeypatch.setattr(driver, "_advance", lambda: advance)
         out = simulate(times=times, keep=keep)
         looked = [stop for legs in calls for stop, look in legs if look]
         assert looked == np.round(np.array(times) / 0.01).astype(int).tolist()
@@ -265,18 +321,17 @@ def test_slow_observations_wait_for_no_others():
 
 def test_a_resumed_run_takes_long_calls_again(tmp_path, monkeypatch):
     """Its first call compiles and says nothing about the speed; nor may a slow one decide it for good."""
-    made, calls = driver._advance(), []
+    calls = []
 
     def simulate(stall, **options):
-        def advance(*arguments):
-            start, count = arguments[-1][0]
-            calls.append(int(arguments[-1][count, 0] - start))
+        def note(route):
+            start, count = route[0]
+            calls.append(int(route[count, 0] - start))
             if len(calls) == stall:
                 time.sleep(0.3)
-            return made(*arguments)
 
         calls.clear()
-        monkeypatch.setattr(driver, "_advance", lambda: advance)
+        watch_calls(monkeypatch, note)
         return sdesam.simulate(double_well(), jax.random.key(3), 4, 50.0, 0.01, times=[50.0], observe=OBSERVE, **options)
 
     whole = simulate(None)
