@@ -11,7 +11,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -32,11 +32,12 @@ from sdesam.engine.snapshot import Snapshot, fingerprint
 PyTree = Any
 
 _PATIENCE = 0.5
-"""Seconds that one call of the program may take: how long a snapshot, the progress bar or an interrupt waits at most, but for one step or look."""
+"""Seconds that the steps of one call may take, and the looks of one: how long a snapshot, the progress bar or an interrupt waits, but for one step or
+look, and the calls queued before."""
 _AHEAD = 4
 """Calls queued before the oldest one is waited for."""
-_LOOKS, _LOOK_BYTES = 16, 2**20
-"""Observations of one call at most, and memory of their moments on each device."""
+_ROW = 2**12
+"""Numbers of a look up to which `advance` looks on its way: all rows of a call are half a megabyte then."""
 
 
 def run(
@@ -107,21 +108,25 @@ def forecast(plan: Plan, key: jax.Array, **options: Any) -> Forecast:
     work = _Work(layout, Snapshot(None, 0.0, {}, None))
     state, ensemble = work.begin(_Pass(0, np.ones(layout.size, bool), np.empty((0, 2), int)))
     before = perf_counter()
-    compiled = program.advance(*work.program).lower(*work.arguments(state), ensemble, work.route(0, [])).compile()
+    place = work.place(state)
+    compiled = program.advance(*work.steps).lower(*work.arguments(place, ensemble, 0, [])).compile()
+    jax.block_until_ready(work.look(place, ensemble, 0))
     compile_seconds = perf_counter() - before
 
-    def timed(leg: _Leg) -> float:
+    def timed(steps: int) -> float:
         nonlocal ensemble
         before = perf_counter()
-        ensemble, _ = jax.block_until_ready(compiled(*work.arguments(state), ensemble, work.route(0, [leg])))
+        ensemble, _ = jax.block_until_ready(compiled(*work.arguments(place, ensemble, 0, [_Leg(steps, False)])))
         return perf_counter() - before
 
-    timed(_Leg(1, True))
-    steps, passed = 1, timed(_Leg(1, False))
+    timed(1)
+    steps, passed = 1, timed(1)
     while passed < _PATIENCE / 2 and steps < plan.steps:
         steps = min(2 * steps, plan.steps)
-        passed = timed(_Leg(steps, False))
-    look = timed(_Leg(0, True))
+        passed = timed(steps)
+    before = perf_counter()
+    jax.block_until_ready(work.look(place, ensemble, 0))
+    look = perf_counter() - before
     used = compiled.memory_analysis()
     chunks = math.ceil((layout.last - layout.first) / layout.size)
     return Forecast(
@@ -172,7 +177,9 @@ class _Work:
         self.layout, self.snapshot = layout, snapshot
         self.rows = layout.last - layout.first
         self.split = NamedSharding(layout.mesh, P("paths"))
-        self.draw = program.Draw(plan.noise_shape, np.dtype(_dtype(plan.x0)).name, plan.normals, layout.antithetic, machine.on_cpu(layout.mesh))
+        draw = program.Draw(plan.noise_shape, np.dtype(_dtype(plan.x0)).name, plan.normals, layout.antithetic, carried=False)
+        small = program.is_small(plan.stepper, draw, plan.params, plan.x0)
+        self.draw = replace(draw, carried=machine.on_cpu(layout.mesh) and not small)
         self.tables = {name: np.empty((self.rows, *shape[1:]), dtype) for name, (shape, dtype) in layout.tables.items()}
         shapes = {name: (len(layout.grid), *shape.shape) for name, shape in layout.observables.items()}
         self.moments = {name: _Moments(0, np.full(shape, np.nan), np.zeros(shape)) for name, shape in shapes.items()}
@@ -180,20 +187,22 @@ class _Work:
         self.part = np.zeros((len(layout.grid), layout.mesh.size, 2 * sum(math.prod(shape[1:]) for shape in shapes.values())))
         self.done = 0
         # once, not with every call
-        self.shared = jax.device_put((plan.params, plan.data, layout.key), NamedSharding(layout.mesh, P()))
-        together = max(1, chunk_bytes(layout.mesh) // plan.observe_bytes)
-        self.program = (plan.stepper, self.draw, program.Look(plan.observer, together, layout.antithetic, layout.keeps_values), layout.mesh)
-        """What is compiled."""
-        row = max(1, self.part.shape[2] * self.part.itemsize)
-        self.looks = 1 if layout.keeps_values else max(1, min(_LOOKS, _LOOK_BYTES // row))
-        """Observations of one call at most; one where something of each path is kept."""
+        self.params, self.data, self.key = jax.device_put((plan.params, plan.data, layout.key), NamedSharding(layout.mesh, P()))
+        self.x0 = jax.tree.map(np.asarray, plan.x0)  # not where the user put it
+        self.looking = program.Look(plan.observer, max(1, chunk_bytes(layout.mesh) // plan.observe_bytes), layout.antithetic)
+        self.on_the_way = small and not layout.keeps_values and 0 < self.part.shape[2] <= _ROW
+        """Whether `advance` looks itself."""
+        self.steps = (plan.stepper, self.draw, self.looking if self.on_the_way else None, layout.mesh)
+        """What `advance` is compiled for."""
         self.compiled, self.speed, self.wait = False, 0.0, math.inf
-        """Whether steps have been made; how many of a chunk take a second; the seconds for one observation and the steps before it, at most."""
+        """Whether `advance` has been called; how many steps of a chunk take a second; the seconds for one look and the steps before it."""
 
     def run(self, tick: Callable[[int], object]) -> None:
         """All chunks from beginning to end, or from the snapshot on."""
         state = self._restore()
         tick(self.done * self.layout.plan.steps)
+        if state is not None and not len(state[0].windows):
+            tick(state[0].at * int(state[0].good.sum()))
         while self.done < self.rows:
             count = min(self.layout.size, self.rows - self.done)
             if state is None:
@@ -205,22 +214,32 @@ class _Work:
 
     def begin(self, state: _Pass) -> tuple[_Pass, Ensemble]:
         """A chunk at its start."""
-        return state, program.start(self.layout.mesh, self.layout.size, self.layout.plan.x0)
+        return state, program.start(self.draw, self.layout.mesh)(self.key, self.place(state)[0], self.x0)
 
-    def arguments(self, state: _Pass) -> tuple[Any, ...]:
-        """What a chunk keeps all its way: parameters, data and key, the numbers of its paths, and which are good."""
+    def place(self, state: _Pass) -> tuple[jax.Array, jax.Array]:
+        """The numbers of a chunk's paths, and which are good."""
         ids = (self.layout.first + state.start + np.arange(self.layout.size)).astype(np.uint32)
-        return (*self.shared, *jax.device_put((ids, state.good), self.split))
+        placed: tuple[jax.Array, jax.Array] = jax.device_put((ids, state.good), self.split)
+        return placed
 
-    def route(self, start: int, legs: Sequence[_Leg]) -> np.ndarray:
-        """For `program.advance`: the step to start at and how many legs follow; the legs."""
-        made = np.zeros((1 + self.looks, 2), np.int32)
-        made[: 1 + len(legs)] = [(start, len(legs)), *legs]
-        return made
+    def arguments(self, place: tuple[jax.Array, jax.Array], ensemble: Ensemble, start: int, legs: Sequence[_Leg]) -> tuple[Any, ...]:
+        """For `program.advance`."""
+        ids, good = place
+        route = np.zeros((1 + program.LEGS, 2), np.int32)
+        route[: 1 + len(legs)] = [(start, len(legs)), *legs]
+        return self.params, self.key, ids, ensemble, route, (self.data, good) if self.on_the_way else ()
+
+    def look(self, place: tuple[jax.Array, jax.Array], ensemble: Ensemble, at: int) -> tuple[Any, dict[str, Any], Any]:
+        """Rows of moments, values, and what is marked."""
+        if not self.layout.plan.observer.names:
+            return np.zeros((self.layout.mesh.size, 1, 0)), {}, ensemble.first
+        looked = program.observe(self.looking, self.layout.mesh)(ensemble.x, ensemble.first, np.int32(at), (self.data, place[1]))
+        found: tuple[Any, dict[str, Any], Any] = looked
+        return found
 
     def _through(self, state: _Pass, ensemble: Ensemble, tick: Callable[[int], object]) -> tuple[_Pass, Ensemble] | None:
         """One chunk to its end; what it has to do next, or None."""
-        layout, arguments = self.layout, self.arguments(state)
+        layout, place = self.layout, self.place(state)
         queue: deque[tuple[slice, Any]] = deque()
 
         def collect(most: int) -> None:
@@ -231,7 +250,7 @@ class _Work:
             if self.snapshot.due():
                 collect(0)
                 self._save((state, ensemble))
-            ensemble, found = self._advance(state, arguments, ensemble, legs)
+            ensemble, found = self._advance(state, place, ensemble, legs)
             if not len(state.windows):
                 tick((legs[-1].stop - state.at) * int(state.good.sum()))
             looks = sum(leg.look for leg in legs)
@@ -258,40 +277,42 @@ class _Work:
     def _legs(self, state: _Pass) -> list[_Leg]:
         """What to do in one call: go from observation to observation, not beyond our patience, and step by step where a path diverges."""
         grid, at, seen = self.layout.grid, state.at, state.seen
-        # the first call compiles, the second is timed
+        # until it is known how long steps and looks take: one
         limit = min(self.layout.plan.steps, at + max(1, int(self.speed * _PATIENCE)))
-        for after, until in state.windows:
-            if after <= at < until:
-                limit = at + 1
-            elif at < after:
-                limit = min(limit, int(after))
-        most = max(1, int(min(self.looks, _PATIENCE / self.wait)))
+        most = max(1, int(min(program.LEGS, _PATIENCE / self.wait))) if self.on_the_way else 1
         legs: list[_Leg] = []
-        while len(legs) < most:
-            look = seen < len(grid) and int(grid[seen]) <= limit
-            stop = int(grid[seen]) if look else limit
+        while len(legs) < program.LEGS and seen < state.seen + most:
+            stop = next((min(limit, at + 1 if after <= at else int(after)) for after, until in state.windows if at < until), limit)
+            look = seen < len(grid) and int(grid[seen]) <= stop
+            stop = int(grid[seen]) if look else stop
             if stop == at and not look:
                 break
             legs.append(_Leg(stop, look))
             at, seen = stop, seen + look
         return legs
 
-    def _advance(self, state: _Pass, arguments: tuple[Any, ...], ensemble: Ensemble, legs: list[_Leg]) -> tuple[Ensemble, Any]:
+    def _advance(self, state: _Pass, place: tuple[jax.Array, jax.Array], ensemble: Ensemble, legs: list[_Leg]) -> tuple[Ensemble, Any]:
         steps, looks = legs[-1].stop - state.at, sum(leg.look for leg in legs)
         # where patience cuts the call short: it is long enough for the wait not to matter, or little is known of the speed
-        short = steps >= max(1, int(self.speed * _PATIENCE)) or (looks > 0 and self.wait == math.inf)
-        timed, self.compiled = self.compiled and short, True
+        short = steps >= max(1, int(self.speed * _PATIENCE)) or (self.on_the_way and looks > 0 and (looks + 1) * self.wait > _PATIENCE)
+        timed, self.compiled = self.compiled and short and (steps > 0 or self.on_the_way), True
         if timed:
             jax.block_until_ready(ensemble)
         before = perf_counter()
-        made, found = program.advance(*self.program)(*arguments, ensemble, self.route(state.at, legs))
+        rows, values = None, dict[str, Any]()
+        if steps or self.on_the_way:
+            ensemble, rows = program.advance(*self.steps)(*self.arguments(place, ensemble, state.at, legs))
         if timed:
-            jax.block_until_ready(made)
+            jax.block_until_ready(rows)
             passed = perf_counter() - before
             self.speed = max(steps, 1) / passed
             self.wait = passed / looks if looks else self.wait
-        found[0].copy_to_host_async()
-        return made, found
+        if legs[-1].look and not self.on_the_way:
+            rows, values, first = self.look(place, ensemble, legs[-1].stop)
+            ensemble = ensemble._replace(first=first)
+        if isinstance(rows, jax.Array):
+            rows.copy_to_host_async()
+        return ensemble, (rows, values if self.layout.keeps_values else {})
 
     def _collect(self, state: _Pass, times: slice, found: tuple[Any, dict[str, Any]]) -> None:
         rows, values = found

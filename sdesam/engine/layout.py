@@ -170,6 +170,11 @@ def lay_out(
         raise ValueError(f"{paths} paths: at most 2**32 have draws of their own; use a second key for more")
     if plan.steps >= 2**31:
         raise ValueError(f"{plan.steps} steps: at most 2**31 - 1 are counted; choose a larger step")
+    if not jax.config.read("jax_enable_x64") and any(leaf.dtype == np.float64 for leaf in jax.tree.leaves(plan.x0)):
+        raise ValueError(
+            "the state is in float64, but jax has 64 bits turned off and would compute in float32: run it within `with jax.enable_x64(True):`, "
+            "where it was made, or set JAX_ENABLE_X64=1 before jax starts"
+        )
     count, index = machine.process_count(), machine.process_index()
     available = list(devices if devices is not None else jax.devices())
     if not available:
@@ -185,7 +190,11 @@ def lay_out(
     first, last = (units * k // count * (2 if antithetic else 1) for k in (index, index + 1))
     mesh = Mesh(np.array(own[: last - first]), ("paths",))
     size = _chunk_size(last - first, chunk, mesh, plan.step_bytes, antithetic)
-    return Layout(plan, key, paths, grid, keep, antithetic, mesh, size, first, last)
+    layout = Layout(plan, key, paths, grid, keep, antithetic, mesh, size, first, last)
+    for name, seen in layout.observables.items():
+        if jnp.issubdtype(seen.dtype, jnp.complexfloating):
+            raise TypeError(f"observable {name!r} is complex: observe its real and its imaginary part, or its size")
+    return layout
 
 
 def check_key(key: Any) -> jax.Array:

@@ -1,7 +1,8 @@
-"""What is compiled: steps of many paths, observations between them, and the moments of these, spread over the devices of one process.
+"""What is compiled: steps of many paths, observations of them, and the moments of these, spread over the devices of one process.
 
-One program makes steps, observes, sums up (in float64) and goes on, for several observation times in one call, so that neither Python nor the
-queue of a device is waited for on the way. Where to stop and where to look are numbers, not code: nothing compiles anew over a sweep.
+`advance` makes steps and `observe` looks, so that an SDE, its knock-outs and the optimizer share the second, and runs that observe other things
+the first: compiling derived steps takes seconds. Where a state is small compiling is quick, and waiting for Python takes longer than looking:
+there `advance` looks on its way, at several observation times in one call. Where to stop and where to look are numbers, not code.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from functools import lru_cache, partial, update_wrapper
+from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from sdesam.engine import machine
@@ -30,6 +31,8 @@ _BLOCK, _UNROLL = 32, 4
 after each step whether to go on."""
 _PROGRAMS = 64
 """Programs that are kept, the last ones used. Each takes some four hundred memory maps on a CPU; with 65,530 of them XLA crashes."""
+LEGS = 16
+"""Legs of one call of `advance` at most: with ten looks in one, they cost W1 5 % of its time, and 20 % with one in each."""
 _SMALL_NOISE = 8
 """Normals of a step up to which a small state is kept as one number."""
 
@@ -63,6 +66,8 @@ class Ensemble(NamedTuple):
     """What a chunk carries through time; arrays on the devices, leading axis paths."""
 
     x: PyTree
+    noise: Any
+    """The normals of the next step, where they are carried."""
     first: jax.Array
     """The step after which a path was first seen to be not finite; -1 for never."""
 
@@ -123,69 +128,70 @@ def _compiler_options() -> dict[str, Any] | None:
 
 
 @lru_cache(maxsize=_PROGRAMS)
-def advance(stepper: Stepper, draw: Draw, look: Look, mesh: Mesh) -> Any:
-    """:func:`_follow`, compiled: `(params, data, key, ids, good, ensemble, route)` -> what it gives."""
-    follow = update_wrapper(partial(_follow, stepper, draw, look, mesh), _follow)  # with its name, for profiles and logs
-    return jax.jit(follow, donate_argnums=5, compiler_options=_compiler_options())
+def start(draw: Draw, mesh: Mesh) -> Any:
+    """`(key, ids, x0)` -> all paths at `x0`, and the normals of step 0; compiled."""
+
+    def many(key: jax.Array, ids: jax.Array, x0: PyTree) -> Ensemble:
+        x = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(ids), *leaf.shape)), x0)
+        return Ensemble(x, draw.carry(key, jnp.int32(0), ids), jnp.full(len(ids), -1, jnp.int32))
+
+    return jax.jit(jax.shard_map(many, mesh=mesh, in_specs=(P(), P("paths"), P()), out_specs=P("paths"), check_vma=False))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def start(mesh: Mesh, paths: int, x0: PyTree) -> Ensemble:
-    """All paths at `x0`."""
-    made = Ensemble(jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (paths, *leaf.shape)), x0), jnp.full(paths, -1, jnp.int32))
-    split: Ensemble = jax.lax.with_sharding_constraint(made, NamedSharding(mesh, P("paths")))
-    return split
+@lru_cache(maxsize=_PROGRAMS)
+def advance(stepper: Stepper, draw: Draw, look: Look | None, mesh: Mesh) -> Any:
+    """`(params, key, ids, ensemble, route, (data, good))` -> the ensemble at the end of the route, and on each device a row of moments for each look;
+    compiled.
 
+    `route` has the shape `(1 + LEGS, 2)`: the step to start at and the number of legs; for each leg the step to stop at and whether to look there.
+    Without `look` nothing is looked at, and `()` stands for data and good paths.
+    """
 
-def _follow(
-    stepper: Stepper,
-    draw: Draw,
-    look: Look,
-    mesh: Mesh,
-    params: Any,
-    data: Any,
-    key: jax.Array,
-    ids: jax.Array,
-    good: jax.Array,
-    ensemble: Ensemble,
-    route: jax.Array,
-) -> tuple[Ensemble, tuple[jax.Array, dict[str, jax.Array]]]:
-    """The ensemble after all legs of `route`, the moments of each observation on each device, and what the last one saw if that is kept."""
+    def follow(params: Any, key: jax.Array, ids: jax.Array, ensemble: Ensemble, route: jax.Array, of: Any) -> Any:
+        (begin, count), legs = route[0], route[1:]
 
-    def many(params: Any, data: Any, key: jax.Array, ids: jax.Array, good: jax.Array, ensemble: Ensemble, route: jax.Array) -> Any:
-        (start, count), legs = route[0], route[1:]
-
-        def seen(slot: jax.Array, at: jax.Array, ensemble: Ensemble, found: Any) -> Any:
-            row, values, first = look(data, ensemble, good, at)
+        def seen(slot: jax.Array, at: jax.Array, ensemble: Ensemble, rows: jax.Array) -> Any:
+            row, _, first = look(ensemble.x, ensemble.first, at, of)  # type: ignore[misc]
             with jax.enable_x64(True):
-                rows = jax.lax.dynamic_update_index_in_dim(found[0], row, slot, 0)
-            return slot + 1, ensemble._replace(first=first), (rows, values if look.keep else {})
+                rows = jax.lax.dynamic_update_index_in_dim(rows, row, slot, 0)
+            return slot + 1, ensemble._replace(first=first), rows
 
         def leg(k: jax.Array, now: Any) -> Any:
-            at, slot, ensemble, found = now
+            at, slot, ensemble, rows = now
             stop, looking = legs[k]
-            x = _steps(stepper, draw, mesh, params, key, ids, ensemble.x, at, stop)
-            ensemble = Ensemble(x, _mark(ensemble.first, x, stop))
-            slot, ensemble, found = jax.lax.cond(looking == 1, seen, lambda slot, at, *rest: (slot, *rest), slot, stop, ensemble, found)
-            return stop, slot, ensemble, found
+            x, noise = _steps(stepper, draw, mesh, params, key, ids, (ensemble.x, ensemble.noise), at, stop)
+            ensemble = Ensemble(x, noise, _mark(ensemble.first, x, stop))
+            if look is not None:
+                slot, ensemble, rows = jax.lax.cond(looking == 1, seen, lambda slot, at, *rest: (slot, *rest), slot, stop, ensemble, rows)
+            return stop, slot, ensemble, rows
 
-        row, values, _ = jax.eval_shape(look, data, ensemble, good, start)
-        nothing = {name: jnp.zeros(value.shape, value.dtype) for name, value in values.items()} if look.keep else {}
+        row = jnp.zeros(0) if look is None else jax.eval_shape(look, ensemble.x, ensemble.first, begin, of)[0]
         with jax.enable_x64(True):
             rows = jnp.zeros((len(legs), *row.shape), row.dtype)
-        _, _, ensemble, (rows, values) = jax.lax.fori_loop(0, count, leg, (start, jnp.int32(0), ensemble, (rows, nothing)))
-        return ensemble, (rows[None], values)
+        _, _, ensemble, rows = jax.lax.fori_loop(0, count, leg, (begin, jnp.int32(0), ensemble, rows))
+        return ensemble, rows[None]
 
-    specs = P(), P(), P(), P("paths"), P("paths"), P("paths"), P()
-    mapped = jax.shard_map(many, mesh=mesh, in_specs=specs, out_specs=P("paths"), check_vma=False)
-    found: tuple[Ensemble, tuple[jax.Array, dict[str, jax.Array]]] = mapped(params, data, key, ids, good, ensemble, route)
-    return found
+    specs = P(), P(), P("paths"), P("paths"), P(), () if look is None else (P(), P("paths"))
+    mapped = jax.shard_map(follow, mesh=mesh, in_specs=specs, out_specs=P("paths"), check_vma=False)
+    return jax.jit(mapped, donate_argnums=3, compiler_options=_compiler_options())
+
+
+@lru_cache(maxsize=_PROGRAMS)
+def observe(look: Look, mesh: Mesh) -> Any:
+    """`(x, first, step, (data, good))` -> on each device a row of moments, the values, and `first`; compiled."""
+
+    def look_at(*arguments: Any) -> Any:
+        row, values, first = look(*arguments)
+        return row[None, None], values, first
+
+    specs = P("paths"), P("paths"), P(), (P(), P("paths"))
+    return jax.jit(jax.shard_map(look_at, mesh=mesh, in_specs=specs, out_specs=P("paths"), check_vma=False))
 
 
 def _steps(
-    stepper: Stepper, draw: Draw, mesh: Mesh, params: Any, key: jax.Array, ids: jax.Array, x: PyTree, start: jax.Array, stop: jax.Array
-) -> PyTree:
-    """The states of one device's paths after steps `start .. stop - 1`."""
+    stepper: Stepper, draw: Draw, mesh: Mesh, params: Any, key: jax.Array, ids: jax.Array, carry: tuple[PyTree, Any], begin: Any, stop: Any
+) -> tuple[PyTree, Any]:
+    """The states of one device's paths after steps `begin .. stop - 1`, and what is carried beside them."""
     of = ids // 2 if draw.antithetic else ids
 
     def step_of_all(step: jax.Array, carry: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
@@ -196,21 +202,22 @@ def _steps(
         return x, draw.carry(key, step + 1, ids)
 
     def loop(body: Callable[[Any, Any], Any], carry: Any) -> Any:
-        at = start
+        at = begin
         if not machine.on_cpu(mesh):
-            blocks = (stop - start) // _BLOCK
+            blocks = (stop - begin) // _BLOCK
 
             def block(k: jax.Array, carry: Any) -> Any:
-                begin = start + k * _BLOCK
-                return jax.lax.fori_loop(0, _BLOCK, lambda j, now: body(begin + j, now), carry, unroll=_UNROLL)
+                first = begin + k * _BLOCK
+                return jax.lax.fori_loop(0, _BLOCK, lambda j, now: body(first + j, now), carry, unroll=_UNROLL)
 
-            carry, at = jax.lax.fori_loop(0, blocks, block, carry), start + blocks * _BLOCK
+            carry, at = jax.lax.fori_loop(0, blocks, block, carry), begin + blocks * _BLOCK
         return jax.lax.fori_loop(at, stop, body, carry)
 
-    small = _small(stepper, draw, params, x)
+    x, noise = carry
+    small = _small(stepper, draw, params, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x))
     if small is None:
-        return loop(step_of_all, (x, draw.carry(key, start, ids)))[0]
-    return small.unpack(loop(lambda step, packed: small.step(params, packed, draw.make(key, step, ids)), small.pack(x)))
+        return loop(step_of_all, carry)  # type: ignore[no-any-return]
+    return small.unpack(loop(lambda step, packed: small.step(params, packed, draw.make(key, step, ids)), small.pack(x))), noise
 
 
 @dataclass(frozen=True)
@@ -248,9 +255,8 @@ class _Small:
         return parts[0] if len(parts) == 1 else jax.lax.complex(*parts)
 
 
-def _small(stepper: Stepper, draw: Draw, params: Any, x: PyTree) -> _Small | None:
+def _small(stepper: Stepper, draw: Draw, params: Any, like: PyTree) -> _Small | None:
     """For a state that is small enough, and steps that are elementwise; counters only."""
-    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x)
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(like)}
     if draw.shape is None or draw.normals != "counter" or sum(leaf.size for leaf in jax.tree.leaves(like)) > 2 or len(dtypes) > 1:
         return None
@@ -261,6 +267,17 @@ def _small(stepper: Stepper, draw: Draw, params: Any, x: PyTree) -> _Small | Non
     return None if made is None else _Small(made, like, math.prod(draw.shape), draw.dtype)
 
 
+def is_small(stepper: Stepper, draw: Draw, params: Any, x0: PyTree) -> bool:
+    """Whether a state is kept as one number, and its steps are one loop."""
+    leaves, structure = jax.tree.flatten(jax.eval_shape(lambda *of: of, params, x0))
+    return _is_small(stepper, draw, structure, tuple(leaves), jax.config.read("jax_enable_x64"))
+
+
+@lru_cache(maxsize=_PROGRAMS)
+def _is_small(stepper: Stepper, draw: Draw, structure: Any, leaves: tuple[Any, ...], double: bool) -> bool:
+    return _small(stepper, draw, *jax.tree.unflatten(structure, leaves)) is not None
+
+
 @dataclass(frozen=True)
 class Look:
     """Observables of one device's paths, and their moments.
@@ -269,29 +286,27 @@ class Look:
         observer: what to observe.
         together: paths observed at a time.
         antithetic: whether moments are of pairs.
-        keep: whether the values of each path are kept.
     """
 
     observer: Observer
     together: int
     antithetic: bool
-    keep: bool
 
-    def __call__(self, data: Any, ensemble: Ensemble, good: jax.Array, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
-        """Mean and sum of squared deviations over the good paths, of all values in one row; the values; `first` with the paths whose values are not
+    def __call__(self, x: PyTree, first: jax.Array, step: jax.Array, of: tuple[Any, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
+        """Means and sums of squared deviations over the good paths, of all values in one row; the values; `first` with the paths whose values are not
         finite.
         """
-        values: dict[str, jax.Array] = jax.lax.map(partial(self.observer, data), ensemble.x, batch_size=self.together) if self.observer.names else {}
+        data, good = of
+        values: dict[str, jax.Array] = jax.lax.map(partial(self.observer, data), x, batch_size=self.together)
         units = good.reshape(-1, 2).all(axis=1) if self.antithetic else good
-        first = _mark(ensemble.first, values, step) if values else ensemble.first
         with jax.enable_x64(True):
             tables = [value.reshape(len(good), math.prod(value.shape[1:])).T.astype(jnp.float64) for value in values.values()]
-            table = jnp.concatenate([jnp.zeros((0, len(good))), *tables])  # one table, so one loop for all observables
+            table = jnp.concatenate(tables)  # one table, so one loop for all observables
             if self.antithetic:
                 table = table.reshape(len(table), len(units), 2).mean(axis=2)
             mean = _sum(jnp.where(units, table, 0)) / jnp.sum(units)
             row = jnp.concatenate([mean, _sum(jnp.where(units, (table - mean[:, None]) ** 2, 0))])
-        return row, values, first
+        return row, values, _mark(first, values, step)
 
 
 def _sum(table: jax.Array) -> jax.Array:

@@ -146,7 +146,7 @@ def simulate(
             noise, extrapolated: observables are `2 phi(fine) - phi(coarse)`, states those of the fine path).
         times: SDE times to observe at, multiples of `dt`; by default about ten even ones.
         observe: names of the problem's observables (`"loss"`, `"grad_norm2"`, `"trace_cov"`, ...), or a mapping from names to functions
-            `x -> array`.
+            `x -> array`. Define those once, and arrays that change as a `jax.tree_util.Partial`: what is compiled then serves again.
         keep: `"statistics"` and the final states; `"means"`, statistics alone; `"values"` to keep each path's observables;
             `"trajectories"` to keep each path's states too.
         antithetic: paths `2j` and `2j+1` use opposite noise; standard errors are those of the pairs' means.

@@ -103,8 +103,8 @@ def test_what_is_small(method):
     def small(x0, drift=lambda x: jax.tree.map(lambda leaf: -leaf, x)):
         sde = sdesam.SDE(drift, lambda x, xi: jax.tree.map(lambda leaf: 0.1 * leaf * xi[0], x), (2,), x0)
         plan = stepping._plan(sde, 1.0, DT, method, None, (), "counter", None)[0]
-        draw = program.Draw(plan.noise_shape, "float32", "counter", False, True)
-        return program._small(plan.stepper, draw, plan.params, jax.tree.map(lambda leaf: leaf[None], plan.x0)) is not None
+        draw = program.Draw(plan.noise_shape, "float32", "counter", antithetic=False, carried=False)
+        return program.is_small(plan.stepper, draw, plan.params, plan.x0)
 
     assert small(jnp.array(1.0))
     two = method != "richardson"  # which carries a pair of states
