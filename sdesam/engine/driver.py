@@ -177,8 +177,10 @@ class _Work:
         self.layout, self.snapshot = layout, snapshot
         self.rows = layout.last - layout.first
         self.split = NamedSharding(layout.mesh, P("paths"))
+        # once, not with every call
+        self.params, self.data, self.key = jax.device_put((plan.params, plan.data, layout.key), NamedSharding(layout.mesh, P()))
         draw = program.Draw(plan.noise_shape, np.dtype(_dtype(plan.x0)).name, plan.normals, layout.antithetic, carried=False)
-        small = program.is_small(plan.stepper, draw, plan.params, plan.x0)
+        small = program.small(plan.stepper, draw, self.params, plan.x0) is not None
         self.draw = replace(draw, carried=machine.on_cpu(layout.mesh) and not small)
         self.tables = {name: np.empty((self.rows, *shape[1:]), dtype) for name, (shape, dtype) in layout.tables.items()}
         shapes = {name: (len(layout.grid), *shape.shape) for name, shape in layout.observables.items()}
@@ -186,8 +188,6 @@ class _Work:
         # of the chunk on its way, at each time and from each device: the means of all observables, then their sums of squares
         self.part = np.zeros((len(layout.grid), layout.mesh.size, 2 * sum(math.prod(shape[1:]) for shape in shapes.values())))
         self.done = 0
-        # once, not with every call
-        self.params, self.data, self.key = jax.device_put((plan.params, plan.data, layout.key), NamedSharding(layout.mesh, P()))
         self.x0 = jax.tree.map(np.asarray, plan.x0)  # not where the user put it
         self.looking = program.Look(plan.observer, max(1, chunk_bytes(layout.mesh) // plan.observe_bytes), layout.antithetic)
         self.on_the_way = small and not layout.keeps_values and 0 < self.part.shape[2] <= _ROW
@@ -293,17 +293,17 @@ class _Work:
 
     def _advance(self, state: _Pass, place: tuple[jax.Array, jax.Array], ensemble: Ensemble, legs: list[_Leg]) -> tuple[Ensemble, Any]:
         steps, looks = legs[-1].stop - state.at, sum(leg.look for leg in legs)
+        rows, values, called = None, dict[str, Any](), steps > 0 or self.on_the_way
         # where patience cuts the call short: it is long enough for the wait not to matter, or little is known of the speed
         short = steps >= max(1, int(self.speed * _PATIENCE)) or (self.on_the_way and looks > 0 and (looks + 1) * self.wait > _PATIENCE)
-        timed, self.compiled = self.compiled and short and (steps > 0 or self.on_the_way), True
+        timed, self.compiled = called and self.compiled and short, called or self.compiled
         if timed:
             jax.block_until_ready(ensemble)
         before = perf_counter()
-        rows, values = None, dict[str, Any]()
-        if steps or self.on_the_way:
+        if called:
             ensemble, rows = program.advance(*self.steps)(*self.arguments(place, ensemble, state.at, legs))
         if timed:
-            jax.block_until_ready(rows)
+            jax.block_until_ready(ensemble)
             passed = perf_counter() - before
             self.speed = max(steps, 1) / passed
             self.wait = passed / looks if looks else self.wait

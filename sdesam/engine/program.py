@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -214,10 +214,10 @@ def _steps(
         return jax.lax.fori_loop(at, stop, body, carry)
 
     x, noise = carry
-    small = _small(stepper, draw, params, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x))
-    if small is None:
+    one = small(stepper, draw, params, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x))
+    if one is None:
         return loop(step_of_all, carry)  # type: ignore[no-any-return]
-    return small.unpack(loop(lambda step, packed: small.step(params, packed, draw.make(key, step, ids)), small.pack(x))), noise
+    return one.unpack(loop(lambda step, packed: one.step(params, packed, draw.make(key, step, ids)), one.pack(x))), noise
 
 
 @dataclass(frozen=True)
@@ -255,8 +255,17 @@ class _Small:
         return parts[0] if len(parts) == 1 else jax.lax.complex(*parts)
 
 
-def _small(stepper: Stepper, draw: Draw, params: Any, like: PyTree) -> _Small | None:
-    """For a state that is small enough, and steps that are elementwise; counters only."""
+def small(stepper: Stepper, draw: Draw, params: Any, like: PyTree) -> _Small | None:
+    """For a state that is small enough, and steps that are elementwise; counters only. Looked at once, `like` and `params` by their shapes."""
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
+    leaves, structure = jax.tree.flatten((params, like))
+    shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=leaf.weak_type) for leaf in leaves)
+    return _small(stepper, replace(draw, carried=False), structure, shapes, bool(jax.config.read("jax_enable_x64")))
+
+
+@lru_cache(maxsize=_PROGRAMS)
+def _small(stepper: Stepper, draw: Draw, structure: Any, shapes: tuple[Any, ...], double: bool) -> _Small | None:
+    params, like = jax.tree.unflatten(structure, shapes)
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(like)}
     if draw.shape is None or draw.normals != "counter" or sum(leaf.size for leaf in jax.tree.leaves(like)) > 2 or len(dtypes) > 1:
         return None
@@ -265,17 +274,6 @@ def _small(stepper: Stepper, draw: Draw, params: Any, like: PyTree) -> _Small | 
     key, xi = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct(draw.shape, draw.dtype)
     made = elementwise(lambda params, of: stepper(params, *of), params, (like, key, xi))
     return None if made is None else _Small(made, like, math.prod(draw.shape), draw.dtype)
-
-
-def is_small(stepper: Stepper, draw: Draw, params: Any, x0: PyTree) -> bool:
-    """Whether a state is kept as one number, and its steps are one loop."""
-    leaves, structure = jax.tree.flatten(jax.eval_shape(lambda *of: of, params, x0))
-    return _is_small(stepper, draw, structure, tuple(leaves), jax.config.read("jax_enable_x64"))
-
-
-@lru_cache(maxsize=_PROGRAMS)
-def _is_small(stepper: Stepper, draw: Draw, structure: Any, leaves: tuple[Any, ...], double: bool) -> bool:
-    return _small(stepper, draw, *jax.tree.unflatten(structure, leaves)) is not None
 
 
 @dataclass(frozen=True)
