@@ -12,8 +12,8 @@ help:
 	@echo "make test-slow  digits at full size, twenty seeds of every claim and mutant (about half an hour)"
 	@echo "make bench      speed beside diffrax, torchsde, numpy and floors, on a machine that does nothing else (about three minutes)"
 	@echo "make overhead   what RW-SAM and m-SAM cost beside SAM, on such a machine (about a minute)"
-	@echo "make reproduce  the quick presets of all experiments; goes on where it was stopped (about a quarter of an hour)"
-	@echo "make figures    make every figure under figures/ anew, these among them"
+	@echo "make reproduce  the quick presets of all experiments; goes on where it was stopped (about ten minutes)"
+	@echo "make figures    make every figure under figures/ anew, these among them (about half an hour)"
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sdesam needs Python 3.11 or newer; set PYTHON=python3.11 or similar")'

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -169,6 +170,23 @@ class _Pass:
     """The steps after which it was looked whether all is finite."""
 
 
+@dataclass
+class _Pace:
+    """What is known of the time that calls of a program take, kept for its next run."""
+
+    called: bool = False
+    """Whether it has been called, and so compiled."""
+    speed: float = 0.0
+    """Steps of a chunk in a second."""
+    wait: float = math.inf
+    """Seconds for one look and the steps before it."""
+
+
+@lru_cache(maxsize=64)
+def _pace(steps: Hashable, size: int, shapes: Hashable) -> _Pace:
+    return _Pace()
+
+
 class _Work:
     """A run on its way: what has been found so far, and what comes next."""
 
@@ -194,8 +212,7 @@ class _Work:
         """Whether `advance` looks itself."""
         self.steps = (plan.stepper, self.draw, self.looking if self.on_the_way else None, layout.mesh)
         """What `advance` is compiled for."""
-        self.compiled, self.speed, self.wait = False, 0.0, math.inf
-        """Whether `advance` has been called; how many steps of a chunk take a second; the seconds for one look and the steps before it."""
+        self.pace = _pace(self.steps, layout.size, tuple(leaf.shape for leaf in jax.tree.leaves(self.params)))
 
     def run(self, tick: Callable[[int], object]) -> None:
         """All chunks from beginning to end, or from the snapshot on."""
@@ -278,8 +295,8 @@ class _Work:
         """What to do in one call: go from observation to observation, not beyond our patience, and step by step where a path diverges."""
         grid, at, seen = self.layout.grid, state.at, state.seen
         # until it is known how long steps and looks take: one
-        limit = min(self.layout.plan.steps, at + max(1, int(self.speed * _PATIENCE)))
-        most = max(1, int(min(program.LEGS, _PATIENCE / self.wait))) if self.on_the_way else 1
+        limit = min(self.layout.plan.steps, at + max(1, int(self.pace.speed * _PATIENCE)))
+        most = max(1, int(min(program.LEGS, _PATIENCE / self.pace.wait))) if self.on_the_way else 1
         legs: list[_Leg] = []
         while len(legs) < program.LEGS and seen < state.seen + most:
             stop = next((min(limit, at + 1 if after <= at else int(after)) for after, until in state.windows if at < until), limit)
@@ -293,10 +310,11 @@ class _Work:
 
     def _advance(self, state: _Pass, place: tuple[jax.Array, jax.Array], ensemble: Ensemble, legs: list[_Leg]) -> tuple[Ensemble, Any]:
         steps, looks = legs[-1].stop - state.at, sum(leg.look for leg in legs)
+        pace = self.pace
         rows, values, called = None, dict[str, Any](), steps > 0 or self.on_the_way
         # where patience cuts the call short: it is long enough for the wait not to matter, or little is known of the speed
-        short = steps >= max(1, int(self.speed * _PATIENCE)) or (self.on_the_way and looks > 0 and (looks + 1) * self.wait > _PATIENCE)
-        timed, self.compiled = called and self.compiled and short, called or self.compiled
+        short = steps >= max(1, int(pace.speed * _PATIENCE)) or (self.on_the_way and looks > 0 and (looks + 1) * pace.wait > _PATIENCE)
+        timed, pace.called = called and pace.called and short, called or pace.called
         if timed:
             jax.block_until_ready(ensemble)
         before = perf_counter()
@@ -305,8 +323,8 @@ class _Work:
         if timed:
             jax.block_until_ready(ensemble)
             passed = perf_counter() - before
-            self.speed = max(steps, 1) / passed
-            self.wait = passed / looks if looks else self.wait
+            pace.speed = max(steps, 1) / passed
+            pace.wait = passed / looks if looks else pace.wait
         if legs[-1].look and not self.on_the_way:
             rows, values, first = self.look(place, ensemble, legs[-1].stop)
             ensemble = ensemble._replace(first=first)

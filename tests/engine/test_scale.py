@@ -41,6 +41,11 @@ def simulate(paths=20, horizon=0.5, dt=0.01, sde=double_well, **options):
     return sdesam.simulate(sde(), jax.random.key(3), paths, horizon, dt, observe=OBSERVE, **options)
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_known_of_times():
+    driver._pace.cache_clear()
+
+
 def watch_calls(monkeypatch, note):
     """`note(route)` with every call of a compiled program."""
     compiled = PROGRAMS
@@ -319,6 +324,7 @@ def test_observations_of_one_call_or_of_many(keep, monkeypatch):
 
     def run(looks, patience):
         calls.clear()
+        driver._pace.cache_clear()
         monkeypatch.setattr(program, "LEGS", looks)
         monkeypatch.setattr(driver, "_PATIENCE", patience)
         out = simulate(times=times, keep=keep)
@@ -342,9 +348,9 @@ def test_slow_observations_wait_for_no_others():
     plan = stepping._plan(double_well(), 1.0, 0.01, "euler", np.arange(1, 101) * 0.01, OBSERVE, "counter", None)
     work = driver._Work(driver.lay_out(plan[0], jax.random.key(0), paths=2, grid=plan[1]), snapshot.Snapshot(None, 0.0, {}, None))
     begin = driver._Pass(0, np.ones(2, bool), np.empty((0, 2), int))
-    work.speed = 1e6
+    work.pace = driver._Pace(called=True, speed=1e6)
     for wait, most in ((np.inf, 1), (10.0, 1), (0.2, 2), (1e-3, program.LEGS)):
-        work.wait = wait
+        work.pace.wait = wait
         assert [leg.stop for leg in work._legs(begin)] == list(range(1, most + 1))
 
 
@@ -360,6 +366,7 @@ def test_a_resumed_run_takes_long_calls_again(tmp_path, monkeypatch):
                 time.sleep(0.3)
 
         calls.clear()
+        driver._pace.cache_clear()
         watch_calls(monkeypatch, note)
         return sdesam.simulate(double_well(), jax.random.key(3), 4, 50.0, 0.01, times=[50.0], observe=OBSERVE, **options)
 
@@ -401,6 +408,9 @@ def test_a_slow_look_does_not_cut_all_others_off(monkeypatch):
     assert sum(calls) == 200
     assert calls[2] == 1, "the one that is timed"
     assert len(calls) < 40, calls
+    first = len(calls)
+    sdesam.simulate(double_well(), jax.random.key(4), 4, 20.0, 0.01, times=np.arange(1, 201) * 0.1, observe=OBSERVE)
+    assert len(calls) - first < first, "another run knows how long they take"
 
 
 def test_resume_of_runs_that_diverge(tmp_path, monkeypatch):
