@@ -1,4 +1,4 @@
-"""The driver that SDEs and discrete optimizers share: many paths, one compiled program over time, statistics on a grid.
+"""The driver that SDEs and discrete optimizers share: many paths through time, statistics on a grid.
 
 Paths are advanced together in chunks, each chunk spread over the devices of this process, and the chunks over the processes. Between the
 observation times a compiled loop of any length runs; observables are averaged where they are computed. The random draw of (key, path,

@@ -172,3 +172,17 @@ def test_the_loop_of_an_accelerator(monkeypatch):
     there = sdesam.simulate(sde, jax.random.key(0), **numbers)
     np.testing.assert_allclose(there.final, here.final, rtol=2e-5, atol=1e-6)  # 70 steps in float32
     np.testing.assert_allclose(there.mean["loss"], here.mean["loss"], rtol=2e-5)
+
+
+def test_states_and_observables_that_do_not_do():
+    """Complex numbers, and float64 outside its context; a start on one device does."""
+    decay, shift = lambda x: -x, lambda x, xi: xi
+    with pytest.raises(TypeError, match="observable 'turn' is complex: observe its real and its imaginary part, or its size"):
+        sdesam.simulate(sdesam.SDE(decay, shift, (2,), np.ones(2)), jax.random.key(0), 4, 0.2, 0.1, observe={"turn": lambda x: x * 1j})
+    with jax.enable_x64(True):
+        double = sdesam.SDE(decay, shift, (2,), np.ones(2))
+        assert sdesam.simulate(double, jax.random.key(0), 4, 0.2, 0.1).final.dtype == np.float64
+    with pytest.raises(ValueError, match="the state is in float64, but jax has 64 bits turned off"):
+        sdesam.simulate(double, jax.random.key(0), 4, 0.2, 0.1)
+    placed = sdesam.SDE(decay, shift, (2,), jax.device_put(np.ones(2, np.float32), jax.devices()[1]))
+    assert sdesam.simulate(placed, jax.random.key(0), 4, 0.2, 0.1).final.shape == (4, 2)
