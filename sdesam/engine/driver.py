@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from sdesam import store
 from sdesam.engine import machine, program
-from sdesam.engine.layout import Keep, Layout, Plan, chunk_bytes, gigabytes, lay_out
+from sdesam.engine.layout import Layout, Plan, chunk_bytes, gigabytes, lay_out
 from sdesam.engine.program import Ensemble
 from sdesam.engine.result import Divergence, Result
 from sdesam.engine.snapshot import Snapshot, fingerprint
@@ -45,19 +45,14 @@ def run(
     plan: Plan,
     key: jax.Array,
     *,
-    paths: int,
-    grid: np.ndarray,
-    keep: Keep = "statistics",
-    antithetic: bool = False,
-    chunk: int | None = None,
-    devices: Sequence[jax.Device] | None = None,
     progress: bool | None = None,
     label: str = "",
     snapshot: str | os.PathLike[str] | None = None,
     snapshot_every: float = 60.0,
+    **options: Any,
 ) -> Result:
-    """Advance `paths` paths to `plan.steps` and observe them at the steps in `grid`."""
-    layout = lay_out(plan, key, paths=paths, grid=grid, keep=keep, antithetic=antithetic, chunk=chunk, devices=devices)
+    """Advance paths to `plan.steps` and observe them on the way; `options` are those of :func:`lay_out`."""
+    layout = lay_out(plan, key, **options)
     layout.check_memory()
     if snapshot is not None and machine.process_count() > 1:
         snapshot = f"{os.fspath(snapshot)}.{machine.process_index()}"

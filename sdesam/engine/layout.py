@@ -170,7 +170,7 @@ def lay_out(
         raise ValueError(f"{paths} paths: at most 2**32 have draws of their own; use a second key for more")
     if plan.steps >= 2**31:
         raise ValueError(f"{plan.steps} steps: at most 2**31 - 1 are counted; choose a larger step")
-    if not jax.config.read("jax_enable_x64") and any(leaf.dtype == np.float64 for leaf in jax.tree.leaves(plan.x0)):
+    if not machine.double_precision() and any(leaf.dtype == np.float64 for leaf in jax.tree.leaves(plan.x0)):
         raise ValueError(
             "the state is in float64, but jax has 64 bits turned off and would compute in float32: run it within `with jax.enable_x64(True):`, "
             "where it was made, or set JAX_ENABLE_X64=1 before jax starts"

@@ -30,6 +30,11 @@ def on_cpu(mesh: Mesh) -> bool:
     return bool(mesh.devices.flat[0].platform == "cpu")
 
 
+def double_precision() -> bool:
+    """Whether jax has 64 bits turned on here, perhaps for a `with` block alone; it is asked, never set."""
+    return bool(jax.config.read("jax_enable_x64"))
+
+
 def process_count() -> int:
     """How many processes share the run; 1 without `jax.distributed`."""
     return int(jax.process_count())

@@ -260,7 +260,7 @@ def small(stepper: Stepper, draw: Draw, params: Any, like: PyTree) -> _Small | N
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
     leaves, structure = jax.tree.flatten((params, like))
     shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=leaf.weak_type) for leaf in leaves)
-    return _small(stepper, replace(draw, carried=False), structure, shapes, bool(jax.config.read("jax_enable_x64")))
+    return _small(stepper, replace(draw, carried=False), structure, shapes, machine.double_precision())
 
 
 @lru_cache(maxsize=_PROGRAMS)

@@ -113,9 +113,8 @@ class FiniteSum:
         for name in names:
             if name not in BUILT_IN and name not in self.observables:
                 raise unknown("observable", name, [*BUILT_IN, *self.observables])
-        return make_observer(
-            names, {name: self.observables[name] for name in names if name in self.observables}, self.sample_loss, self.chunk, self.data
-        )
+        extra = {name: self.observables[name] for name in names if name in self.observables}
+        return make_observer(names, extra, self.sample_loss, self.chunk, self.data)
 
     def _value(self, name: str, x: PyTree) -> Any:
         return _observe(*self.observer([name]), self.check_params(x))[name]

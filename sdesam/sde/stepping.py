@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdesam._names import unknown
-from sdesam.engine import Forecast, Keep, Normals, Plan, Result, forecast, run, steps_of, time_grid
+from sdesam.engine import Forecast, Keep, Normals, Plan, Result, forecast, machine, run, steps_of, time_grid
 from sdesam.problems.finite_sum import Observer, make_observer
 from sdesam.sampling import positive, whole
 from sdesam.sde.equation import SDE, Kernel
@@ -266,7 +266,7 @@ def _in_precision(x0: PyTree, dtype: str | None) -> PyTree:
         return x0
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype={dtype!r}: choose 'float32' or 'float64', or leave it out for the precision of x0")
-    if dtype == "float64" and not jax.config.read("jax_enable_x64"):
+    if dtype == "float64" and not machine.double_precision():
         raise ValueError(
             "dtype='float64', but jax has 64 bits turned off and would compute in float32: make problem and SDE and simulate within "
             "`with jax.enable_x64(True):`, or set JAX_ENABLE_X64=1 before jax starts"

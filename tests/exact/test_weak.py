@@ -13,6 +13,7 @@ from sdesam.mutants import scaled
 
 PREDICTED = {"rho^1": 2 / 3, "rho^2": 4 / 3, "eta": 1, "eta rho^1": 5 / 3, "noise": 1, "noise rho^1": 5 / 3}
 RATES = (1 / 32, 1 / 64, 1 / 128)
+FINE = (1 / 256, 1 / 512, 1 / 1024)
 
 
 def assert_signature(found, every_knock_out_shows=True):
@@ -45,9 +46,13 @@ def test_signatures_on_tori(variant, micro, with_replacement):
 @pytest.mark.parametrize("with_replacement", [True, False])
 @pytest.mark.parametrize(("variant", "micro"), [("m-sam", 1), ("m-sam", 2), ("n-sam", None), ("dnsam", None)])
 def test_signatures_of_smoothed_sam(variant, micro, with_replacement):
-    """eps is about the size of the gradients, so that the norm is one; grids are refined until every difference stands still."""
+    """eps is about the size of the gradients, so that the norm is one; grids are refined until every difference stands still.
+
+    What the equation leaves out is of size eta^2 and, next, eta rho^2 = eta^(7/3): the slope comes to 2 like eta^(1/3) only. At the default rates it is
+    2.10 to 2.12, at these, eight times finer, 2.06 to 2.08.
+    """
     equation = sdesam.derive(variant, replace=with_replacement)
-    assert_signature(signature(equation, sdesam.problems.torus(dim=2, samples=4), batch=2, micro=micro, eps=0.2))
+    assert_signature(signature(equation, sdesam.problems.torus(dim=2, samples=4), batch=2, micro=micro, eps=0.2, rates=FINE))
 
 
 def test_order_of_smoothed_sam():
