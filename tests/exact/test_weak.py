@@ -48,8 +48,8 @@ def test_signatures_on_tori(variant, micro, with_replacement):
 def test_signatures_of_smoothed_sam(variant, micro, with_replacement):
     """eps is about the size of the gradients, so that the norm is one; grids are refined until every difference stands still.
 
-    What the equation leaves out is of size eta^2 and, next, eta rho^2 = eta^(7/3): the slope comes to 2 like eta^(1/3) only. At the default rates it is
-    2.10 to 2.12, at these, eight times finer, 2.06 to 2.08.
+    What the equation leaves out is of size eta^2 and, next, eta rho^2 = eta^(7/3), so the slope comes to 2 like eta^(1/3) only: 2.10 to 2.12 at
+    the default rates, 2.06 to 2.08 at these.
     """
     equation = sdesam.derive(variant, replace=with_replacement)
     assert_signature(signature(equation, sdesam.problems.torus(dim=2, samples=4), batch=2, micro=micro, eps=0.2, rates=FINE))
