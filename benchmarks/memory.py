@@ -33,19 +33,19 @@ def main(what: str, paths: int, few: int, steps: int) -> None:
         from benchmarks import w1
 
         w1.streamed(paths, few)
-        found: dict[str, float] = {"peak": _high_water()}
+        found: dict[str, float] = {"peak": high_water()}
         start = time.perf_counter()
         w1.streamed(paths, steps)
-        found |= {"long": _high_water(), "seconds": time.perf_counter() - start}
+        found |= {"long": high_water(), "seconds": time.perf_counter() - start}
     else:
         import jax
 
         jax.block_until_ready(jax.jit(lambda x: x + 1)(jax.numpy.ones(8)))
-        found = {"peak": _high_water()}
+        found = {"peak": high_water()}
     print(json.dumps(found))
 
 
-def _high_water() -> int:
+def high_water() -> int:
     """Peak resident bytes of this process. Not `ru_maxrss` where it can be helped: on Linux a child begins with its parent's."""
     status = Path("/proc/self/status")
     if status.exists():
