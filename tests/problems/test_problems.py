@@ -32,8 +32,13 @@ def test_digits_are_the_real_ones():
     assert problem.dim == 64 * 8 + 8 + 8 * 10 + 10
     # the network and its accuracy in numpy
     p = {name: np.asarray(value, float) for name, value in problem.x0.items()}
-    scores = np.tanh((source.data[100:] / 16 - 0.3) @ p["W1"] + p["b1"]) @ p["W2"] + p["b2"]
-    assert problem.observables["test_accuracy"](problem.x0) == pytest.approx((scores.argmax(1) == source.target[100:]).mean())
+    scores = np.tanh((source.data / 16 - 0.3) @ p["W1"] + p["b1"]) @ p["W2"] + p["b2"]
+    right = scores.argmax(1) == source.target
+    assert problem.observables["test_accuracy"](problem.x0) == pytest.approx(right[100:].mean())
+    # observed together, each by its own images
+    observer, data = problem.observer(["test_accuracy", "train_accuracy"])
+    assert right[100:].mean() != right[:100].mean()
+    assert observer(data, problem.x0) == pytest.approx({"test_accuracy": right[100:].mean(), "train_accuracy": right[:100].mean()})
     assert "test_accuracy" not in sdesam.problems.digits(train=1797).observables
 
 
