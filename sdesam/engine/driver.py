@@ -439,6 +439,7 @@ def _identity(layout: Layout) -> dict[str, Any]:
         "devices": layout.mesh.size,
         "device": layout.mesh.devices.flat[0].device_kind,
         "processes": [machine.process_index(), machine.process_count()],
+        "precision of products": machine.matmul_precision(),
         "versions": {name: versions[name] for name in ("sdesam", "jax", "jaxlib")},
     }
 

@@ -50,25 +50,27 @@ def pairs_of(count: int) -> int:
     return (count + 1) // 2
 
 
-def packed_normals(key: jax.Array, step: Any, paths: jax.Array, count: int, dtype: Any) -> jax.Array:
-    """The normals of one step, components `2p` and `2p + 1` as real and imaginary part `p`.
+def step_keys(key: jax.Array, steps: Any) -> Words:
+    """The keys of the normals of one step, or of many, under the run's key (a typed threefry key)."""
+    words = jax.random.key_data(key)
+    root = block((words[0], words[1]), (_DOMAIN, jnp.uint32(0)))
+    return block(root, (jnp.uint32(0), jnp.asarray(steps).astype(jnp.uint32)))
+
+
+def normal_pair(step_key: Words, pair: Any, path: jax.Array, dtype: Any) -> jax.Array:
+    """Components `2 pair` and `2 pair + 1` of one step as real and imaginary part.
 
     One complex array, because XLA computes a fused expression anew for each array that comes out of it.
 
     Args:
-        key: the run's key, a typed threefry key.
-        step: number of the step, at least 0.
-        paths: numbers of the paths, uint32, shape `(k,)`.
-        count: how many components.
+        step_key: of :func:`step_keys`.
+        pair: number of the pair, or an array to be broadcast with `path`, uint32.
+        path: numbers of the paths, uint32.
         dtype: float32 or float64 (only where jax has 64 bits turned on).
 
     Returns:
-        Shape `(k, pairs_of(count))`, complex64 or complex128.
+        complex64 or complex128.
     """
-    words = jax.random.key_data(key)
-    root = block((words[0], words[1]), (_DOMAIN, jnp.uint32(0)))
-    step_key = block(root, (jnp.uint32(0), jnp.asarray(step).astype(jnp.uint32)))
-    pair, path = jnp.broadcast_arrays(jnp.arange(pairs_of(count), dtype=jnp.uint32), paths[:, None])
     if jnp.dtype(dtype) == jnp.float32:
         radius, angle = block(step_key, (pair, path))
         # never 0, and as fine near 0, where the tails come from, as 32 bits can be
@@ -80,6 +82,12 @@ def packed_normals(key: jax.Array, step: Any, paths: jax.Array, count: int, dtyp
         high, low = block(step_key, (pair * np.uint32(2) + np.uint32(1), path))
         turn = jax.lax.bitcast_convert_type(high, jnp.int32).astype(dtype) * 2.0**-31 + low.astype(dtype) * 2.0**-63
     return _box_muller(uniform, turn)
+
+
+def packed_normals(step_key: Words, paths: jax.Array, count: int, dtype: Any) -> jax.Array:
+    """The first `count` components of one step, in pairs: shape `(k, pairs_of(count))` for `k` paths."""
+    pair, path = jnp.broadcast_arrays(jnp.arange(pairs_of(count), dtype=jnp.uint32), paths[:, None])
+    return normal_pair(step_key, pair, path, dtype)
 
 
 def unpack(packed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -108,7 +116,7 @@ def standard_normals(key: jax.Array, step: Any, paths: jax.Array, shape: tuple[i
     >>> few.shape, bool((few == many[:2, :3]).all())
     ((2, 3), True)
     """
-    return unpack(packed_normals(key, step, jnp.asarray(paths).astype(jnp.uint32), math.prod(shape), dtype), shape)
+    return unpack(packed_normals(step_keys(key, step), jnp.asarray(paths).astype(jnp.uint32), math.prod(shape), dtype), shape)
 
 
 def _box_muller(uniform: jax.Array, turn: jax.Array) -> jax.Array:

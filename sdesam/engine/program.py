@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
@@ -21,14 +21,14 @@ from jax.sharding import PartitionSpec as P
 
 from sdesam.engine import machine
 from sdesam.engine.components import elementwise
-from sdesam.engine.normals import packed_normals, unpack
+from sdesam.engine.normals import normal_pair, packed_normals, pairs_of, step_keys, unpack
 
 PyTree = Any
 Normals = Literal["counter", "jax"]
 
 _BLOCK, _UNROLL = 32, 4
-"""Steps of the inner loop on an accelerator, and how many of them are compiled as one: a loop of known length runs without asking the host
-after each step whether to go on."""
+"""Steps of the inner loop on an accelerator, and how many of a small state are compiled as one: a loop of known length runs without asking the host
+after each step whether to go on, and XLA makes one kernel of four small steps, normals included."""
 _PROGRAMS = 64
 """Programs that are kept, the last ones used. Each takes some four hundred memory maps on a CPU; with 65,530 of them XLA crashes."""
 LEGS = 16
@@ -72,6 +72,14 @@ class Ensemble(NamedTuple):
     """The step after which a path was first seen to be not finite; -1 for never."""
 
 
+class _At(NamedTuple):
+    """A step, or several."""
+
+    step: jax.Array
+    key: Any
+    """That of the step's normals, where they are made by counter."""
+
+
 @dataclass(frozen=True)
 class Draw:
     """The normals of one step of many paths, as they are carried and as a stepper takes them."""
@@ -84,25 +92,44 @@ class Draw:
     """Whether the normals of a step are made in the step before and carried. A CPU makes them once then, and not anew for all that uses them; an
     accelerator would only write and read them, where it could make them on the spot."""
 
-    def carry(self, key: jax.Array, step: jax.Array, ids: jax.Array) -> Any:
-        """What is carried into a step."""
-        return self.make(key, step, ids) if self.carried else ()
+    def at(self, key: jax.Array, steps: Any) -> _At:
+        """What is needed for the normals of steps."""
+        return _At(jnp.asarray(steps), step_keys(key, steps) if self.normals == "counter" and self.shape is not None else ())
 
-    def make(self, key: jax.Array, step: jax.Array, ids: jax.Array) -> Any:
+    def carry(self, key: jax.Array, step: Any, ids: jax.Array) -> Any:
+        """What is carried into a step."""
+        return self.make(key, self.at(key, step), ids) if self.carried else ()
+
+    def make(self, key: jax.Array, at: _At, ids: jax.Array) -> Any:
         """To be carried: one array, which is all that XLA computes once."""
         if self.shape is None:
             return ()
-        of = ids // 2 if self.antithetic else ids
-        precision = jnp.promote_types(self.dtype, jnp.float32)
         if self.normals == "counter":
-            made = packed_normals(key, step, of, math.prod(self.shape), precision)
+            made = packed_normals(at.key, self.drawn(ids), math.prod(self.shape), self._precision)
         else:
             shape = self.shape
-            made = jax.vmap(lambda path: jax.random.normal(jax.random.split(_key(key, path, step), 3)[0], shape, self.dtype))(of)
-        if self.antithetic:
-            sign = (1 - 2 * (ids % 2).astype(jnp.int32)).astype(precision)
-            made = made * jnp.expand_dims(sign, tuple(range(1, made.ndim)))
-        return made
+            made = jax.vmap(lambda path: jax.random.normal(jax.random.split(_key(key, path, at.step), 3)[0], shape, self.dtype))(self.drawn(ids))
+        return self._mirrored(made, ids)
+
+    def components(self, at: _At, ids: jax.Array) -> list[jax.Array]:
+        """The same by counter, each component of all paths for itself."""
+        count = math.prod(self.shape)  # type: ignore[arg-type]
+        pairs = [self._mirrored(normal_pair(at.key, jnp.uint32(pair), self.drawn(ids), self._precision), ids) for pair in range(pairs_of(count))]
+        return [part.astype(self.dtype) for pair in pairs for part in (pair.real, pair.imag)][:count]
+
+    @property
+    def _precision(self) -> Any:
+        return jnp.promote_types(self.dtype, jnp.float32)
+
+    def drawn(self, ids: jax.Array) -> jax.Array:
+        """The paths whose numbers are drawn: the second of a mirrored pair takes the first's."""
+        return ids // 2 if self.antithetic else ids
+
+    def _mirrored(self, made: jax.Array, ids: jax.Array) -> jax.Array:
+        if not self.antithetic:
+            return made
+        sign = (1 - 2 * (ids % 2).astype(jnp.int32)).astype(self._precision)
+        return made * jnp.expand_dims(sign, tuple(range(1, made.ndim)))
 
     def take(self, made: Any) -> Any:
         """For a stepper: one array of `shape` for each path."""
@@ -172,7 +199,7 @@ def advance(stepper: Stepper, draw: Draw, look: Look | None, mesh: Mesh) -> Any:
         return ensemble, rows[None]
 
     specs = P(), P(), P("paths"), P("paths"), P(), () if look is None else (P(), P("paths"))
-    mapped = jax.shard_map(follow, mesh=mesh, in_specs=specs, out_specs=P("paths"), check_vma=False)
+    mapped = jax.shard_map(_precisely(follow), mesh=mesh, in_specs=specs, out_specs=P("paths"), check_vma=False)
     return jax.jit(mapped, donate_argnums=3, compiler_options=_compiler_options())
 
 
@@ -185,39 +212,53 @@ def observe(look: Look, mesh: Mesh) -> Any:
         return row[None, None], values, first
 
     specs = P("paths"), P("paths"), P(), (P(), P("paths"))
-    return jax.jit(jax.shard_map(look_at, mesh=mesh, in_specs=specs, out_specs=P("paths"), check_vma=False))
+    return jax.jit(jax.shard_map(_precisely(look_at), mesh=mesh, in_specs=specs, out_specs=P("paths"), check_vma=False))
+
+
+def _precisely(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn` with products of matrices as :func:`machine.matmul_precision` says; it is asked while jax traces, anew for another setting."""
+
+    @wraps(fn)
+    def precise(*arguments: Any) -> Any:
+        with jax.default_matmul_precision(machine.matmul_precision()):
+            return fn(*arguments)
+
+    return precise
 
 
 def _steps(
     stepper: Stepper, draw: Draw, mesh: Mesh, params: Any, key: jax.Array, ids: jax.Array, carry: tuple[PyTree, Any], begin: Any, stop: Any
 ) -> tuple[PyTree, Any]:
     """The states of one device's paths after steps `begin .. stop - 1`, and what is carried beside them."""
-    of = ids // 2 if draw.antithetic else ids
-
-    def step_of_all(step: jax.Array, carry: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
-        x, noise = carry
-        keys = jax.vmap(lambda path: _key(key, path, step))(of)
-        xi = draw.take(noise if draw.carried else draw.make(key, step, ids))
-        x = jax.vmap(partial(stepper, params))(x, keys, xi)
-        return x, draw.carry(key, step + 1, ids)
-
-    def loop(body: Callable[[Any, Any], Any], carry: Any) -> Any:
-        at = begin
-        if not machine.on_cpu(mesh):
-            blocks = (stop - begin) // _BLOCK
-
-            def block(k: jax.Array, carry: Any) -> Any:
-                first = begin + k * _BLOCK
-                return jax.lax.fori_loop(0, _BLOCK, lambda j, now: body(first + j, now), carry, unroll=_UNROLL)
-
-            carry, at = jax.lax.fori_loop(0, blocks, block, carry), begin + blocks * _BLOCK
-        return jax.lax.fori_loop(at, stop, body, carry)
-
     x, noise = carry
     one = small(stepper, draw, params, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x))
+
+    def step_of_all(at: _At, carry: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
+        x, noise = carry
+        keys = jax.vmap(lambda path: _key(key, path, at.step))(draw.drawn(ids))
+        xi = draw.take(noise if draw.carried else draw.make(key, at, ids))
+        x = jax.vmap(partial(stepper, params))(x, keys, xi)
+        return x, draw.carry(key, at.step + 1, ids)
+
+    def loop(body: Callable[[_At, Any], Any], carry: Any) -> Any:
+        if machine.on_cpu(mesh):
+            return jax.lax.fori_loop(begin, stop, lambda step, now: body(draw.at(key, step), now), carry)
+        at = begin
+        for size in (_BLOCK, 1) if one is None else (_BLOCK, _UNROLL, 1):
+
+            def several(k: jax.Array, now: Any, first: Any = at, size: int = size) -> Any:
+                # in one kernel: the cipher of one number alone would be a kernel for each step
+                steps = draw.at(key, first + k * size + jnp.arange(size))
+                unroll = 1 if one is None else min(size, _UNROLL)
+                return jax.lax.fori_loop(0, size, lambda j, now: body(jax.tree.map(lambda leaf: leaf[j], steps), now), now, unroll=unroll)
+
+            count = (stop - at) // size
+            carry, at = jax.lax.fori_loop(0, count, several, carry), at + count * size
+        return carry
+
     if one is None:
         return loop(step_of_all, carry)  # type: ignore[no-any-return]
-    return one.unpack(loop(lambda step, packed: one.step(params, packed, draw.make(key, step, ids)), one.pack(x))), noise
+    return one.unpack(loop(lambda at, packed: one.step(params, packed, draw.components(at, ids)), one.pack(x))), noise
 
 
 @dataclass(frozen=True)
@@ -229,8 +270,6 @@ class _Small:
     elementwise: Callable[[Any, list[jax.Array], int], list[jax.Array]]
     like: PyTree
     """The state of one path."""
-    noise: int
-    dtype: str
 
     def pack(self, x: PyTree) -> jax.Array:
         """The state of all paths."""
@@ -248,10 +287,9 @@ class _Small:
         """The components."""
         return [packed.real, packed.imag] if jnp.iscomplexobj(packed) else [packed]
 
-    def step(self, params: Any, packed: jax.Array, normals: jax.Array) -> jax.Array:
+    def step(self, params: Any, packed: jax.Array, normals: list[jax.Array]) -> jax.Array:
         """One step of all paths."""
-        xi = [part.astype(self.dtype) for pair in range(normals.shape[1]) for part in (normals[:, pair].real, normals[:, pair].imag)]
-        parts = self.elementwise(params, [*self.parts(packed), *xi[: self.noise]], len(packed))
+        parts = self.elementwise(params, [*self.parts(packed), *normals], len(packed))
         return parts[0] if len(parts) == 1 else jax.lax.complex(*parts)
 
 
@@ -273,7 +311,7 @@ def _small(stepper: Stepper, draw: Draw, structure: Any, shapes: tuple[Any, ...]
         return None
     key, xi = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct(draw.shape, draw.dtype)
     made = elementwise(lambda params, of: stepper(params, *of), params, (like, key, xi))
-    return None if made is None else _Small(made, like, math.prod(draw.shape), draw.dtype)
+    return None if made is None else _Small(made, like)
 
 
 @dataclass(frozen=True)

@@ -162,16 +162,49 @@ def test_nested_states_come_back(tmp_path):
     assert final["c"].shape == (2, 3)
 
 
-def test_the_loop_of_an_accelerator(monkeypatch):
+def _of_a_finite_sum():
+    return sdesam.derive("m-usam").bind(sdesam.problems.quadratic(), lr=0.1, rho=0.1, batch=4, micro=2), ["loss"]
+
+
+def _of_two_numbers():
+    sde = sdesam.SDE(lambda x: -(x**3), lambda x, xi: jnp.stack([xi[0] + x[1] * xi[2], xi[1]]), (3,), jnp.ones(2))
+    return sde, {"loss": lambda x: jnp.sum(x**2)}
+
+
+@pytest.mark.parametrize("case", [_of_a_finite_sum, _of_two_numbers])
+def test_the_loop_of_an_accelerator(case, monkeypatch):
     """Blocks of known length, normals made on the spot: the same draws, whatever is left over of a block."""
-    problem = sdesam.problems.quadratic()
-    sde = sdesam.derive("m-usam").bind(problem, lr=0.1, rho=0.1, batch=4, micro=2)
-    numbers = {"paths": 6, "horizon": 7.0, "dt": 0.1, "times": [0.5, 3.7, 7.0], "observe": ["loss"], "antithetic": True}
+    sde, observe = case()
+    numbers = {"paths": 6, "horizon": 7.8, "dt": 0.1, "times": [0.7, 3.9, 7.8], "observe": observe, "antithetic": True}  # 4 + 3, 32, 32 + 4 + 3 steps
     here = sdesam.simulate(sde, jax.random.key(0), **numbers)
-    monkeypatch.setattr(sdesam.engine.machine, "on_cpu", lambda mesh: False)
-    there = sdesam.simulate(sde, jax.random.key(0), **numbers)
-    np.testing.assert_allclose(there.final, here.final, rtol=2e-5, atol=1e-6)  # 70 steps in float32
+    try:
+        monkeypatch.setattr(sdesam.engine.machine, "on_cpu", lambda mesh: False)
+        sdesam.engine.program.advance.cache_clear()
+        there = sdesam.simulate(sde, jax.random.key(0), **numbers)
+    finally:
+        sdesam.engine.program.advance.cache_clear()
+    np.testing.assert_allclose(there.final, here.final, rtol=2e-5, atol=1e-6)  # 78 steps in float32
     np.testing.assert_allclose(there.mean["loss"], here.mean["loss"], rtol=2e-5)
+
+
+def test_products_of_matrices_are_in_full_precision():
+    """Drift and observables, unless jax is told otherwise; where nothing is said a GPU takes TF32."""
+    seen = {"drift": [], "look": []}
+
+    def product(x, of):
+        seen[of].append(jax.make_jaxpr(jnp.dot)(x, x).eqns[0].params["precision"])
+        return jnp.dot(x, x)
+
+    sde = sdesam.SDE(lambda x: -x * product(x, "drift"), lambda x, xi: xi, (3,), np.ones(3))
+    numbers = {"paths": 2, "horizon": 0.2, "dt": 0.1, "observe": {"square": lambda x: product(x, "look")}}
+    high, low = jax.lax.Precision.HIGHEST, jax.lax.Precision.DEFAULT
+    sdesam.simulate(sde, jax.random.key(0), **numbers)
+    assert all((high, high) in found for found in seen.values())
+    seen["drift"].clear()
+    seen["look"].clear()
+    with jax.default_matmul_precision("bfloat16"):
+        sdesam.simulate(sde, jax.random.key(0), **numbers)
+    assert all((low, low) in found and (high, high) not in found for found in seen.values())
 
 
 def test_states_and_observables_that_do_not_do():

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from sdesam.engine import normals
-from sdesam.engine.normals import block, packed_normals, unpack
+from sdesam.engine.normals import block, packed_normals, step_keys, unpack
 
 DRAWS = 2**17
 KEY = jax.random.key(20)
@@ -182,7 +182,7 @@ def test_wrong_dependences_are_noticed(monkeypatch):
     assert dependence(swapped[0], swapped[1]) > SIGMAS, "signs redrawn: only squares depend on each other"
     # a cipher of one round: neighbouring counters give neighbouring words
     monkeypatch.setattr(normals, "block", lambda key, counter: (counter[0] + key[0] + counter[1] + key[1], counter[1] + key[1]))
-    packed = jax.jit(lambda paths: unpack(packed_normals(KEY, 0, paths, 4, jnp.float32), (4,)))(jnp.arange(1000, dtype=jnp.uint32))
+    packed = jax.jit(lambda paths: unpack(packed_normals(step_keys(KEY, 0), paths, 4, jnp.float32), (4,)))(jnp.arange(1000, dtype=jnp.uint32))
     assert law_is_wrong(packed)
 
 
