@@ -45,6 +45,7 @@ FULL = Size(
 QUICK = Size({"W1": (10_000, 100, 100), "W2": (1000, 40, 40), "W3": (2, 2, 2)}, 1, (), few_paths=2000, many_paths=4000, few_steps=100, many_steps=200)
 
 
+@jax.default_matmul_precision("float32")  # for all of them: jax's own default on recent GPUs is TF32
 def run(workloads: Sequence[str], quick: bool = False, show: Callable[[str], Any] = lambda _: None) -> dict[str, Any]:
     """Run workloads and give what is stored as JSON.
 
@@ -53,11 +54,6 @@ def run(workloads: Sequence[str], quick: bool = False, show: Callable[[str], Any
         quick: small sizes, to see that all works; the numbers mean nothing.
         show: is told what is done.
     """
-    with jax.default_matmul_precision("float32"):  # for all of them: jax's own default on recent GPUs is TF32
-        return _run(workloads, quick, show)
-
-
-def _run(workloads: Sequence[str], quick: bool, show: Callable[[str], Any]) -> dict[str, Any]:
     size = QUICK if quick else FULL
     on_gpu = jax.default_backend() != "cpu"
     results: dict[str, Any] = {}

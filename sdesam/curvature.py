@@ -13,6 +13,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from scipy.linalg import eigh_tridiagonal
 
+from sdesam._precision import precisely
 from sdesam.engine import check_key
 from sdesam.problems import FiniteSum
 from sdesam.problems.finite_sum import mean_grad
@@ -117,6 +118,7 @@ def _along(gradient: Callable[[jax.Array], jax.Array], x: jax.Array, v: jax.Arra
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
+@precisely
 def _probe(sample_loss: Any, chunk: int, probes: int, data: PyTree, x: PyTree, key: jax.Array) -> jax.Array:
     product = _product(sample_loss, chunk, data, x)
     flat, _ = ravel_pytree(x)
@@ -130,6 +132,7 @@ def _probe(sample_loss: Any, chunk: int, probes: int, data: PyTree, x: PyTree, k
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
+@precisely
 def _lanczos(sample_loss: Any, chunk: int, count: int, data: PyTree, x: PyTree, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Diagonal and off-diagonal of the tridiagonal matrix; the last off-diagonal entry is that of the residual."""
     product = _product(sample_loss, chunk, data, x)

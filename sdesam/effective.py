@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdesam._precision import precisely
 from sdesam.discrete.kernel import check_delta_on, estimated_norms, gibbs, inverse_norm
 from sdesam.engine import check_key
 from sdesam.problems import FiniteSum
@@ -178,6 +179,7 @@ def _sizes(b: int, length: int, n: int, replace: bool) -> tuple[int, ...]:
 
 
 @partial(jax.jit, static_argnums=(0, 5))
+@precisely
 def _measure(
     layout: _Layout, data: PyTree, x: PyTree, along: PyTree | None, key: jax.Array, blocks: int, eps: Any, lam: Any
 ) -> tuple[jax.Array, jax.Array]:

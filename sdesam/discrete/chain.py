@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sdesam._precision import precisely
 from sdesam.discrete.kernel import Numbers, StepKernel, check_delta_on
 from sdesam.engine import Keep, Plan, Result, check_key, run, time_grid
 from sdesam.problems import FiniteSum
@@ -190,10 +191,12 @@ def train(
 
 
 @partial(jax.jit, static_argnums=0)
+@precisely
 def _step(kernel: StepKernel, params: Numbers, x: PyTree, key: jax.Array) -> PyTree:
     return kernel.step(params, x, kernel.draw(key), kernel.direction_key(key))
 
 
 @partial(jax.jit, static_argnums=0)
+@precisely
 def _direction(kernel: StepKernel, params: Numbers, x: PyTree, indices: jax.Array, key: jax.Array | None) -> PyTree:
     return kernel.direction(params, x, indices, key)

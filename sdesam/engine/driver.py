@@ -24,6 +24,7 @@ from jax.sharding import PartitionSpec as P
 from tqdm.auto import tqdm
 
 from sdesam import store
+from sdesam._precision import of_products, precisely
 from sdesam.engine import machine, program
 from sdesam.engine.layout import Layout, Plan, chunk_bytes, gigabytes, lay_out
 from sdesam.engine.program import Ensemble
@@ -428,7 +429,8 @@ def _identity(layout: Layout) -> dict[str, Any]:
     versions = store.provenance()["versions"]
     return {
         **plan.config,
-        "functions and numbers": fingerprint([(plan.stepper, (plan.params, plan.x0, keys, xi)), (plan.observer, (plan.data, plan.x0))]),
+        "precision of products": of_products(),
+        "functions and numbers": precisely(fingerprint)([(plan.stepper, (plan.params, plan.x0, keys, xi)), (plan.observer, (plan.data, plan.x0))]),
         "key": np.asarray(jax.random.key_data(keys)),
         "paths": layout.paths,
         "antithetic": layout.antithetic,
@@ -439,7 +441,6 @@ def _identity(layout: Layout) -> dict[str, Any]:
         "devices": layout.mesh.size,
         "device": layout.mesh.devices.flat[0].device_kind,
         "processes": [machine.process_index(), machine.process_count()],
-        "precision of products": machine.matmul_precision(),
         "versions": {name: versions[name] for name in ("sdesam", "jax", "jaxlib")},
     }
 

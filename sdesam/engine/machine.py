@@ -35,14 +35,6 @@ def double_precision() -> bool:
     return bool(jax.config.read("jax_enable_x64"))
 
 
-def matmul_precision() -> str:
-    """Of products of float32 matrices: what jax is set to, or else all of float32.
-
-    The default of jax on recent GPUs is TF32, of 10 bits; what is to be seen between an optimizer and its SDE may be as small.
-    """
-    return str(jax.config.jax_default_matmul_precision or "float32")  # type: ignore[attr-defined]
-
-
 def process_count() -> int:
     """How many processes share the run; 1 without `jax.distributed`."""
     return int(jax.process_count())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial, wraps
+from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from sdesam._precision import of_products, precisely
 from sdesam.engine import machine
 from sdesam.engine.components import elementwise
 from sdesam.engine.normals import normal_pair, packed_normals, pairs_of, step_keys, unpack
@@ -72,12 +73,12 @@ class Ensemble(NamedTuple):
     """The step after which a path was first seen to be not finite; -1 for never."""
 
 
-class _At(NamedTuple):
-    """A step, or several."""
+class _Keyed(NamedTuple):
+    """A step, or several, with the keys of their normals."""
 
     step: jax.Array
     key: Any
-    """That of the step's normals, where they are made by counter."""
+    """Nothing where normals are not made by counter."""
 
 
 @dataclass(frozen=True)
@@ -92,30 +93,30 @@ class Draw:
     """Whether the normals of a step are made in the step before and carried. A CPU makes them once then, and not anew for all that uses them; an
     accelerator would only write and read them, where it could make them on the spot."""
 
-    def at(self, key: jax.Array, steps: Any) -> _At:
-        """What is needed for the normals of steps."""
-        return _At(jnp.asarray(steps), step_keys(key, steps) if self.normals == "counter" and self.shape is not None else ())
+    def keyed(self, key: jax.Array, steps: Any) -> _Keyed:
+        """Steps with what is needed to make their normals."""
+        return _Keyed(jnp.asarray(steps), step_keys(key, steps) if self.normals == "counter" and self.shape is not None else ())
 
     def carry(self, key: jax.Array, step: Any, ids: jax.Array) -> Any:
         """What is carried into a step."""
-        return self.make(key, self.at(key, step), ids) if self.carried else ()
+        return self.make(key, self.keyed(key, step), ids) if self.carried else ()
 
-    def make(self, key: jax.Array, at: _At, ids: jax.Array) -> Any:
-        """To be carried: one array, which is all that XLA computes once."""
+    def make(self, key: jax.Array, of: _Keyed, ids: jax.Array) -> Any:
+        """The normals of one step as one array, which is all that XLA computes once."""
         if self.shape is None:
             return ()
         if self.normals == "counter":
-            made = packed_normals(at.key, self.drawn(ids), math.prod(self.shape), self._precision)
+            made = packed_normals(of.key, self.drawn(ids), math.prod(self.shape), self._precision)
         else:
             shape = self.shape
-            made = jax.vmap(lambda path: jax.random.normal(jax.random.split(_key(key, path, at.step), 3)[0], shape, self.dtype))(self.drawn(ids))
+            made = jax.vmap(lambda path: jax.random.normal(jax.random.split(_key(key, path, of.step), 3)[0], shape, self.dtype))(self.drawn(ids))
         return self._mirrored(made, ids)
 
-    def components(self, at: _At, ids: jax.Array) -> list[jax.Array]:
-        """The same by counter, each component of all paths for itself."""
+    def components(self, of: _Keyed, ids: jax.Array) -> list[jax.Array]:
+        """The same by counter, for a small state: each component for itself, an array over paths."""
         count = math.prod(self.shape)  # type: ignore[arg-type]
-        pairs = [self._mirrored(normal_pair(at.key, jnp.uint32(pair), self.drawn(ids), self._precision), ids) for pair in range(pairs_of(count))]
-        return [part.astype(self.dtype) for pair in pairs for part in (pair.real, pair.imag)][:count]
+        pairs = [self._mirrored(normal_pair(of.key, jnp.uint32(pair), self.drawn(ids), self.dtype), ids) for pair in range(pairs_of(count))]
+        return [part for pair in pairs for part in (pair.real, pair.imag)][:count]
 
     @property
     def _precision(self) -> Any:
@@ -199,7 +200,7 @@ def advance(stepper: Stepper, draw: Draw, look: Look | None, mesh: Mesh) -> Any:
         return ensemble, rows[None]
 
     specs = P(), P(), P("paths"), P("paths"), P(), () if look is None else (P(), P("paths"))
-    mapped = jax.shard_map(_precisely(follow), mesh=mesh, in_specs=specs, out_specs=P("paths"), check_vma=False)
+    mapped = jax.shard_map(precisely(follow), mesh=mesh, in_specs=specs, out_specs=P("paths"), check_vma=False)
     return jax.jit(mapped, donate_argnums=3, compiler_options=_compiler_options())
 
 
@@ -212,18 +213,7 @@ def observe(look: Look, mesh: Mesh) -> Any:
         return row[None, None], values, first
 
     specs = P("paths"), P("paths"), P(), (P(), P("paths"))
-    return jax.jit(jax.shard_map(_precisely(look_at), mesh=mesh, in_specs=specs, out_specs=P("paths"), check_vma=False))
-
-
-def _precisely(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn` with products of matrices as :func:`machine.matmul_precision` says; it is asked while jax traces, anew for another setting."""
-
-    @wraps(fn)
-    def precise(*arguments: Any) -> Any:
-        with jax.default_matmul_precision(machine.matmul_precision()):
-            return fn(*arguments)
-
-    return precise
+    return jax.jit(jax.shard_map(precisely(look_at), mesh=mesh, in_specs=specs, out_specs=P("paths"), check_vma=False))
 
 
 def _steps(
@@ -233,22 +223,22 @@ def _steps(
     x, noise = carry
     one = small(stepper, draw, params, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x))
 
-    def step_of_all(at: _At, carry: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
+    def step_of_all(of: _Keyed, carry: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
         x, noise = carry
-        keys = jax.vmap(lambda path: _key(key, path, at.step))(draw.drawn(ids))
-        xi = draw.take(noise if draw.carried else draw.make(key, at, ids))
+        keys = jax.vmap(lambda path: _key(key, path, of.step))(draw.drawn(ids))
+        xi = draw.take(noise if draw.carried else draw.make(key, of, ids))
         x = jax.vmap(partial(stepper, params))(x, keys, xi)
-        return x, draw.carry(key, at.step + 1, ids)
+        return x, draw.carry(key, of.step + 1, ids)
 
-    def loop(body: Callable[[_At, Any], Any], carry: Any) -> Any:
+    def loop(body: Callable[[_Keyed, Any], Any], carry: Any) -> Any:
         if machine.on_cpu(mesh):
-            return jax.lax.fori_loop(begin, stop, lambda step, now: body(draw.at(key, step), now), carry)
+            return jax.lax.fori_loop(begin, stop, lambda step, now: body(draw.keyed(key, step), now), carry)
         at = begin
         for size in (_BLOCK, 1) if one is None else (_BLOCK, _UNROLL, 1):
 
             def several(k: jax.Array, now: Any, first: Any = at, size: int = size) -> Any:
-                # in one kernel: the cipher of one number alone would be a kernel for each step
-                steps = draw.at(key, first + k * size + jnp.arange(size))
+                # the keys of all of them at once: the cipher of one number would be a kernel of its own in each step
+                steps = draw.keyed(key, first + k * size + jnp.arange(size))
                 unroll = 1 if one is None else min(size, _UNROLL)
                 return jax.lax.fori_loop(0, size, lambda j, now: body(jax.tree.map(lambda leaf: leaf[j], steps), now), now, unroll=unroll)
 
@@ -258,7 +248,7 @@ def _steps(
 
     if one is None:
         return loop(step_of_all, carry)  # type: ignore[no-any-return]
-    return one.unpack(loop(lambda at, packed: one.step(params, packed, draw.components(at, ids)), one.pack(x))), noise
+    return one.unpack(loop(lambda of, packed: one.step(params, packed, draw.components(of, ids)), one.pack(x))), noise
 
 
 @dataclass(frozen=True)
@@ -298,11 +288,12 @@ def small(stepper: Stepper, draw: Draw, params: Any, like: PyTree) -> _Small | N
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
     leaves, structure = jax.tree.flatten((params, like))
     shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=leaf.weak_type) for leaf in leaves)
-    return _small(stepper, replace(draw, carried=False), structure, shapes, machine.double_precision())
+    return _small(stepper, replace(draw, carried=False), structure, shapes, machine.double_precision(), of_products())
 
 
 @lru_cache(maxsize=_PROGRAMS)
-def _small(stepper: Stepper, draw: Draw, structure: Any, shapes: tuple[Any, ...], double: bool) -> _Small | None:
+def _small(stepper: Stepper, draw: Draw, structure: Any, shapes: tuple[Any, ...], double: bool, products: str) -> _Small | None:
+    """`double` and `products` are settings of jax that what is traced here depends on."""
     params, like = jax.tree.unflatten(structure, shapes)
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(like)}
     if draw.shape is None or draw.normals != "counter" or sum(leaf.size for leaf in jax.tree.leaves(like)) > 2 or len(dtypes) > 1:
@@ -310,7 +301,7 @@ def _small(stepper: Stepper, draw: Draw, structure: Any, shapes: tuple[Any, ...]
     if not dtypes <= {jnp.dtype("float32"), jnp.dtype("float64")} or math.prod(draw.shape) > _SMALL_NOISE:
         return None
     key, xi = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct(draw.shape, draw.dtype)
-    made = elementwise(lambda params, of: stepper(params, *of), params, (like, key, xi))
+    made = elementwise(precisely(lambda params, of: stepper(params, *of)), params, (like, key, xi))
     return None if made is None else _Small(made, like)
 
 

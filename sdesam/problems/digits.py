@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from sdesam._precision import precisely
 from sdesam.problems.finite_sum import FiniteSum, check_structure
 from sdesam.sampling import whole
 
@@ -110,6 +111,7 @@ def bad_minimum(
 
 
 @partial(jax.jit, static_argnums=(0, 2))
+@precisely
 def _fit(sample_loss: Any, accuracy: Any, rate: float, data: Any, x: Any, most: Any) -> Any:
     """Adam on the whole data set until the training accuracy is 1: parameters, steps, accuracy."""
     adam = optax.adam(rate)

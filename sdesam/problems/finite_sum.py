@@ -17,6 +17,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from sdesam._names import unknown
+from sdesam._precision import precisely
 from sdesam.problems.ghost import dense_layers, deviations, factors, held
 from sdesam.problems.smoothness import nonsmooth_operations
 from sdesam.sampling import positive, whole
@@ -293,16 +294,19 @@ def make_observer(
 
 
 @partial(jax.jit, static_argnums=0)
+@precisely
 def _observe(observer: Observer, data: PyTree, x: PyTree) -> dict[str, jax.Array]:
     return observer(data, x)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
+@precisely
 def _mean_grad(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> PyTree:
     return mean_grad(sample_loss, chunk, data, x)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
+@precisely
 def _curvature(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> jax.Array:
     """Rayleigh's quotient of the Hessian after 20 power iterations."""
     flat, rebuild = ravel_pytree(x)

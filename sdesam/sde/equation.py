@@ -17,6 +17,7 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 from jax.flatten_util import ravel_pytree
 
+from sdesam._precision import precisely
 from sdesam.discrete.kernel import check_delta_on
 from sdesam.engine import check_key
 from sdesam.problems import FiniteSum
@@ -520,26 +521,31 @@ def _dtype(x: PyTree) -> Any:
 
 
 @partial(jax.jit, static_argnums=0)
+@precisely
 def _drift(kernel: Kernel, params: Any, x: PyTree) -> PyTree:
     return kernel.drift(params, x)
 
 
 @partial(jax.jit, static_argnums=0)
+@precisely
 def _step_drift(kernel: Kernel, params: Any, x: PyTree, key: jax.Array) -> PyTree:
     return kernel.step_drift(params, x, key)
 
 
 @partial(jax.jit, static_argnums=0)
+@precisely
 def _apply_noise(kernel: Kernel, params: Any, x: PyTree, xi: jax.Array) -> PyTree:
     return kernel.apply_noise(params, x, xi)
 
 
 @partial(jax.jit, static_argnums=0)
+@precisely
 def _step_noise(kernel: Kernel, params: Any, x: PyTree, xi: jax.Array, key: jax.Array) -> PyTree:
     return kernel.step_noise(params, x, xi, key)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
+@precisely
 def _covariance(kernel: Kernel, noise_shape: tuple[int, ...], params: Any, x: PyTree) -> jax.Array:
     size = int(np.prod(noise_shape))
     units = jnp.eye(size, dtype=_dtype(x)).reshape(size, *noise_shape)

@@ -1,5 +1,7 @@
 """The driver: the same draws however a run is laid out, streamed statistics, divergence, results on disk."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -175,7 +177,14 @@ def _of_two_numbers():
 def test_the_loop_of_an_accelerator(case, monkeypatch):
     """Blocks of known length, normals made on the spot: the same draws, whatever is left over of a block."""
     sde, observe = case()
-    numbers = {"paths": 6, "horizon": 7.8, "dt": 0.1, "times": [0.7, 3.9, 7.8], "observe": observe, "antithetic": True}  # 4 + 3, 32, 32 + 4 + 3 steps
+    numbers = {
+        "paths": 6,
+        "horizon": 7.8,
+        "dt": 0.1,
+        "times": [0.7, 3.9, 7.8],
+        "observe": observe,
+        "antithetic": True,
+    }  # 7, 32, 39 steps, but for the first calls
     here = sdesam.simulate(sde, jax.random.key(0), **numbers)
     try:
         monkeypatch.setattr(sdesam.engine.machine, "on_cpu", lambda mesh: False)
@@ -187,24 +196,40 @@ def test_the_loop_of_an_accelerator(case, monkeypatch):
     np.testing.assert_allclose(there.mean["loss"], here.mean["loss"], rtol=2e-5)
 
 
-def test_products_of_matrices_are_in_full_precision():
-    """Drift and observables, unless jax is told otherwise; where nothing is said a GPU takes TF32."""
-    seen = {"drift": [], "look": []}
+@pytest.mark.parametrize("dim", [2, 3])
+def test_products_of_matrices_are_in_full_precision(dim, monkeypatch):
+    """Those of drift and observables, in what is compiled: unless jax is told otherwise, and then anew. Nothing said, a GPU takes TF32."""
+    compiled = []
 
-    def product(x, of):
-        seen[of].append(jax.make_jaxpr(jnp.dot)(x, x).eqns[0].params["precision"])
-        return jnp.dot(x, x)
+    def spied(make):
+        def program_of(*of):
+            fn = make(*of)
 
-    sde = sdesam.SDE(lambda x: -x * product(x, "drift"), lambda x, xi: xi, (3,), np.ones(3))
-    numbers = {"paths": 2, "horizon": 0.2, "dt": 0.1, "observe": {"square": lambda x: product(x, "look")}}
-    high, low = jax.lax.Precision.HIGHEST, jax.lax.Precision.DEFAULT
-    sdesam.simulate(sde, jax.random.key(0), **numbers)
-    assert all((high, high) in found for found in seen.values())
-    seen["drift"].clear()
-    seen["look"].clear()
+            def call(*arguments):
+                compiled.append(fn.lower(*arguments).as_text())
+                return fn(*arguments)
+
+            return call
+
+        return program_of
+
+    for name in ("advance", "observe"):
+        monkeypatch.setattr(sdesam.engine.program, name, spied(getattr(sdesam.engine.program, name)))
+    table = jnp.asarray(np.random.default_rng(0).normal(size=(20, dim)), jnp.float32)
+    sde = sdesam.SDE(lambda x: -(table.T @ table / 20) @ x, lambda x, xi: xi, (dim,), np.ones(dim))
+
+    def precisions():
+        compiled.clear()
+        sdesam.simulate(sde, jax.random.key(0), 2, 0.2, 0.1, observe={"loss": lambda x: jnp.trace(table.T @ table) * x[0]})
+        products = [line for text in compiled for line in text.splitlines() if "stablehlo.dot_general" in line]
+        assert products
+        return {word for line in products for word in re.findall(r"precision = \[(\w+), (\w+)\]", line) or ["none"]}
+
+    high, low = {("HIGHEST", "HIGHEST")}, {("DEFAULT", "DEFAULT")}
+    assert precisions() == high
     with jax.default_matmul_precision("bfloat16"):
-        sdesam.simulate(sde, jax.random.key(0), **numbers)
-    assert all((low, low) in found and (high, high) not in found for found in seen.values())
+        assert precisions() == low
+    assert precisions() == high
 
 
 def test_states_and_observables_that_do_not_do():

@@ -467,6 +467,10 @@ def test_other_snapshots_are_refused(tmp_path):
     ]:
         with pytest.raises(ValueError, match=f"is of another run, which differs in .*{told}.*finish that run, delete it, or name another file"):
             simulate(snapshot=target, **change)
+    with jax.default_matmul_precision("float32"):
+        simulate(snapshot=target)  # what it is without a word
+    with jax.default_matmul_precision("bfloat16"), pytest.raises(ValueError, match=r"precision of products \('float32' there, 'bfloat16' here\)"):
+        simulate(snapshot=target)
     twice = sdesam.SDE(lambda x: 2 * drift(x), noise, (2,), np.array([0.5, 0.2]))
     with pytest.raises(ValueError, match=r"differs in functions and numbers"):
         sdesam.simulate(twice, jax.random.key(3), 20, 0.5, 0.01, observe=OBSERVE, snapshot=target)
