@@ -14,7 +14,7 @@ is ONE gradient of a weighted sum over samples, and trees that differ in their l
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from typing import Any, NamedTuple
@@ -249,14 +249,20 @@ class _Evaluator:
 
     def _together(self, pairs: Combination) -> PyTree:
         """Trees of which each colour hangs together: plain gradients are computed once and kept, the rest is one pass."""
+        grown = [(c, tree) for c, tree in pairs if tree.children]
+        wanted = {self._weighting(node) for _, tree in grown for node in tree.nodes()} | {_MEAN} | set(self.gradients)
         plain: dict[Any, list[Any]] = defaultdict(list)
+        passed = list(grown)
         for c, tree in pairs:
             if not tree.children:
-                plain[self._weighting(tree)].append(c)
+                # a gradient that nothing else needs goes along with the trees of samples, for less than a pass of its own
+                if grown and self._weighting(tree) not in wanted:
+                    passed.append((c, tree))
+                else:
+                    plain[self._weighting(tree)].append(c)
         total = [_scale(self._gradient(which), sum(many)) for which, many in plain.items()]
-        grown = [(c, tree) for c, tree in pairs if tree.children]
         for of_samples in (True, False):
-            some = [(c, tree) for c, tree in grown if (tree.colour not in (_MICRO, _MARKED)) == of_samples]
+            some = [(c, tree) for c, tree in passed if (tree.colour not in (_MICRO, _MARKED)) == of_samples]
             total += [self._pass(some, of_samples)] if some else []
         return reduce(_add, total)
 
@@ -297,7 +303,7 @@ class _Evaluator:
         for c, tree in pairs:
             by_weight[self._weighting(tree)].append((c, tree))
         # vectors from other passes are computed here, before the loop over samples starts
-        scalars = {which: self._scalar(group) for which, group in by_weight.items()}
+        scalar = self._scalar(by_weight)
         if of_samples:
             everything = self.data
             vectors = any(_own_vectors(tree) for _, tree in pairs)
@@ -313,15 +319,14 @@ class _Evaluator:
             def weighted(y: PyTree) -> jax.Array:
                 def one(description: PyTree, weight: dict[Any, jax.Array]) -> jax.Array:
                     item = self._sample(description) if of_samples else self._micro_batch(*description)
-                    terms = [weight[which] * scalar(item, y) for which, scalar in scalars.items()]
-                    total: jax.Array = reduce(jnp.add, terms)
+                    total: jax.Array = scalar(item, weight, y)
                     return total
 
                 return jnp.sum(jax.vmap(one)(described, weights))
 
             return jax.grad(weighted)(self.x)
 
-        return fold_samples(chunk_gradient, (everything, {which: self.weights[which] for which in scalars}), chunk)
+        return fold_samples(chunk_gradient, (everything, {which: self.weights[which] for which in by_weight}), chunk)
 
     def _sample(self, sample: PyTree) -> _Item:
         def along(y: PyTree, t: Any) -> jax.Array:
@@ -342,29 +347,29 @@ class _Evaluator:
 
         return _Item(lambda y: jnp.mean(losses(y)[0]), weighted=weighted)
 
-    def _scalar(self, pairs: Combination) -> Callable[[_Item, PyTree], Any]:
-        """`(item, y) -> sum_t c_t d/dv_1 ... d/dv_k f(y)`, whose gradient in `y` is the combination with the item at the root."""
-        plain = [c for c, tree in pairs if not tree.children]
-        families: dict[Any, list[tuple[Any, Tree, bool]]] = defaultdict(list)
-        for c, tree in pairs:
-            if tree.children:
-                # children of the root's colour are vectors of the item too; they come first, so that families are large
-                children = sorted((child.colour != tree.colour, child) for child in tree.children)
-                shared, (other, last) = tuple(children[:-1]), children[-1]
-                families[shared, tree.factors].append((c, last, not other))
-        derivatives = [
-            (
-                [*(self._children([(1, child, not other)]) for other, child in shared), self._children(lasts)],
-                [self._own_factor(factor) for factor in factors],
-            )
-            for (shared, factors), lasts in families.items()
-        ]
+    def _scalar(self, groups: Mapping[Any, Combination]) -> Callable[[_Item, Mapping[Any, Any], PyTree], Any]:
+        """`(item, weight, y) -> sum_g weight[g] sum_t c_t d/dv_1 ... d/dv_k f(y)`, of which the gradient in `y` has the item at the root."""
+        plain = {which: [c for c, tree in pairs if not tree.children] for which, pairs in groups.items()}
+        derivatives = []
+        for which, pairs in groups.items():
+            families: dict[Any, list[tuple[Any, Tree, bool]]] = defaultdict(list)
+            for c, tree in pairs:
+                if tree.children:
+                    # children of the root's colour are vectors of the item too; they come first, so that families are large
+                    children = sorted((child.colour != tree.colour, child) for child in tree.children)
+                    shared, (other, last) = tuple(children[:-1]), children[-1]
+                    families[shared, tree.factors].append((c, last, not other))
+            for (shared, own_factors), lasts in families.items():
+                vectors = [*(self._children([(1, child, not other)]) for other, child in shared), self._children(lasts)]
+                derivatives.append((which, vectors, [self._own_factor(factor) for factor in own_factors]))
 
-        def scalar(item: _Item, y: PyTree) -> Any:
-            total = sum(plain) * item.loss(y) if plain else 0
-            for vectors, own_factors in derivatives:
-                value = _derivative(item, [vector(item) for vector in vectors], y)
-                total += reduce(jnp.multiply, (factor(item) for factor in own_factors), value)
+        def scalar(item: _Item, weight: Mapping[Any, Any], y: PyTree) -> Any:
+            total, loss = 0, None
+            for which, vectors, own_factors in derivatives:
+                loss, value = _derivative(item, [vector(item) for vector in vectors], y)
+                total += weight[which] * reduce(jnp.multiply, (factor(item) for factor in own_factors), value)
+            if any(plain.values()):
+                total += sum(weight[which] * c for which, many in plain.items() for c in many) * (item.loss(y) if loss is None else loss)
             return total
 
         return scalar
@@ -379,7 +384,7 @@ class _Evaluator:
             (c, [self._children([(1, child, child.colour == tree.colour)]) for child in tree.children]) for c, tree, _ in branches if tree.weighted
         ]
 
-        of_all, of_grown = self._scalar(plain), self._scalar(grown)
+        of_all, of_grown = self._scalar({MARK: plain}), self._scalar({MARK: grown})
 
         def vector(item: _Item) -> _Direction:
             total = list(fixed)
@@ -388,7 +393,7 @@ class _Evaluator:
                 total.append(_scale(_directional(item.weighted, [v(item).dense for v in along])(self.x), c))
             formed, scalar = (plain, of_all) if item.along is None else (grown, of_grown)
             if formed:
-                total.append(jax.grad(partial(scalar, item))(self.x))
+                total.append(jax.grad(partial(scalar, item, {MARK: 1}))(self.x))
             dense = reduce(_add, total) if total else None
             return _Direction(dense, sum(leaves) if leaves and item.along is not None else None)
 
@@ -444,27 +449,31 @@ def _recolour(tree: Tree, old: int, new: int) -> Tree:
     return relabel(tree, lambda colour: new if colour == old else colour)
 
 
-def _derivative(item: _Item, vectors: list[_Direction], y: PyTree) -> jax.Array:
-    """`d/dv_1 ... d/dv_k f(y)`."""
-    if all(v.own is None for v in vectors):
-        plain: jax.Array = _directional(item.loss, [v.dense for v in vectors])(y)
-        return plain
-    assert item.along is not None
-    fn: Any = lambda at: item.along(*at)  # noqa: E731
+def _derivative(item: _Item, vectors: list[_Direction], y: PyTree) -> tuple[jax.Array, jax.Array]:
+    """`f(y)` and `d/dv_1 ... d/dv_k f(y)`, of one evaluation: they share the pass back."""
+    by_own = any(v.own is not None for v in vectors)
+    assert not by_own or item.along is not None
+
+    def fn(y: PyTree, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        loss = item.along(y, t) if by_own else item.loss(y)  # type: ignore[misc]
+        return loss, loss
+
     for v in vectors:
         fn = partial(_along_both, fn, v)
-    value: jax.Array = fn((y, jnp.zeros((), jnp.result_type(*jax.tree.leaves(y)))))
-    return value
+    return fn(y, jnp.zeros((), jnp.result_type(*jax.tree.leaves(y))))
 
 
-def _along_both(fn: Any, v: _Direction, at: tuple[PyTree, jax.Array]) -> Any:
-    y, t = at
+def _along_both(fn: Any, v: _Direction, y: PyTree, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The first of what `fn` gives, and the derivative of the second."""
     if v.own is None:
-        return jax.jvp(lambda y: fn((y, t)), (y,), (v.dense,))[1]
+        (loss, _), (_, slope) = jax.jvp(lambda y: fn(y, t), (y,), (v.dense,))
+        return loss, slope
     own = jnp.asarray(v.own, t.dtype)
     if v.dense is None:
-        return jax.jvp(lambda t: fn((y, t)), (t,), (own,))[1]
-    return jax.jvp(fn, (at,), ((v.dense, own),))[1]
+        (loss, _), (_, slope) = jax.jvp(lambda t: fn(y, t), (t,), (own,))
+    else:
+        (loss, _), (_, slope) = jax.jvp(fn, (y, t), (v.dense, own))
+    return loss, slope
 
 
 def _directional(fn: Any, vectors: list[PyTree]) -> Any:
