@@ -164,6 +164,25 @@ def test_nested_states_come_back(tmp_path):
     assert final["c"].shape == (2, 3)
 
 
+def test_loops_over_paths_are_of_even_length():
+    """Odd ones make no vectors. What is added on a device, one path at most, is in no number."""
+    mesh = [jax.sharding.Mesh(np.array(jax.devices()[:k]), ("paths",)) for k in (1, 2)]
+    for paths in (*range(1, 80), 1001, 99_999, 100_000):
+        for devices, chunk in ((1, None), (2, None), (1, 40), (2, 41), (2, 33_400)):
+            size = sdesam.engine.layout._chunk_size(paths, chunk, mesh[devices - 1], 100, antithetic=False)
+            each = size // devices
+            assert size == each * devices
+            assert each < 16 or each % 2 == 0
+            chunks = -(-paths // (chunk or 2**15 * devices))
+            assert 0 <= each - -(-paths // (chunks * devices)) <= (each >= 16)
+    sde = sdesam.SDE(lambda x: -x, lambda x, xi: xi, (), 1.0)
+    numbers = {"paths": 35, "horizon": 1.0, "dt": 0.1, "observe": {"x": lambda x: x}}
+    whole, parts = (sdesam.simulate(sde, jax.random.key(0), **numbers, **options) for options in ({}, {"chunk": 5}))
+    np.testing.assert_allclose(whole.final, parts.final, rtol=1e-6)
+    np.testing.assert_allclose(whole.mean["x"], parts.mean["x"], rtol=1e-6)
+    np.testing.assert_allclose(whole.stderr["x"][1:], parts.stderr["x"][1:], rtol=1e-6)
+
+
 def _of_a_finite_sum():
     return sdesam.derive("m-usam").bind(sdesam.problems.quadratic(), lr=0.1, rho=0.1, batch=4, micro=2), ["loss"]
 
