@@ -26,7 +26,7 @@ _ACCELERATOR_BYTES = 2**28
 _CHUNK_PATHS = {"cpu": 2**15}
 """Paths that one device advances together at most: with more of them a step was no faster per path, and needed more memory."""
 _PAIRED = 16
-"""From as many paths of one device on their number is even: of a loop of odd length XLA's CPU compiler makes no vectors, and W1 took 12 times as long."""
+"""From as many paths of one device on their number is even: XLA makes no vectors of a loop of odd length on a CPU, and W1 took 12 times as long."""
 
 
 @dataclass(frozen=True)
