@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -32,7 +33,7 @@ def on_cpu(mesh: Mesh) -> bool:
 
 def double_precision() -> bool:
     """Whether jax has 64 bits turned on here, perhaps for a `with` block alone; it is asked, never set."""
-    return bool(jax.config.read("jax_enable_x64"))
+    return bool(jnp.result_type(float) == np.float64)
 
 
 def process_count() -> int:

@@ -65,11 +65,11 @@ def normal_pair(step_key: Words, pair: Any, path: jax.Array, dtype: Any) -> jax.
     Args:
         step_key: of :func:`step_keys`.
         pair: number of the pair, or an array to be broadcast with `path`, uint32.
-        path: numbers of the paths, uint32.
+        path: numbers of the paths, uint32, shape `(k,)`, or `(k, pairs)` beside so many pairs.
         dtype: float32 or float64 (only where jax has 64 bits turned on).
 
     Returns:
-        complex64 or complex128.
+        The shape of `path`, complex64 or complex128.
     """
     if jnp.dtype(dtype) == jnp.float32:
         radius, angle = block(step_key, (pair, path))

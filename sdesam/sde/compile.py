@@ -384,7 +384,7 @@ class _Evaluator:
             (c, [self._children([(1, child, child.colour == tree.colour)]) for child in tree.children]) for c, tree, _ in branches if tree.weighted
         ]
 
-        of_all, of_grown = self._scalar({MARK: plain}), self._scalar({MARK: grown})
+        of_all, of_grown = self._scalar({None: plain}), self._scalar({None: grown})
 
         def vector(item: _Item) -> _Direction:
             total = list(fixed)
@@ -393,7 +393,7 @@ class _Evaluator:
                 total.append(_scale(_directional(item.weighted, [v(item).dense for v in along])(self.x), c))
             formed, scalar = (plain, of_all) if item.along is None else (grown, of_grown)
             if formed:
-                total.append(jax.grad(partial(scalar, item, {MARK: 1}))(self.x))
+                total.append(jax.grad(partial(scalar, item, {None: 1}))(self.x))
             dense = reduce(_add, total) if total else None
             return _Direction(dense, sum(leaves) if leaves and item.along is not None else None)
 

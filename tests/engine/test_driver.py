@@ -196,14 +196,8 @@ def _of_two_numbers():
 def test_the_loop_of_an_accelerator(case, monkeypatch):
     """Blocks of known length, normals made on the spot: the same draws, whatever is left over of a block."""
     sde, observe = case()
-    numbers = {
-        "paths": 6,
-        "horizon": 7.8,
-        "dt": 0.1,
-        "times": [0.7, 3.9, 7.8],
-        "observe": observe,
-        "antithetic": True,
-    }  # 7, 32, 39 steps, but for the first calls
+    # 7, 32 and 39 steps, but for the first calls
+    numbers = {"paths": 6, "horizon": 7.8, "dt": 0.1, "times": [0.7, 3.9, 7.8], "observe": observe, "antithetic": True}
     here = sdesam.simulate(sde, jax.random.key(0), **numbers)
     try:
         monkeypatch.setattr(sdesam.engine.machine, "on_cpu", lambda mesh: False)
