@@ -1,4 +1,4 @@
-"""In what products of float32 matrices are computed."""
+"""How the package traces what it compiles: products of float32 matrices in full, and apart from any mesh of devices."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from functools import wraps
 from typing import TypeVar
 
 import jax
+
+from sdesam._mesh import off_mesh
 
 T = TypeVar("T")
 
@@ -20,11 +22,12 @@ def of_products() -> str:
 
 
 def precisely(fn: Callable[..., T]) -> Callable[..., T]:
-    """`fn`, traced with products in :func:`of_products`. Within `jax.jit`, which traces anew when the setting changes."""
+    """`fn`, traced with products in :func:`of_products` and off any mesh. Within `jax.jit`, which traces anew when the setting changes."""
+    traced = off_mesh(fn)
 
     @wraps(fn)
     def precise(*arguments: object) -> T:
         with jax.default_matmul_precision(of_products()):
-            return fn(*arguments)
+            return traced(*arguments)
 
     return precise

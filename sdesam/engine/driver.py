@@ -19,8 +19,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from tqdm.auto import tqdm
 
 from sdesam import store
@@ -190,9 +188,9 @@ class _Work:
         plan = layout.plan
         self.layout, self.snapshot = layout, snapshot
         self.rows = layout.last - layout.first
-        self.split = NamedSharding(layout.mesh, P("paths"))
+        self.split, everywhere = program.placement(layout.mesh)
         # once, not with every call
-        self.params, self.data, self.key = jax.device_put((plan.params, plan.data, layout.key), NamedSharding(layout.mesh, P()))
+        self.params, self.data, self.key = jax.device_put((plan.params, plan.data, layout.key), everywhere)
         draw = program.Draw(plan.noise_shape, np.dtype(_dtype(plan.x0)).name, plan.normals, layout.antithetic, carried=False)
         small = program.small(plan.stepper, draw, self.params, plan.x0) is not None
         self.draw = replace(draw, carried=machine.on_cpu(layout.mesh) and not small)

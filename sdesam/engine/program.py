@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from sdesam._precision import of_products, precisely
@@ -163,7 +163,7 @@ def start(draw: Draw, mesh: Mesh) -> Any:
         x = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(ids), *leaf.shape)), x0)
         return Ensemble(x, draw.carry(key, jnp.int32(0), ids), jnp.full(len(ids), -1, jnp.int32))
 
-    return jax.jit(jax.shard_map(many, mesh=mesh, in_specs=(P(), P("paths"), P()), out_specs=P("paths"), check_vma=False))
+    return _on_devices(many, mesh, (P(), P("paths"), P()))
 
 
 @lru_cache(maxsize=_PROGRAMS)
@@ -200,8 +200,7 @@ def advance(stepper: Stepper, draw: Draw, look: Look | None, mesh: Mesh) -> Any:
         return ensemble, rows[None]
 
     specs = P(), P(), P("paths"), P("paths"), P(), () if look is None else (P(), P("paths"))
-    mapped = jax.shard_map(precisely(follow), mesh=mesh, in_specs=specs, out_specs=P("paths"), check_vma=False)
-    return jax.jit(mapped, donate_argnums=3, compiler_options=_compiler_options())
+    return _on_devices(precisely(follow), mesh, specs, donate_argnums=3, compiler_options=_compiler_options())
 
 
 @lru_cache(maxsize=_PROGRAMS)
@@ -213,7 +212,25 @@ def observe(look: Look, mesh: Mesh) -> Any:
         return row[None, None], values, first
 
     specs = P("paths"), P("paths"), P(), (P(), P("paths"))
-    return jax.jit(jax.shard_map(precisely(look_at), mesh=mesh, in_specs=specs, out_specs=P("paths"), check_vma=False))
+    return _on_devices(precisely(look_at), mesh, specs)
+
+
+def _on_devices(fn: Callable[..., Any], mesh: Mesh, specs: Any, **options: Any) -> Any:
+    """`fn` of one device's share, compiled for all devices of a mesh; results have a leading axis that is spread over them."""
+    if mesh.size > 1:
+        fn = jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=P("paths"), check_vma=False)
+    return jax.jit(fn, **options)
+
+
+def placement(mesh: Mesh) -> tuple[Sharding, Sharding]:
+    """Where an array lies whose leading axis is paths, and where one lies that every device needs whole.
+
+    One device needs no mesh: its arrays have the plainest type that jax has.
+    """
+    if mesh.size == 1:
+        here = SingleDeviceSharding(mesh.devices.flat[0])
+        return here, here
+    return NamedSharding(mesh, P("paths")), NamedSharding(mesh, P())
 
 
 def _steps(
