@@ -16,7 +16,7 @@ SCHEMA = "sdesam.result/1"
 
 @dataclass(frozen=True)
 class Divergence:
-    """Which paths left the finite numbers, and when; they are in no mean.
+    """Which paths have a state that left the finite numbers, and when; they are in no mean.
 
     Args:
         paths: their indices, shape `(count,)`.
@@ -51,7 +51,7 @@ class Result:
 
     Args:
         time: SDE time (`t = k eta`), shape `(times,)`.
-        mean: per observable, the mean over the paths that stayed finite to the end, shape `(times, ...)`.
+        mean: per observable, the mean over the paths whose state stayed finite to the end, shape `(times, ...)`; NaN where no value is finite.
         stderr: its standard error; NaN where fewer than two independent paths are left.
         final: the last state of every path, diverged ones included; structure of `x0`, leading axis `paths`; None with `keep="means"`.
         diverged: which paths diverged, and when.
@@ -59,6 +59,8 @@ class Result:
         provenance: versions, device, revision, time.
         values: per observable, the value of every path, shape `(paths, times, ...)`; only with `keep="values"` or `"trajectories"`.
         trajectory: the state of every path at every time, leading axes `(paths, times)`; only with `keep="trajectories"`.
+        nonfinite: per observable, how many of its values are infinite or NaN although the state of the path is finite, shape as `mean`. These
+            values are left out of the mean of that observable and of no other.
     """
 
     time: np.ndarray
@@ -70,11 +72,31 @@ class Result:
     provenance: dict[str, Any] = field(default_factory=dict)
     values: dict[str, np.ndarray] | None = None
     trajectory: Any = None
+    nonfinite: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def warnings(self) -> list[str]:
+        """One sentence for each observable that has values that are not finite.
+
+        >>> counts = {"log": np.array([0, 3, 5])}
+        >>> out = Result(np.arange(3.0), {}, {}, None, Divergence(np.array([]), np.array([]), 8), {}, nonfinite=counts)
+        >>> out.warnings()
+        ['log: up to 5 of 8 values are not finite between times 1 and 2; they are left out of the mean of log alone']
+        """
+        return [self._warning(name, lost.reshape(len(self.time), -1).max(axis=1)) for name, lost in self.nonfinite.items() if lost.any()]
+
+    def _warning(self, name: str, lost: np.ndarray) -> str:
+        """The sentence for one observable; `lost` counts values at each time."""
+        times = self.time[lost > 0]
+        count, when = f"{lost.max()}", f"at time {times[0]:.4g}"
+        if len(times) > 1:
+            count, when = f"up to {count}", f"between times {times[0]:.4g} and {times[-1]:.4g}"
+        paths = self.diverged.total - self.diverged.count
+        return f"{name}: {count} of {paths} values are not finite {when}; they are left out of the mean of {name} alone"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to one npz file, atomically and without pickle."""
         arrays = {"time": self.time, "diverged.paths": self.diverged.paths, "diverged.time": self.diverged.time}
-        for kind in ("mean", "stderr", "values"):
+        for kind in ("mean", "stderr", "values", "nonfinite"):
             for name, array in (getattr(self, kind) or {}).items():
                 arrays[f"{kind}.{name}"] = array
         for kind in ("final", "trajectory"):
@@ -114,6 +136,7 @@ class Result:
             provenance=meta["provenance"],
             values=group("values") or None,
             trajectory=_nest(meta["leaves"], group("trajectory")),
+            nonfinite=group("nonfinite"),
         )
 
 

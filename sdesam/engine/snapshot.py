@@ -19,7 +19,7 @@ import numpy as np
 
 from sdesam import store
 
-SCHEMA = "sdesam.snapshot/3"
+SCHEMA = "sdesam.snapshot/4"
 
 
 class Snapshot:
