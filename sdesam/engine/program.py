@@ -348,7 +348,7 @@ class Look:
         with jax.enable_x64(True):
             tables = [value.reshape(len(good), math.prod(value.shape[1:])).T.astype(jnp.float64) for value in values.values()]
             table = jnp.concatenate(tables)  # one table, so one loop for all observables
-            lost = _count(good & ~jnp.isfinite(table))
+            lost = jnp.sum(good) - _count(good & jnp.isfinite(table))  # without pairs the same sum as below: XLA makes it once
             if self.antithetic:
                 table = table.reshape(len(table), len(units), 2).mean(axis=2)
             used = units & jnp.isfinite(table)
