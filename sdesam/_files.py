@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import shutil
 import stat
@@ -166,17 +167,17 @@ def opened(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         yield file
 
 
-class _Stream:
+class _Stream(io.RawIOBase):
     """A file that is written from its first byte to its last, as pipes and some file systems want it."""
 
     def __init__(self, file: IO[bytes]):
         self._file = file
 
+    def writable(self) -> bool:
+        return True
+
     def write(self, data: Any, /) -> int:
         return self._file.write(data)
-
-    def flush(self) -> None:
-        self._file.flush()
 
 
 def _write(file: IO[bytes], write: Callable[[Any], Any]) -> None:
