@@ -176,6 +176,7 @@ def _wrong(meta: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> str | No
             "diverged": gone,
             "mean": times + shape[1:],
             "stderr": shapes.get(f"mean.{rest}"),
+            "nonfinite": shapes.get(f"mean.{rest}"),
             "values": (paths, *shapes.get(f"mean.{rest}", ())),
             "final": (paths, *shape[1:]),
             "trajectory": (paths, *times, *shapes.get(f"final.{rest}", ())[1:]),
