@@ -21,6 +21,8 @@ from typing import IO, Any
 
 import numpy as np
 
+_LONGEST_NAME = 240
+"""Bytes of a file's name: most systems take 255, and the name of the temporary file beside it is longer."""
 _PACKAGES = ("sdesam", "jax", "jaxlib", "numpy", "scipy", "sympy", "scikit-learn")
 
 
@@ -59,6 +61,23 @@ def check_folder(folder: str | os.PathLike[str]) -> Path:
             with suppress(OSError):
                 place.rmdir()
     return path
+
+
+def check_target(path: str | os.PathLike[str]) -> None:
+    """Refuse a name that no file can be written to, before there is anything to write.
+
+    Raises:
+        ValueError: the name is empty.
+        OSError: it is too long, a folder, or in a folder that cannot be written.
+    """
+    target = Path(path)
+    if not os.fspath(path):
+        raise ValueError("the name of a file is empty: name one")
+    if target.is_dir():
+        raise IsADirectoryError(f"{os.fspath(path)!r} is a folder: name a file")
+    if len(os.fsencode(target.name)) > _LONGEST_NAME:
+        raise OSError(f"the name {target.name[:20]!r}... has more than {_LONGEST_NAME} bytes: choose a shorter one")
+    check_folder(target.parent)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

@@ -300,7 +300,7 @@ def _small(stepper: Stepper, draw: Draw, structure: Any, shapes: tuple[Any, ...]
         return None
     if not dtypes <= {jnp.dtype("float32"), jnp.dtype("float64")} or math.prod(draw.shape) > _SMALL_NOISE:
         return None
-    key, xi = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct(draw.shape, draw.dtype)
+    key, xi = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32")), jax.ShapeDtypeStruct(draw.shape, draw.dtype)
     made = elementwise(precisely(lambda params, of: stepper(params, *of)), params, (like, key, xi))
     return None if made is None else _Small(made, like)
 

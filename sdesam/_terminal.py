@@ -1,0 +1,279 @@
+"""What a program owes its shell: an exit status, one sentence where something fails, and a standard output that is its own."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import sys
+import sysconfig
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import click
+
+from sdesam._process import runs_begun
+
+BAD_USAGE, COULD_NOT_FINISH, INTERRUPTED, CLOSED_PIPE = 2, 3, 130, 141
+"""The last two are those that a shell reports of programs ended by SIGINT and by SIGPIPE."""
+
+_PACKAGE = Path(__file__).resolve().parent
+_OURS = tuple(f"{place}{os.sep}" for place in (_PACKAGE, _PACKAGE.parent / "experiments", _PACKAGE.parent / "benchmarks"))
+_LIBRARIES = tuple({str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+_LONGEST = 600
+"""Characters of a sentence; messages of compilers run to pages."""
+_closed = False
+_own: TextIO | None = None
+
+
+class CouldNotFinish(Exception):
+    """What kept a command from its end, in one sentence."""
+
+
+class Program(click.Group):
+    """A group of commands that return their exit status (None is 0). Whatever fails ends with a status and one sentence, never with a traceback."""
+
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, *rest: Any, **options: Any) -> Any:
+        """Run a command and exit."""
+        if "_SDESAM_COMPLETE" in os.environ or not options.get("standalone_mode", True):
+            return super().main(args, prog_name, *rest, **options)
+        sys.exit(self._status(args, prog_name, {**options, "standalone_mode": False}))
+
+    def _status(self, args: Sequence[str] | None, prog_name: str | None, options: Mapping[str, Any]) -> int:
+        global _closed
+        _closed = False
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")  # a name in bytes of another encoding is no reason to fail
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning  # type: ignore[assignment]
+            try:
+                status = super().main(args, prog_name, **options) or 0
+            except BaseException as error:
+                status = _fail(error)
+        return CLOSED_PIPE if _closed else int(status)
+
+
+def say(text: str) -> None:
+    """Print to the standard output; after its reader has gone, nothing more, and the status says so in the end."""
+    if _closed:
+        return
+    stream = sys.stdout if _own is None else _own
+    try:
+        click.echo(text, file=stream)
+    except OSError as error:
+        _leave(stream)
+        if error.errno != errno.EPIPE:
+            raise CouldNotFinish(f"the standard output cannot be written: {error.strerror or error}") from error
+        _note_closed()
+
+
+def unread() -> bool:
+    """Whether the reader of the standard output has gone."""
+    return _closed
+
+
+def _note_closed() -> None:
+    global _closed
+    _closed = True
+
+
+def _leave(stream: TextIO) -> None:
+    """Let what is still in the buffer go nowhere: Python would try once more at its end, and complain."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+@contextmanager
+def own_output() -> Iterator[None]:
+    """Keep the standard output for what is said: all else that is printed within, by Python or by C, goes to the error output."""
+    global _own
+    if _own is not None:
+        yield
+        return
+    real = sys.stdout
+    descriptor = _descriptor(real)
+    _own = real if descriptor is None else os.fdopen(os.dup(descriptor), "w", encoding=real.encoding, errors="backslashreplace")
+    try:
+        if descriptor is not None:
+            _flush()
+            os.dup2(2, descriptor)
+        with redirect_stdout(sys.stderr):
+            yield
+            if "jax" in sys.modules:
+                sys.modules["jax"].effects_barrier()  # what compiled code prints comes late
+    finally:
+        if descriptor is not None:
+            _flush()
+            os.dup2(_own.fileno(), descriptor)
+            _own.close()
+        _own = None
+
+
+def _descriptor(stream: TextIO) -> int | None:
+    """1 if that is where a stream goes, so that code in C that prints goes there too, and there is an error output."""
+    try:
+        os.fstat(2)
+        return 1 if stream.fileno() == 1 else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _flush() -> None:
+    """Empty the buffers of Python and of C towards the standard output."""
+    with suppress(Exception):
+        sys.__stdout__.flush()  # type: ignore[union-attr]
+    with suppress(Exception):
+        ctypes.CDLL(None).fflush(None)
+
+
+@contextmanager
+def checking(*kinds: type[Exception]) -> Iterator[None]:
+    """Within it, what the package refuses is a bad argument; what a user's code raises, or a run that has begun, is not.
+
+    Args:
+        kinds: the errors that the package refuses with; left out, all that checks raise.
+    """
+    refused = kinds or (ValueError, TypeError, OSError, OverflowError, MemoryError)
+    before = runs_begun()
+    try:
+        yield
+    except refused as error:
+        if runs_begun() > before or _raised_by_user(error):
+            raise
+        raise click.UsageError(_sentence(error)) from error
+
+
+def deliver(text: str | None, *writes: Callable[[], Iterable[Path]]) -> None:
+    """Write files and then print `text` (None: nothing), so that no reader of the output can keep a file from being written, nor a file the output.
+
+    Args:
+        text: for the standard output.
+        writes: each writes files and gives their names, which are printed too.
+
+    Raises:
+        Exception: the first that kept a file from being written, when all was tried.
+    """
+    written: list[Path] = []
+    failures = []
+    for write in writes:
+        try:
+            written += write()
+        except Exception as error:
+            failures.append(error)
+    if text is not None:
+        say(text)
+        if written:
+            say("wrote " + ", ".join(map(str, written)))
+    if failures:
+        raise failures[0]
+
+
+def check_files(files: Iterable[tuple[str, str | os.PathLike[str] | None]]) -> None:
+    """See before any work that files, each with its option, can be written, and that no two are one.
+
+    Raises:
+        ValueError: two are the same file.
+        OSError: one cannot be written.
+    """
+    from sdesam.store import check_target
+
+    seen: list[tuple[str, str]] = []
+    for option, file in files:
+        if file is None:
+            continue
+        check_target(file)
+        real = os.path.realpath(file)
+        if os.path.exists(real) and not os.path.isfile(real):
+            continue  # a device takes what two of them write
+        for other, place in seen:
+            if place == real or (os.path.exists(place) and os.path.exists(real) and os.path.samefile(place, real)):
+                raise ValueError(f"--{other} and --{option} name the same file {os.fspath(file)!r}: name two")
+        seen.append((option, real))
+
+
+def _sentence(error: BaseException, *, named: bool = False) -> str:
+    """An error in one sentence, with its type if it is `named`, and the line of the user's own code that it came from, where there is one."""
+    words = _one_line(str(error))
+    if isinstance(error, SystemExit):
+        words = "the code that was run calls sys.exit"
+    elif not words or (named and not isinstance(error, CouldNotFinish)):
+        words = f"{type(error).__name__}: {words}".rstrip(": ")
+    place = _users_line(error)
+    return f"{words} ({place})" if place and place not in words else words
+
+
+def _fail(error: BaseException) -> int:
+    """Tell what went wrong; the status to end with."""
+    if isinstance(error, click.exceptions.Abort) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, BrokenPipeError | SystemExit) and (_closed or isinstance(error.__context__, BrokenPipeError)):
+        _leave(sys.stdout)  # click printed itself, such as for --help
+        return CLOSED_PIPE
+    whole = os.environ.get("SDESAM_TRACEBACK", "0") not in ("", "0")
+    with suppress(OSError):  # nobody reads the error output
+        if whole:
+            traceback.print_exception(error)
+        if isinstance(error, click.ClickException):
+            error.show()
+            return error.exit_code
+        if isinstance(error, KeyboardInterrupt):
+            click.echo("interrupted; nothing half-written", err=True)
+            return INTERRUPTED
+        hint = "" if whole else "  (SDESAM_TRACEBACK=1 shows where)"
+        click.echo(f"could not finish: {_sentence(error, named=True)}{hint}", err=True)
+    return COULD_NOT_FINISH
+
+
+def _show_warning(message: Warning | str, *rest: Any) -> None:
+    """A warning as one line."""
+    click.echo(f"warning: {_one_line(str(message))}", err=True)
+
+
+def _one_line(text: str) -> str:
+    """The first paragraph of a message; of one that holds a whole traceback, its last line."""
+    if "Traceback (most recent call last)" in text:
+        text = text.strip().splitlines()[-1]
+    text = " ".join(text.strip().partition("\n\n")[0].split())
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+
+
+def _raised_by_user(error: BaseException) -> bool:
+    """Whether the code that raised it, libraries apart, is none of this project."""
+    frames = list(_frames(error))
+    return bool(frames) and not frames[-1].ours
+
+
+def _users_line(error: BaseException | None) -> str | None:
+    """File and line of the deepest code of a user, of an error and of what it came from."""
+    found = None
+    while error is not None:
+        if isinstance(error, SyntaxError) and error.filename is not None:
+            found = f"{error.filename}, line {error.lineno}"
+        for frame in _frames(error):
+            if not frame.ours:
+                found = f"{frame.file}, line {frame.line}"
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return found
+
+
+class _Frame(NamedTuple):
+    file: str
+    line: int
+    ours: bool
+
+
+def _frames(error: BaseException) -> Iterator[_Frame]:
+    """The frames that an error passed, outermost first, without those of libraries."""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = frame.f_code.co_filename
+        place = str(Path(file).resolve())
+        ours = place.startswith(_OURS)
+        if ours or not (file.startswith("<") or place.startswith(_LIBRARIES)):
+            yield _Frame(file, line, ours)
