@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import ctypes
 import errno
 import os
 import sys
 import sysconfig
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,24 +39,32 @@ class CouldNotFinish(Exception):
 class Program(click.Group):
     """A group of commands that return their exit status (None is 0). Whatever fails ends with a status and one sentence, never with a traceback."""
 
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, *rest: Any, **options: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **options: Any) -> Any:  # type: ignore[override]
         """Run a command and exit."""
-        if "_SDESAM_COMPLETE" in os.environ or not options.get("standalone_mode", True):
-            return super().main(args, prog_name, *rest, **options)
-        sys.exit(self._status(args, prog_name, {**options, "standalone_mode": False}))
+        if not options.pop("standalone_mode", True):
+            return super().main(args, prog_name, standalone_mode=False, **options)
+        if "_SDESAM_COMPLETE" in os.environ:
+            return super().main(args, prog_name, **options)
+        sys.exit(self._status(list(sys.argv[1:] if args is None else args), prog_name or "sdesam", options))
 
-    def _status(self, args: Sequence[str] | None, prog_name: str | None, options: Mapping[str, Any]) -> int:
+    def _status(self, args: list[str], name: str, options: Mapping[str, Any]) -> int:
         global _closed
         _closed = False
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")  # a name in bytes of another encoding is no reason to fail
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _no_lost_interrupts():
             warnings.showwarning = _show_warning  # type: ignore[assignment]
             try:
-                status = super().main(args, prog_name, **options) or 0
+                with self.make_context(name, args, **options) as context:
+                    status = self.invoke(context) or 0
+            except click.exceptions.Exit as done:  # of --help and --version
+                status = done.exit_code
             except BaseException as error:
-                status = _fail(error)
+                status = _status_of(error)
+                if status != CLOSED_PIPE:
+                    with suppress(OSError):  # nobody reads the error output
+                        _tell(error, status)
         return CLOSED_PIPE if _closed else int(status)
 
 
@@ -151,10 +161,10 @@ def checking(*kinds: type[Exception]) -> Iterator[None]:
 
 
 def deliver(text: str | None, *writes: Callable[[], Iterable[Path]]) -> None:
-    """Write files and then print `text` (None: nothing), so that no reader of the output can keep a file from being written, nor a file the output.
+    """Write files and then print `text`, so that no reader of the output can keep a file from being written, nor a file that of the output.
 
     Args:
-        text: for the standard output.
+        text: for the standard output; None where nothing must be said there, not even what was written.
         writes: each writes files and gives their names, which are printed too.
 
     Raises:
@@ -167,10 +177,10 @@ def deliver(text: str | None, *writes: Callable[[], Iterable[Path]]) -> None:
             written += write()
         except Exception as error:
             failures.append(error)
-    if text is not None:
+    if text:
         say(text)
-        if written:
-            say("wrote " + ", ".join(map(str, written)))
+    if written and text is not None:
+        say("wrote " + ", ".join(map(str, written)))
     if failures:
         raise failures[0]
 
@@ -209,26 +219,47 @@ def _sentence(error: BaseException, *, named: bool = False) -> str:
     return f"{words} ({place})" if place and place not in words else words
 
 
-def _fail(error: BaseException) -> int:
-    """Tell what went wrong; the status to end with."""
-    if isinstance(error, click.exceptions.Abort) and error.__cause__ is not None:
-        error = error.__cause__
-    if isinstance(error, BrokenPipeError | SystemExit) and (_closed or isinstance(error.__context__, BrokenPipeError)):
-        _leave(sys.stdout)  # click printed itself, such as for --help
+@contextmanager
+def _no_lost_interrupts() -> Iterator[None]:
+    """Interrupt once more where an interrupt came during a callback of the garbage collector (jax has one), which has nobody to raise it to."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            again = threading.Timer(0.05, _thread.interrupt_main)  # at once, it would be lost in this very hook
+            again.daemon = True
+            again.start()
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+def _status_of(error: BaseException) -> int:
+    if isinstance(error, BrokenPipeError) and _users_line(error) is None:  # click printed itself, such as for --help
+        _leave(sys.stdout)
         return CLOSED_PIPE
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return INTERRUPTED
+    return BAD_USAGE if isinstance(error, click.ClickException) else COULD_NOT_FINISH
+
+
+def _tell(error: BaseException, status: int) -> None:
+    """Say in one sentence what went wrong, and where if that is asked for."""
     whole = os.environ.get("SDESAM_TRACEBACK", "0") not in ("", "0")
-    with suppress(OSError):  # nobody reads the error output
-        if whole:
-            traceback.print_exception(error)
-        if isinstance(error, click.ClickException):
-            error.show()
-            return error.exit_code
-        if isinstance(error, KeyboardInterrupt):
-            click.echo("interrupted; nothing half-written", err=True)
-            return INTERRUPTED
-        hint = "" if whole else "  (SDESAM_TRACEBACK=1 shows where)"
+    if whole:
+        traceback.print_exception(error)
+    if isinstance(error, click.ClickException):
+        error.show()
+    elif status == INTERRUPTED:
+        click.echo("interrupted; nothing half-written", err=True)
+    else:
+        hint = "" if whole or isinstance(error, CouldNotFinish) else "  (SDESAM_TRACEBACK=1 shows where)"
         click.echo(f"could not finish: {_sentence(error, named=True)}{hint}", err=True)
-    return COULD_NOT_FINISH
 
 
 def _show_warning(message: Warning | str, *rest: Any) -> None:

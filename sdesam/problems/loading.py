@@ -135,7 +135,7 @@ def _told(error: BaseException) -> str:
     """An error in words; its type says nothing where it is the one that checks raise."""
     if isinstance(error, SystemExit):
         return f"it ends the program with sys.exit({'' if error.code is None else repr(error.code)})"
-    words = str(error)
+    words = error.msg if isinstance(error, SyntaxError) else str(error)
     return words if words and type(error) in (ValueError, TypeError) else f"{type(error).__name__}: {words}".rstrip(": ")
 
 
