@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from sdesam._keys import seed_key
 from sdesam._names import unknown
 from sdesam._precision import precisely
+from sdesam._process import check_not_forked
 from sdesam.problems.ghost import dense_layers, deviations, factors, held
 from sdesam.problems.smoothness import nonsmooth_operations
 from sdesam.sampling import positive, whole
@@ -65,6 +67,7 @@ class FiniteSum:
     ):
         if not callable(sample_loss) or not isinstance(sample_loss, Hashable):
             raise TypeError(f"sample_loss={sample_loss!r}: it must be a function (params, sample) -> scalar")
+        check_not_forked()
         self.sample_loss = sample_loss
         self.name = name or getattr(sample_loss, "__name__", "user")
         self.data = jax.tree.map(jnp.asarray, data)
@@ -320,7 +323,7 @@ def _curvature(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> 
         size = jnp.linalg.norm(v)
         return jnp.where(size > 0, v / size, v)
 
-    v = jax.lax.fori_loop(0, 20, lambda _, v: normal(times(v)), normal(jax.random.normal(jax.random.key(0), flat.shape, flat.dtype)))
+    v = jax.lax.fori_loop(0, 20, lambda _, v: normal(times(v)), normal(jax.random.normal(seed_key(0), flat.shape, flat.dtype)))
     quotient: jax.Array = v @ times(v)
     return quotient
 

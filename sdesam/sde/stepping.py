@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdesam._keys import seed_key
 from sdesam._names import unknown
 from sdesam.engine import Forecast, Keep, Normals, Plan, Result, forecast, machine, run, steps_of, time_grid
 from sdesam.problems.finite_sum import Observer, make_observer
@@ -230,7 +231,7 @@ def plan(
     """
     made, grid = _plan(sde, horizon, dt, method, times, observe, normals, dtype)
     options: dict[str, Any] = {"keep": keep, "antithetic": antithetic, "chunk": chunk, "devices": devices}
-    return forecast(made, jax.random.key(0), paths=whole("paths", paths), grid=grid, **options)
+    return forecast(made, seed_key(0), paths=whole("paths", paths), grid=grid, **options)
 
 
 def _plan(sde: SDE, horizon: float, dt: float, method: str, times: Any, observe: Any, normals: Normals, dtype: str | None) -> tuple[Plan, np.ndarray]:
