@@ -333,8 +333,14 @@ def _row(micro: int, chain: Result, sde: Result, without: Result, *, observe: li
         return Row(micro, chain, sde, without, {}, "inconclusive", "; ".join(diverged))
     pairs = sde.diverged.total // 2  # antithetic pairs are the independent units
     quantile = float(stats.t.ppf(0.5 + LEVEL / 2, pairs - 1))
+    # a mean over the paths whose value happens to be finite says nothing of the others: such an observable has no share
+    partial = {name: run.warnings(judged) for name, run in runs.items() if np.any(run.nonfinite.get(judged, 0))}
+    if partial:
+        return Row(micro, chain, sde, without, {}, "inconclusive", "; ".join(f"{name}: {sentence}" for name, [sentence] in partial.items()))
     shares = {}
     for name in observe:
+        if any(np.any(run.nonfinite.get(name, 0)) for run in runs.values()):
+            continue
         table = np.stack([_pair_means(run, name) for run in (sde, without)])
         covariance = np.zeros((3, 3))
         covariance[0, 0] = chain.stderr[name][-1] ** 2
