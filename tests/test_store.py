@@ -162,7 +162,7 @@ def test_what_a_file_system_does_not_do_loses_no_result(call, number, tmp_path, 
 def test_a_disk_that_fails_is_heard(call, number, tmp_path, monkeypatch):
     write(tmp_path / "old", b"before")
     monkeypatch.setattr(os, call, refused(number))
-    with pytest.raises(OSError, match="old' cannot be written: .*; the one before it is intact"):
+    with pytest.raises(OSError, match=r"old' cannot be written: .*; the one before it is intact"):
         write(tmp_path / "old")
     monkeypatch.undo()
     assert (tmp_path / "old").read_bytes() == b"before"
@@ -349,7 +349,7 @@ def test_a_lock_is_held_by_one(tmp_path):
         assert held
         (tmp_path / "link").symlink_to("new/a")
         for path in (tmp_path / "new" / "a", tmp_path / "link"):
-            with pytest.raises(ValueError, match="^busy$"), store.lock(path, "busy"):
+            with pytest.raises(ValueError, match=r"^busy$"), store.lock(path, "busy"):
                 pass
         with store.lock(tmp_path / "b", "busy"):
             pass
@@ -387,13 +387,11 @@ def test_every_dtype_comes_back(tmp_path):
         assert back[name].tobytes() == array.tobytes()
     with np.load(tmp_path / "a.npz") as archive:
         np.testing.assert_array_equal(archive["fortran"], arrays["fortran"])
-        assert (
-            archive[f"{DTYPES.index('bfloat16')}/(3, 2)"].view(ml_dtypes.bfloat16).tolist() == arrays[f"{DTYPES.index('bfloat16')}/(3, 2)"].tolist()
-        )
+        name = f"{DTYPES.index('bfloat16')}/(3, 2)"
+        np.testing.assert_array_equal(archive[name].view(ml_dtypes.bfloat16), arrays[name])
     for bad in (np.array([{}]), np.zeros(2, [("a", "f4")])):
-        with pytest.raises(ValueError, match="allow_pickle|is no array of numbers"):
+        with pytest.raises(TypeError, match=r"array 'bad' has dtype .*: numbers and text are stored, and no objects"):
             store.write_arrays(tmp_path / "b.npz", {"bad": bad}, {})
-            store.read_arrays(tmp_path / "b.npz")
 
 
 def saved(tmp_path):
@@ -408,14 +406,11 @@ def test_every_flipped_bit_is_noticed_or_does_not_matter(tmp_path):
     for k in range(0, 8 * len(content), 7):
         flipped = bytearray(content)
         flipped[k // 8] ^= 1 << (k % 8)
-        with store.opened(good):
-            pass
         try:
             archive = store.Archive(io.BytesIO(bytes(flipped)), "flipped")
             found = archive.read()
-        except ValueError as error:
+        except ValueError:
             noticed += 1
-            assert str(error).startswith("'flipped' is no sdesam result, or it is cut short or damaged: ")
             continue
         assert archive.meta == meta
         assert list(found) == list(arrays)
