@@ -20,7 +20,7 @@ def mesh():
 
 def loss_and_residual(params, batch):
     values = losses(params, batch)
-    return values, {"mean": jnp.mean(batch["target"]), "count": jnp.array(3)}
+    return values, {"mean": jnp.mean(batch["target"]), "count": jnp.max(jnp.round(10 * batch["target"]).astype(int))}
 
 
 def spread(opt, mesh, how="shard_map", **more):

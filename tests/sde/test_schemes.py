@@ -131,3 +131,33 @@ def test_predictor_and_corrector_have_probes_of_their_own(scheme, biased):
     assert (abs(mean - (1 - dt + dt**2 / 2)) > SIGMAS * error) == biased
     if biased:
         assert abs(mean - (1 - dt + 5 * dt**2 / 2)) < SIGMAS * error
+
+
+class Listening(ProbedDrift):
+    """Notes every key that it is given."""
+
+    def __init__(self):
+        self.keys = []
+
+    def note(self, key):
+        self.keys.append(tuple(jax.random.key_data(key).tolist()))
+
+    def step_drift(self, params, x, key):
+        self.note(key)
+        return -x
+
+    def step_noise(self, params, x, xi, key):
+        self.note(key)
+        return 0.0 * x
+
+    def step_both(self, params, x, dt, xi, keys):
+        return dt * self.step_drift(params, x, keys[1]) + self.step_noise(params, x, xi, keys[0])
+
+
+@pytest.mark.parametrize(("scheme", "evaluations"), [(stepping.Euler, 2), (stepping.Heun, 3), (stepping.Richardson, 6)])
+def test_no_two_evaluations_of_a_step_share_a_key(scheme, evaluations):
+    """Noise and drift, predictor and corrector, both levels of Richardson's and both halves of the finer one."""
+    kernel, x = Listening(), jnp.float32(1)
+    start, xi = ((x, x), jnp.zeros(2)) if scheme is stepping.Richardson else (x, jnp.zeros(()))
+    scheme(kernel)(stepping._StepNumbers((), 0.5), start, jax.random.key(4), xi)
+    assert len(kernel.keys) == len(set(kernel.keys)) == evaluations
