@@ -16,11 +16,12 @@ import tempfile
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("sdesam", "experiments", "tests", "figures", "docs", "pyproject.toml", "README.md")
@@ -92,11 +93,20 @@ def _one_line(code: str) -> str:
 
 def _scope(tree: ast.AST, mutation: Mutation) -> ast.AST:
     for name in filter(None, mutation.function.split(".")):
-        found = [node for node in ast.walk(tree) if isinstance(node, _DEFINITIONS) and node.name == name and node is not tree]
+        found = [node for node in _definitions(tree) if node.name == name]
         if len(found) != 1:
             raise LookupError(f"{mutation}: there are {len(found)} definitions of {name!r}, not one")
         tree = found[0]
     return tree
+
+
+def _definitions(tree: ast.AST) -> Iterator[Any]:
+    """Functions and classes in a scope, not those inside of them."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, _DEFINITIONS):
+            yield node
+        else:
+            yield from _definitions(node)
 
 
 def _syntax(code: str) -> ast.AST:

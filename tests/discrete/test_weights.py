@@ -93,6 +93,13 @@ def test_entries_of_a_direction_are_independent(law):
     assert abs(products / spread).max() * np.sqrt(draws) < 5.5
 
 
+def test_directions_of_a_step_have_a_key_of_their_own():
+    chain = sdesam.Chain("rw-sam", sdesam.problems.torus(samples=5), lr=0.1, rho=0.1, batch=4, lam=1.0)
+    key = jax.random.key(7)
+    assert (jax.random.key_data(chain.kernel.direction_key(key)) != jax.random.key_data(key)).any(), "batches are drawn with that one"
+    assert sdesam.Chain("sam", chain.problem, lr=0.1, rho=0.1, batch=4).kernel.direction_key(key) is None
+
+
 @pytest.mark.parametrize("square", [False, True])
 def test_exact_norms(square):
     with jax.enable_x64(True):

@@ -206,6 +206,7 @@ def test_paths_that_diverge_are_not_counted_as_values_that_are_not_finite():
     assert out.nonfinite["x"].sum() == 0
     kept = np.delete(out.values["log"], out.diverged.paths, axis=0)
     np.testing.assert_array_equal(out.nonfinite["log"], (~np.isfinite(kept)).sum(axis=0))
+    assert f"log: up to {out.nonfinite['log'].max()} of {40 - out.diverged.count} values are not finite" in out.warnings()[0]
 
 
 def test_save_and_load(sde, tmp_path):

@@ -73,7 +73,7 @@ def test_synchronised_perturbations_are_those_of_one_device(mesh, name, how):
         shared = {"has_aux": True, **more}
         if name.startswith("rw-sam"):
             norms = NormEstimate("exact") if name == "rw-sam exact" else None
-            return optim.rw_sam(loss_and_residual, momentum(), 0.3, 2.0, norms=norms, **shared)
+            return optim.rw_sam(loss_and_residual, momentum(), 0.3, 2.0, norms=norms, eps=0.5 if norms else 0.0, **shared)
         return {"usam": optim.usam, "sam": optim.sam, "dnsam": optim.dnsam}[name](loss_and_residual, momentum(), 0.3, **shared)
 
     more = {"key": KEY} if name == "rw-sam" else {}

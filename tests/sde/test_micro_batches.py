@@ -114,6 +114,12 @@ def test_chances_of_large_micro_batches(n, m):
     assert abs(chance - stats.multinomial.pmf(counts, m - 1, np.full(n, 1 / n))).max() > 1e-4, "control: another size"
 
 
+def test_subsets_are_listed_with_one_chance():
+    indices, chance = list_micro_batches(2, 4, replace=False)
+    assert sorted(map(tuple, indices.tolist())) == list(itertools.combinations(range(4), 2))
+    np.testing.assert_allclose(chance, 1 / 6)
+
+
 def test_an_exact_drift_of_large_micro_batches():
     """Two samples, 1100 of them to a mini-batch: SAM's drift from the binomial law of how often the first was drawn."""
     losses, x, m, rho = Polynomials.random(2, 2, seed=3), np.array([0.3, -0.2]), 1100, 0.3

@@ -93,6 +93,10 @@ def test_richardson_halves_share_their_noise():
     out = sdesam.simulate(sde, jax.random.key(0), 5, 1.0, 0.25, "richardson", observe={"x": lambda x: x}, keep="trajectories", dtype="float32")
     np.testing.assert_allclose(out.values["x"], out.trajectory, atol=1e-5)  # without drift, fine and coarse are the same path
     assert out.final.shape == (5, 3)
+    still = sdesam.SDE(lambda x: -x, lambda x, xi: 0 * xi, (), START)
+    out = sdesam.simulate(still, jax.random.key(0), 2, 1.0, 0.25, "richardson", observe={"x": lambda x: x})
+    np.testing.assert_allclose(out.final, START * (1 - 0.125) ** 8, rtol=1e-6)  # the states are those of the fine path
+    np.testing.assert_allclose(out.mean["x"][-1], START * (2 * (1 - 0.125) ** 8 - (1 - 0.25) ** 4), rtol=1e-6)
 
 
 class ProbedDrift:
