@@ -12,6 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import stats
 
 Pair = namedtuple("Pair", "left right")
 DIGITS = {"bfloat16": 0.06, "float16": 0.01, "float32": 2e-4, "float64": 1e-9}
@@ -150,10 +151,11 @@ class Draw:
         seed = int(self.rng.integers(1000))
         return self.pick([jax.random.key(seed), jax.random.PRNGKey(seed), np.asarray(jax.random.PRNGKey(seed))])
 
-    def close(self, found: Any, wanted: Any, stderr: Any = 0.0) -> bool:
-        """Within rounding, and six standard errors."""
+    def close(self, found: Any, wanted: Any, stderr: Any = 0.0, paths: int = 2) -> bool:
+        """Within rounding, and the standard errors that one right mean in a million exceeds."""
         gap = np.abs(np.asarray(found, float) - np.asarray(wanted, float))
-        return bool((gap <= DIGITS[self.dtype] * (1 + np.abs(np.asarray(wanted, float))) + 6 * np.asarray(stderr, float)).all())
+        wide = stats.t.ppf(1 - 5e-7, max(paths - 1, 1)) * np.asarray(stderr, float)
+        return bool((gap <= DIGITS[self.dtype] * (1 + np.abs(np.asarray(wanted, float))) + wide).all())
 
 
 def first(x: Any) -> Any:

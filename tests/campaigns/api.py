@@ -53,10 +53,10 @@ def finite_sum(draw: Draw) -> tuple[Callable[[], Any], Callable[[Any], bool]]:
     return call, right
 
 
-def sizes(draw: Draw, n: int, variant: str, **more: Any) -> dict[str, Any]:
+def sizes(draw: Draw, n: int, rule: str, **more: Any) -> dict[str, Any]:
     batch = draw.pick([k for k in (1, 2, 4, 8, n) if k <= n])
-    micro = {"micro": draw.pick([m for m in (1, 2, batch) if batch % m == 0])} if variant.startswith("m-") else {}
-    rho = {} if variant == "sgd" else {"rho": draw.pick([0.0, 0.1])}
+    micro = {"micro": draw.pick([m for m in (1, 2, batch) if batch % m == 0])} if rule.startswith("m-") else {}
+    rho = {} if rule == "sgd" else {"rho": draw.pick([0.0, 0.1])}
     return draw.args(lr=draw.pick([0.1, 0.25, np.float32(0.1)]), **rho, batch=draw.pick([batch, np.int64(batch)]), **micro, **more)
 
 
@@ -85,7 +85,7 @@ def hand_written(draw: Draw) -> tuple[Callable[[], Any], Callable[[Any], bool]]:
     def right(out: Any) -> bool:
         ks = out.time / dt
         mean = 2 * (1 - dt / 2) ** (2 * ks) - (1 - dt) ** ks if method == "richardson" else factor**ks
-        return len(ks) > 0 and (run["paths"] == 1 or draw.close(out.mean["first"], number(made["x0"]) * mean, out.stderr["first"]))
+        return len(ks) > 0 and (run["paths"] == 1 or draw.close(out.mean["first"], number(made["x0"]) * mean, out.stderr["first"], run["paths"]))
 
     return (lambda: saved(draw, sdesam.simulate(sdesam.SDE(**made), **run))), right
 
@@ -122,7 +122,7 @@ def derived(draw: Draw) -> tuple[Callable[[], Any], Callable[[Any], bool]]:
         eta = lr / 2 * (slope**2 if law["order"] == (2, 3) else 0)
         eta -= lr / 2 * float(numbers.get("rho", 0)) ** 2 if eta else 0  # eta rho^2 is below the order
         mean = a.mean() + (number(given["x0"]) - a.mean()) * (1 - 0.125 * (slope + eta)) ** (out.time / 0.125)
-        return draw.close(out.mean["first"], mean, out.stderr["first"])
+        return draw.close(out.mean["first"], mean, out.stderr["first"], run["paths"])
 
     def call() -> Any:
         return sdesam.simulate(sdesam.derive(**law).bind(sdesam.FiniteSum(**given), **numbers), **run)
@@ -148,7 +148,7 @@ def trained(draw: Draw) -> tuple[Callable[[], Any], Callable[[Any], bool]]:
             return True
         factor = 1 - lr * (1 + float(numbers.get("rho", 0)))
         mean = a.mean() + (number(given["x0"]) - a.mean()) * factor ** (out.time / lr)
-        return draw.close(out.mean["first"], mean, out.stderr["first"])
+        return draw.close(out.mean["first"], mean, out.stderr["first"], run["runs"])
 
     return (lambda: saved(draw, sdesam.train(sdesam.Chain(problem=sdesam.FiniteSum(**given), **numbers), **run))), right
 
@@ -206,7 +206,7 @@ def both(draw: Draw) -> tuple[Callable[[], Any], Callable[[Any], bool]]:
         lr = float(numbers["lr"])
         z, k = lr * (1 + lr / 2), out.time / lr
         gap = (number(given["x0"]) - a.mean()) * ((1 - z + z**2 / 2) ** k - (1 - lr) ** k)
-        return draw.close(out.difference["first"], gap, out.stderr["first"])
+        return draw.close(out.difference["first"], gap, out.stderr["first"], run["runs"])
 
     return call, right
 
