@@ -6,11 +6,14 @@ import argparse
 import multiprocessing
 import os
 import re
+import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from tqdm import tqdm
 
 REFUSALS = (TypeError, ValueError, OSError, LookupError, ImportError)
 """What bad input may raise; `NotImplementedError`, `AssertionError`, `RecursionError` and `StopIteration` are none of these."""
@@ -78,6 +81,7 @@ def tell(error: BaseException) -> str:
 
 def _serve(pipe: Any, work: Callable[[int], Outcome], environment: dict[str, str]) -> None:
     os.environ.update(environment)
+    tqdm.set_lock(threading.RLock())  # the one between processes outlives a kill
     while (seed := pipe.recv()) is not None:
         try:
             outcome = work(seed)
