@@ -120,7 +120,7 @@ def attempt(job: Job, kills: list[Kill]) -> Outcome:
             killed += how == "killed"
             if how not in ("killed", "ends"):
                 return wrong(kind, f"{how} after a kill", f"{text}\n  {target.with_suffix('.log').read_text()[-500:]}")
-        there = sum(1 for _ in work.glob("*/run.json"))
+        there = sum(not place.parent.name.startswith(".") for place in work.glob("*/run.json"))
         how, _ = start(job, work, target)
         if how != "ends":
             return wrong(kind, f"{how} after a kill", f"{text}\n  {target.with_suffix('.log').read_text()[-500:]}")
