@@ -18,7 +18,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -38,6 +38,12 @@ SCHEMA = "sdesam.experiment/1"
 _DIGITS = 5
 """Significant digits of the collected curves: far below their spread, and half the file."""
 _CONNECT_SECONDS = 10
+_LOOK_SECONDS = 5.0
+"""Seconds between two looks whether a cluster still has workers."""
+_LONELY_SECONDS = 30.0
+"""Seconds without a worker after which a sweep ends; a worker that its nanny starts anew is there by then."""
+_FETCH_SECONDS = 60.0
+"""Seconds in which the numbers of a run come from its worker."""
 
 
 def _nothing(config: Config) -> list[Config]:
@@ -185,15 +191,20 @@ def sweep(
         progress: show a bar; by default on a terminal.
 
     Raises:
-        ValueError: `minutes` too small for one epoch, no or other `data` than the experiment needs, or another sweep at work in the store.
+        ValueError: `minutes` too small for one epoch, no or other `data` than the experiment needs, a damaged run in the store, or another
+            sweep at work in it.
         OSError: the store cannot be written, or no such scheduler.
         RuntimeError: a run failed; the message says which.
+        LostCluster: the cluster has no workers any more.
     """
     check(what, minutes, data)
     begun = time.monotonic()
     result = Sweep()
     with runs.sweep():
-        stages = [[c for c in stage if c not in runs] for stage in _stages(what, configs)]
+        whole = _stages(what, configs)
+        for config in (c for stage in whole for c in stage if c in runs):
+            runs.check(config)  # a damaged one is found now, and not after hours of work
+        stages = [[c for c in stage if c not in runs] for stage in whole]
         result.found = len({key(c) for c in configs if c in runs})
         todo = sum(map(len, stages))
         workers = _Cluster(what, data, scheduler) if scheduler is not None else _Here(what, data)
@@ -325,7 +336,7 @@ def draw(what: Experiment, folder: Path, preset: Preset = "quick") -> list[Path]
 
     source = _source(what.name, folder, preset)
     try:
-        data = json.loads(source.read_text())
+        data = store.read_json(source)
     except FileNotFoundError:
         raise ValueError(f"there are no data {str(source)!r}: make them with `sdesam reproduce {what.name}`") from None
     except ValueError as error:
@@ -385,11 +396,23 @@ class _Here:
         """Wait until a run is complete."""
         return wait(pending, return_when=FIRST_COMPLETED).done
 
+    def result(self, future: Any) -> tuple[Numbers, float, dict[str, Any]]:
+        """What a complete run found; an error of the run is raised."""
+        found: tuple[Numbers, float, dict[str, Any]] = future.result()
+        return found
+
     def __enter__(self) -> _Here:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.pool.shutdown(cancel_futures=True)
+
+
+class LostCluster(RuntimeError):
+    """A cluster that has no workers any more, or no scheduler."""
+
+
+_GO_ON = "the runs that came back are stored; when there are workers again, the same sweep goes on from there"
 
 
 class _Cluster(_Here):
@@ -404,10 +427,10 @@ class _Cluster(_Here):
             self.client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
         except (OSError, ValueError, TimeoutError) as error:
             raise OSError(f"no Dask scheduler answers at {address!r}: start one with `dask scheduler`, and workers with `dask worker`") from error
-        self.what, self.data = what, data
+        self.what, self.data, self.address = what, data, address
         self.feeding = True
         # some runs in store for every thread, so that none waits for this process
-        self.places = max(2, 2 * sum(self.client.nthreads().values()))
+        self.places = max(2, 2 * self._threads())
 
     def submit(self, config: Config, needed: Sequence[Run]) -> Any:
         """Send a run to the cluster."""
@@ -418,10 +441,43 @@ class _Cluster(_Here):
         from distributed import wait as wait_for
 
         with self.client.as_current():
-            return set(wait_for(list(pending), return_when="FIRST_COMPLETED").done)
+            futures = list(pending)
+            return set(self._patiently(lambda: wait_for(futures, timeout=_LOOK_SECONDS, return_when="FIRST_COMPLETED").done))
+
+    def result(self, future: Any) -> tuple[Numbers, float, dict[str, Any]]:
+        """What a run found; where its worker was lost before that was fetched, another makes the run again."""
+        found: tuple[Numbers, float, dict[str, Any]] = self._patiently(lambda: future.result(timeout=_FETCH_SECONDS), future)
+        return found
+
+    def _patiently(self, call: Callable[[], Any], future: Any = None) -> Any:
+        """Call until it comes back in time, as long as the cluster lives; `future` may have an error of its own.
+
+        Raises:
+            LostCluster: there has been no worker for a while, or the scheduler is gone.
+        """
+        begun = time.monotonic()
+        while True:
+            try:
+                return call()
+            except CancelledError:
+                raise LostCluster(f"the Dask scheduler {self.address!r} is gone: {_GO_ON}") from None
+            except TimeoutError:
+                if future is not None and future.status == "error":
+                    raise
+            if self._threads():
+                begun = time.monotonic()
+            elif time.monotonic() - begun >= _LONELY_SECONDS:
+                raise LostCluster(f"the Dask scheduler {self.address!r} has had no worker for {_LONELY_SECONDS:.0f} s: {_GO_ON}")
+
+    def _threads(self) -> int:
+        """How many runs the workers can make at a time."""
+        try:
+            return sum(self.client.nthreads(callback_timeout=_CONNECT_SECONDS).values())
+        except (OSError, RuntimeError):  # a scheduler that does not answer, or a connection that is closed
+            return 0
 
     def __exit__(self, *error: object) -> None:
-        self.client.close()
+        self.client.close(timeout=_CONNECT_SECONDS)
 
 
 def _remote(name: str, config: Config, needed: Sequence[Run], data: str | None) -> tuple[Numbers, float, dict[str, Any]]:
@@ -451,7 +507,9 @@ def _feed(stage: Sequence[Config], workers: _Here, runs: RunStore, what: Experim
         for future in workers.next(list(pending)):
             config = pending.pop(future)
             try:
-                numbers, seconds, origin = future.result()
+                numbers, seconds, origin = workers.result(future)
+            except LostCluster:
+                raise
             except Exception as error:
                 raise RuntimeError(f"the run {json.dumps(store.plain(config))} failed: {type(error).__name__}: {error}") from error
             runs.save(config, numbers, seconds, origin)

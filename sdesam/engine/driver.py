@@ -7,6 +7,7 @@ step) depends on nothing else, so chunks, devices, processes and the choice of o
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections import deque
@@ -38,6 +39,19 @@ _AHEAD = 4
 """Calls queued before the oldest one is waited for."""
 _ROW = 2**12
 """Numbers of a look up to which `advance` looks on its way: all rows of a call are half a megabyte then."""
+_FEW_TIMES = 1000
+"""Observation times that a snapshot lists; of more it has the hash."""
+_SETTINGS = (
+    "jax_threefry_partitionable",
+    "jax_random_seed_offset",
+    "jax_enable_x64",
+    "jax_allow_f16_reductions",
+    "jax_disable_jit",
+    "jax_disable_most_optimizations",
+    "jax_exec_time_optimization_effort",
+    "jax_optimization_level",
+)
+"""Settings of jax on which draws or the last bits of a result depend."""
 
 
 def run(
@@ -55,12 +69,13 @@ def run(
     layout.check_memory()
     if snapshot is not None and machine.process_count() > 1:
         snapshot = f"{os.fspath(snapshot)}.{machine.process_index()}"
-    work = _Work(layout, Snapshot.open(snapshot, snapshot_every, lambda: _identity(layout)))
-    total = (layout.last - layout.first) * plan.steps
-    # None leaves the bar to tqdm, which shows it on a terminal only
-    bar = tqdm(total=total, desc=label, delay=2, leave=False, unit="step", unit_scale=True, disable=None if progress is None else not progress)
-    with bar:
-        work.run(bar.update)
+    with Snapshot.open(snapshot, snapshot_every, lambda: _identity(layout), layout.host_bytes) as found:
+        work = _Work(layout, found)
+        total = (layout.last - layout.first) * plan.steps
+        # None leaves the bar to tqdm, which shows it on a terminal only
+        hidden = None if progress is None else not progress
+        with tqdm(total=total, desc=label, delay=2, leave=False, unit="step", unit_scale=True, disable=hidden) as bar:
+            work.run(bar.update)
     return work.result()
 
 
@@ -426,6 +441,7 @@ def _identity(layout: Layout) -> dict[str, Any]:
     keys = layout.key
     xi = None if plan.noise_shape is None else jnp.zeros(plan.noise_shape, _dtype(plan.x0))
     versions = store.provenance()["versions"]
+    times = np.asarray(layout.grid)
     return {
         **plan.config,
         "precision of products": of_products(),
@@ -434,12 +450,15 @@ def _identity(layout: Layout) -> dict[str, Any]:
         "paths": layout.paths,
         "antithetic": layout.antithetic,
         "keep": layout.keep,
-        "observation steps": layout.grid,
+        "observation steps": times if len(times) <= _FEW_TIMES else hashlib.sha256(times.astype(np.int64).tobytes()).hexdigest(),
         "observables": plan.observer.names,
         "chunk": layout.size,
         "devices": layout.mesh.size,
         "device": layout.mesh.devices.flat[0].device_kind,
         "processes": [machine.process_index(), machine.process_count()],
+        "instructions of the CPU": machine.instruction_set() if machine.on_cpu(layout.mesh) else "",
+        "flags of XLA": machine.compiler_flags(),
+        "settings of jax": {name: str(getattr(jax.config, name, None)) for name in _SETTINGS},
         "versions": {name: versions[name] for name in ("sdesam", "jax", "jaxlib")},
     }
 

@@ -133,19 +133,23 @@ class Layout:
             return
         worst = max(self.tables, key=lambda name: math.prod(self.tables[name][0]))
         what = {"first": "bookkeeping", "final": "final states", "values": "values", "trajectory": "trajectories"}[worst.split(".")[0]]
-        advice = {
-            "final states": "keep='means', which keeps no states",
-            "values": "keep='statistics'",
-            "trajectories": "keep='values' or 'statistics'",
+        remedies = {
+            "bookkeeping": "fewer paths, or several runs with keys of their own",
+            "final states": "keep='means', which keeps no states, or fewer paths",
+            "values": "keep='statistics', or fewer paths",
+            "trajectories": "keep='values' or 'statistics', or fewer paths",
         }
         if self.host_bytes < self.device_bytes:
+            least = self.mesh.size * (2 if self.antithetic else 1)
+            able = ["a smaller chunk"] if self.size > least else []
+            able += ["fewer devices"] if self.mesh.size > 1 else []
+            able += ["a smaller network or data set", "a machine with more memory"]
             raise ValueError(
                 f"{self.size} paths together need about {gigabytes(self.device_bytes)} of working memory, but {gigabytes(available)} are free: "
-                "choose a smaller chunk"
+                f"choose {able[0]}, or {able[1]}"
             )
         raise ValueError(
-            f"{self.paths} paths need {gigabytes(need)}, most of it for their {what}, but {gigabytes(available)} are free: "
-            f"choose {advice.get(what, 'fewer paths')}, or fewer paths"
+            f"{self.paths} paths need {gigabytes(need)}, most of it for their {what}, but {gigabytes(available)} are free: choose {remedies[what]}"
         )
 
 

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 
 from sdesam import store
+from sdesam.engine import machine
 
-SCHEMA = "sdesam.result/1"
+SCHEMA = "sdesam.result/2"
 
 
 @dataclass(frozen=True)
@@ -94,21 +95,24 @@ class Result:
         return f"{name}: {count} of {paths} values are not finite {when}; they are left out of the mean of {name} alone"
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to one npz file, atomically and without pickle."""
+        """Write everything to one npz file, atomically and without pickle.
+
+        Raises:
+            OSError: the file cannot be written; an old one is as it was.
+        """
         arrays = {"time": self.time, "diverged.paths": self.diverged.paths, "diverged.time": self.diverged.time}
         for kind in ("mean", "stderr", "values", "nonfinite"):
             for name, array in (getattr(self, kind) or {}).items():
                 arrays[f"{kind}.{name}"] = array
         for kind in ("final", "trajectory"):
-            for k, (_, leaf) in enumerate(jax.tree.leaves_with_path(getattr(self, kind))):
+            for k, leaf in enumerate(jax.tree.leaves(getattr(self, kind))):
                 arrays[f"{kind}.{k}"] = np.asarray(leaf)
-        keys = [[getattr(part, "key", None) for part in where] for where, _ in jax.tree.leaves_with_path(self.final)]
         meta = {
             "schema": SCHEMA,
             "config": self.config,
             "provenance": self.provenance,
             "paths": self.diverged.total,
-            "leaves": keys,
+            "leaves": [[_name(part) for part in where] for where, _ in jax.tree.leaves_with_path(self.final)],
         }
         store.write_arrays(path, arrays, meta)
 
@@ -117,11 +121,20 @@ class Result:
         """What :meth:`save` wrote. States come back as nested dictionaries of arrays (other containers as lists of leaves).
 
         Raises:
-            ValueError: the file is cut short, or of another kind or version.
+            FileNotFoundError: no such file.
+            ValueError: the file is damaged or cut short, of another kind or version, or has no room in memory.
         """
-        arrays, meta = store.read_arrays(path)
-        if meta.get("schema") != SCHEMA:
-            raise ValueError(f"{str(path)!r} has schema {meta.get('schema')!r}: this version reads {SCHEMA!r}")
+        with store.open_arrays(path) as archive:
+            meta = archive.meta
+            if meta.get("schema") != SCHEMA:
+                raise ValueError(f"{str(path)!r} has schema {meta.get('schema')!r}: this version reads {SCHEMA!r}")
+            wrong = _wrong(meta, {name: shape for name, (_, shape) in archive.arrays.items()})
+            if wrong:
+                raise ValueError(f"{str(path)!r} is no result of sdesam: {wrong}")
+            free = machine.available_memory()
+            if free is not None and archive.bytes > free:
+                raise ValueError(f"{str(path)!r} needs {archive.bytes / 1e9:.3g} GB of memory, but {free / 1e9:.3g} GB are free")
+            arrays = archive.read()
 
         def group(kind: str) -> dict[str, np.ndarray]:
             return {name[len(kind) + 1 :]: a for name, a in arrays.items() if name.startswith(f"{kind}.")}
@@ -138,6 +151,45 @@ class Result:
             trajectory=_nest(meta["leaves"], group("trajectory")),
             nonfinite=group("nonfinite"),
         )
+
+
+def _wrong(meta: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> str | None:
+    """What does not fit together in the description of a result, which is known before its arrays are read."""
+    kinds = {"config": dict, "provenance": dict, "paths": int, "leaves": list}
+    bad = [name for name, kind in kinds.items() if not isinstance(meta.get(name), kind)]
+    if bad:
+        return f"its {bad[0]} is missing or of another type"
+    if not all(isinstance(where, list) for where in meta["leaves"]):
+        return "its leaves are no paths"
+    paths, leaves = meta["paths"], len(meta["leaves"])
+    times, gone = shapes.get("time", ()), shapes.get("diverged.paths", ())
+    if len(times) != 1 or len(gone) != 1 or gone[0] > paths or shapes.get("diverged.time") != gone:
+        return "its times, or the paths that diverged, have no such shape"
+    states = {kind: [name for name in shapes if name.startswith(f"{kind}.")] for kind in ("final", "trajectory")}
+    for kind, names in states.items():
+        if names and sorted(names) != sorted(f"{kind}.{k}" for k in range(leaves)):
+            return f"it has {len(names)} arrays of the {kind} states, and {leaves} paths to them"
+    for name, shape in shapes.items():
+        kind, _, rest = name.partition(".")
+        known = {
+            "time": times,
+            "diverged": gone,
+            "mean": times + shape[1:],
+            "stderr": shapes.get(f"mean.{rest}"),
+            "nonfinite": shapes.get(f"mean.{rest}"),
+            "values": (paths, *shapes.get(f"mean.{rest}", ())),
+            "final": (paths, *shape[1:]),
+            "trajectory": (paths, *times, *shapes.get(f"final.{rest}", ())[1:]),
+        }.get(kind)
+        if shape != known:
+            return f"array {name!r} has shape {list(shape)}"
+    return None
+
+
+def _name(part: Any) -> str | None:
+    """The key of a dictionary, where it is a word; other containers come back as lists."""
+    key = getattr(part, "key", None)
+    return key if isinstance(key, str) else None
 
 
 def _nest(keys: list[list[Any]], leaves: dict[str, np.ndarray]) -> Any:

@@ -162,7 +162,7 @@ def a_file(place, content):
         (lambda p: of_another_class(pictures(p / "x", "png")), "train/zebra is no class of CIFAR-10"),
         (lambda p: without(pictures(p / "x", "png"), "train/dog/0000.png"), "train/dog holds 1 pictures: there should be 2"),
         (lambda p: a_small_picture(pictures(p / "x", "png")), "test/cat/0000.png has 28x28 pixels: CIFAR-10 has 32x32"),
-        (lambda p: cut(pictures(p / "x", "png"), "test/cat/0000.png"), "test/cat/0000.png is no picture, or it is cut short"),
+        (lambda p: cut(pictures(p / "x", "png"), "test/cat/0000.png"), "test/cat/0000.png is no JPEG or PNG picture, or it is cut short"),
     ],
 )
 def test_what_is_not_the_data_set(make, message, tmp_path):
