@@ -143,8 +143,14 @@ def seeds(given: argparse.Namespace) -> range:
     return range(start, start + given.count)
 
 
-def report(name: str, outcomes: Iterable[tuple[int, Outcome]]) -> int:
-    """Print violations as they come, with what repeats each, and counts at the end; the exit status."""
+def report(name: str, outcomes: Iterable[tuple[int, Outcome]], single: bool = True) -> int:
+    """Print violations as they come, with what repeats each, and counts at the end; the exit status.
+
+    Args:
+        name: of the campaign's module.
+        outcomes: seeds and what came of them.
+        single: whether one try can be repeated by itself.
+    """
     kinds: Counter[tuple[str, str]] = Counter()
     violations: Counter[str] = Counter()
     total = 0
@@ -155,7 +161,8 @@ def report(name: str, outcomes: Iterable[tuple[int, Outcome]]) -> int:
             violations[f"{outcome.kind}: {outcome.status}"] += 1
             campaign, number = divmod(seed, 1_000_000)
             print(f"VIOLATION {outcome.kind}: {outcome.status}\n  {outcome.text}")
-            print(f"  repeat: python -m tests.campaigns.{name} --count 1 --seed {campaign} --first {number}", flush=True)
+            one = f" --count 1 --seed {campaign} --first {number}" if single else ""
+            print(f"  repeat: python -m tests.campaigns.{name}{one}", flush=True)
     for kind, status in sorted(kinds):
         print(f"{kinds[kind, status]:5}  {kind}: {status}")
     print(f"{total} tries, {sum(violations.values())} violations")

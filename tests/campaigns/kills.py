@@ -26,7 +26,7 @@ import numpy as np
 from tests.campaigns._jobs import Job, Kill, child
 from tests.campaigns._tries import Outcome, arguments, report, seeds, tell, wrong
 
-ALLOWED = {"run": {"snapshot", ".snapshot.lock", "snapshot.lock"}, "sweep": {"store.json", ".lock"}}
+ALLOWED = {"run": {"snapshot"}, "sweep": {"store.json"}}
 """What a folder may hold beside runs: files that the documentation names."""
 SECONDS = 120
 
