@@ -89,17 +89,15 @@ class Evil:
 
 
 def pickles(target: Path, rows: np.ndarray, labels: list[int]) -> dict[str, bytes]:
-    """Batches that are hostile, each under what it does."""
+    """A good batch, and hostile ones, each under what it does."""
 
     def batch(data: Any, marks: Any = labels) -> bytes:
         return pickle.dumps({b"data": data, b"labels": marks}, protocol=2)
 
-    deep: Any = []
-    for _ in range(500):
-        deep = [deep]
     reconstruct, arguments, _ = np.zeros(0).__reduce__()
     doubling = b"\x80\x02]q\x00" + b"(h\x00h\x00eh\x00" * 3000 + b"."
-    found = {
+    return {
+        "good": batch(rows),
         "runs a program": batch(Evil(target, (os.system, (f"touch {target}",)))),
         "evaluates": batch(Evil(target, (eval, (f"open({str(target)!r}, 'w')",)))),
         "executes": batch(Evil(target, (exec, (f"open({str(target)!r}, 'w')",)))),
@@ -109,7 +107,7 @@ def pickles(target: Path, rows: np.ndarray, labels: list[int]) -> dict[str, byte
         "array at a pointer": batch(Evil(target, (np.ndarray, ((4, 3072), np.dtype("u1"), b"short", 0, None)))),
         "reconstructs a class": batch(Evil(target, (reconstruct, (dict, *arguments[1:])))),
         "huge array": batch(Evil(target, (reconstruct, (np.ndarray, (1 << 40,), b"b")))),
-        "deep": batch(deep),
+        "deep": b"\x80\x02}U\x04data" + b"]" * 100_000 + b"a" * 99_999 + b"s.",
         "endless": doubling,
         "huge number": b"\x80\x02\x8b\x00\x00\x00\x40" + bytes(100) + b".",
         "persistent": b"\x80\x02X\x01\x00\x00\x00aQ.",
@@ -121,11 +119,10 @@ def pickles(target: Path, rows: np.ndarray, labels: list[int]) -> dict[str, byte
         "no dictionary": pickle.dumps([1, 2], protocol=2),
         "own class": batch(rows).replace(b"ndarray", b"nothing"),
     }
-    return found
 
 
 def pictures(rng: np.random.Generator) -> dict[str, bytes]:
-    """Files that are no picture of 32x32 pixels with 8 bits."""
+    """A good picture, and files that are no picture of 32x32 pixels with 8 bits."""
 
     def saved(picture: Image.Image, kind: str = "PNG") -> bytes:
         target = io.BytesIO()
@@ -135,6 +132,7 @@ def pictures(rng: np.random.Generator) -> dict[str, bytes]:
     good = saved(Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)))
     huge = good[:16] + (60000).to_bytes(4, "big") * 2 + good[24:]
     return {
+        "good": good,
         "cut": good[: len(good) // 2],
         "flipped": flipped(good, rng, 5),
         "large": saved(Image.new("L", (9000, 9000))),
