@@ -14,6 +14,7 @@ import numpy as np
 
 import sdesam
 from sdesam import plots, statistics
+from sdesam._keys import seed_key
 from sdesam.runs import Numbers, Run
 
 SETTING = {"train": 1000, "width": 64, "batch": 64, "lr": 0.1, "rho": 0.1, "steps": 3000, "replace": False, "observations": 16}
@@ -64,7 +65,7 @@ def train(config: Config, start: Any, device: Any) -> Numbers:
     steps = config["steps"]
     times = np.unique(np.linspace(0, steps, config["observations"]).round()) * optimizer.lr
     out = sdesam.train(
-        optimizer, jax.random.key(config["seed"]), runs=1, steps=steps, times=times, observe=OBSERVED, keep="values", devices=[device], progress=False
+        optimizer, seed_key(config["seed"]), runs=1, steps=steps, times=times, observe=OBSERVED, keep="values", devices=[device], progress=False
     )
     assert out.values is not None
     curves = {name: out.values[name][0].astype(np.float64) for name in OBSERVED}
@@ -111,7 +112,7 @@ def epoch_seconds(config: Config, device: Any) -> float:
     for seed in range(2):
         begun = monotonic()
         steps = -(-config["train"] // config["batch"])
-        sdesam.train(optimizer, jax.random.key(seed), runs=1, steps=steps, devices=[device], progress=False)
+        sdesam.train(optimizer, seed_key(seed), runs=1, steps=steps, devices=[device], progress=False)
         times.append(monotonic() - begun)
     return times[-1]
 

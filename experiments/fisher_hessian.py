@@ -16,6 +16,7 @@ import numpy as np
 import sdesam
 from experiments import _digits as digits
 from sdesam import curvature, plots, statistics
+from sdesam._keys import seed_key
 from sdesam.reproduce import Experiment
 from sdesam.runs import Numbers, Run
 
@@ -128,13 +129,13 @@ def network(config: Mapping[str, Any], device: Any) -> Numbers:
     chain = sdesam.Chain("sgd", problem, config["lr"], batch=config["batch"], replace=False)
     times = np.array(STEPS) * config["lr"]
     out = sdesam.train(
-        chain, jax.random.key(config["seed"]), 1, config["steps"], times=times, observe=["loss", "trace_cov"], keep="trajectories", devices=[device],
+        chain, seed_key(config["seed"]), 1, config["steps"], times=times, observe=["loss", "trace_cov"], keep="trajectories", devices=[device],
         progress=False,
     )  # fmt: skip
     assert out.values is not None
     with jax.default_device(device):
         states = [jax.tree.map(lambda leaf, k=k: jnp.asarray(leaf[0, k]), out.trajectory) for k in range(len(STEPS))]
-        traces = [curvature.hessian_trace(problem, x, jax.random.key(k), 50).value for k, x in enumerate(states)]
+        traces = [curvature.hessian_trace(problem, x, seed_key(k), 50).value for k, x in enumerate(states)]
     curves = {name: out.values[name][0] for name in ("loss", "trace_cov")}
     return Numbers({"diverged": bool(out.diverged)}, {"step": np.array(STEPS), **curves, "hessian_trace": np.array(traces)})
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from math import sqrt
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from scipy.linalg import eigh_tridiagonal
 
-from sdesam._precision import precisely
+from sdesam._functions import compiled
 from sdesam.engine import check_key
 from sdesam.problems import FiniteSum
-from sdesam.problems.finite_sum import mean_grad
+from sdesam.problems.finite_sum import hessian_product
 from sdesam.sampling import whole
 
 PyTree = Any
@@ -101,27 +98,9 @@ def largest_eigenvalue(problem: FiniteSum, x: PyTree, key: jax.Array, iterations
     return Estimate(float(values[-1]), float(b[count - 1] * abs(vectors[-1, -1])))
 
 
-def _product(sample_loss: Any, chunk: int, data: PyTree, x: PyTree) -> Callable[[jax.Array], jax.Array]:
-    """`v -> H v`, flat vectors."""
-    flat, back = ravel_pytree(x)
-
-    def gradient(y: jax.Array) -> jax.Array:
-        g: jax.Array = ravel_pytree(mean_grad(sample_loss, chunk, data, back(y)))[0]
-        return g
-
-    return partial(_along, gradient, flat)
-
-
-def _along(gradient: Callable[[jax.Array], jax.Array], x: jax.Array, v: jax.Array) -> jax.Array:
-    product: jax.Array = jax.jvp(gradient, (x,), (v,))[1]
-    return product
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2))
-@precisely
+@compiled(static=3)
 def _probe(sample_loss: Any, chunk: int, probes: int, data: PyTree, x: PyTree, key: jax.Array) -> jax.Array:
-    product = _product(sample_loss, chunk, data, x)
-    flat, _ = ravel_pytree(x)
+    flat, product = hessian_product(sample_loss, chunk, data, x)
 
     def one(key: jax.Array) -> jax.Array:
         z = jax.random.rademacher(key, flat.shape, flat.dtype)
@@ -131,12 +110,10 @@ def _probe(sample_loss: Any, chunk: int, probes: int, data: PyTree, x: PyTree, k
     return values
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-@precisely
+@compiled(static=3)
 def _lanczos(sample_loss: Any, chunk: int, count: int, data: PyTree, x: PyTree, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Diagonal and off-diagonal of the tridiagonal matrix; the last off-diagonal entry is that of the residual."""
-    product = _product(sample_loss, chunk, data, x)
-    flat, _ = ravel_pytree(x)
+    flat, product = hessian_product(sample_loss, chunk, data, x)
     start = jax.random.normal(key, flat.shape, flat.dtype)
 
     def body(k: jax.Array, carry: Any) -> Any:

@@ -7,18 +7,18 @@ the noise in `g_I`; for RW-SAM it is none, so that the two are compared along on
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdesam._precision import precisely
+from sdesam._functions import compiled
+from sdesam._precision import like, wide
 from sdesam.discrete.kernel import check_delta_on, estimated_norms, gibbs, inverse_norm
 from sdesam.engine import check_key
 from sdesam.problems import FiniteSum
-from sdesam.problems.finite_sum import SampleLoss, fold_samples, mean_grad
+from sdesam.problems.finite_sum import SampleLoss, fold_samples, mean_grad, mean_grad_wide
 from sdesam.sampling import check_step, whole
 from sdesam.variants import NormEstimate, variant
 
@@ -153,7 +153,7 @@ def effective_micro_batch(
     direction = None if along is None else problem.check_params(along)
     if direction is not None and not float(_dot(direction, direction)) > 0:
         raise ValueError("along is zero or not finite: it must be a direction in parameter space")
-    values, whole_set = _measure(layout, problem.data, x, direction, check_key(key), blocks, number.eps, number.lam)
+    values, whole_set = _measure(layout, blocks, problem.data, x, direction, check_key(key), number.eps, number.lam)
     return _summary(layout, np.asarray(values, float), float(whole_set))
 
 
@@ -178,10 +178,9 @@ def _sizes(b: int, length: int, n: int, replace: bool) -> tuple[int, ...]:
     return tuple(sorted({*doubled, most, *([b] if b <= most else [])}))
 
 
-@partial(jax.jit, static_argnums=(0, 5))
-@precisely
+@compiled(static=2)
 def _measure(
-    layout: _Layout, data: PyTree, x: PyTree, along: PyTree | None, key: jax.Array, blocks: int, eps: Any, lam: Any
+    layout: _Layout, blocks: int, data: PyTree, x: PyTree, along: PyTree | None, key: jax.Array, eps: Any, lam: Any
 ) -> tuple[jax.Array, jax.Array]:
     """Per block: the responses of m-SAM at every size, of SAM on the batches, of RW-SAM in both readings, and the effective number of samples."""
     loss, b, length = layout.sample_loss, layout.batch, layout.length
@@ -196,10 +195,10 @@ def _measure(
         return slope(sample, _scaled(g, inverse_norm(g, eps)))
 
     gbar = mean_grad(loss, layout.chunk, data, x)
-    whole_set = jax.jvp(lambda y: mean_grad(loss, layout.chunk, data, y), (x,), (_scaled(gbar, inverse_norm(gbar, eps)),))[1]
+    whole_set = jax.jvp(lambda y: mean_grad_wide(loss, layout.chunk, data, y), (x,), (_scaled(gbar, inverse_norm(gbar, eps)),))[1]
     if along is None:
-        total = fold_samples(lambda part: jax.tree.map(lambda leaf: leaf.sum(axis=0), jax.vmap(own)(part)), data, layout.chunk)
-        along = jax.tree.map(lambda one, all_: one / layout.n - all_, total, whole_set)
+        total = fold_samples(lambda part: jax.tree.map(lambda leaf: leaf.sum(axis=0), wide(jax.vmap(own)(part))), data, layout.chunk)
+        along = like(jax.tree.map(lambda one, all_: one / layout.n - all_, total, whole_set), x)
 
     def block(key: jax.Array) -> jax.Array:
         drawn, chance = jax.random.split(key)
@@ -208,7 +207,7 @@ def _measure(
         else:
             indices = jax.random.choice(drawn, layout.n, (length,), replace=False)
         samples = jax.tree.map(lambda leaf: leaf[indices], data)
-        g, bent = jax.vmap(lambda s: (jax.grad(loss)(x, s), slope(s, along)))(samples)
+        g, bent = wide(jax.vmap(lambda s: (jax.grad(loss)(x, s), slope(s, along)))(samples))
         gram, cross = _products(g, g), _products(g, bent)  # g_i . g_j and g_i . H_j w
 
         def response(p: jax.Array, q: jax.Array) -> jax.Array:
@@ -244,11 +243,11 @@ def _groups(length: int, m: int, dtype: Any) -> jax.Array:
 
 
 def _scaled(v: PyTree, factor: jax.Array) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf * factor, v)
+    return jax.tree.map(lambda leaf: (leaf * factor).astype(leaf.dtype), v)
 
 
 def _dot(a: PyTree, b: PyTree) -> jax.Array:
-    return jnp.sum(jnp.stack([jnp.sum(u * v) for u, v in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]))
+    return jnp.sum(jnp.stack([jnp.sum(u * v) for u, v in zip(jax.tree.leaves(wide(a)), jax.tree.leaves(wide(b)), strict=True)]))
 
 
 def _products(a: PyTree, b: PyTree) -> jax.Array:

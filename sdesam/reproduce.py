@@ -9,6 +9,7 @@ collected JSON alone.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import json
 import math
@@ -21,6 +22,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -152,7 +154,7 @@ def names() -> list[str]:
     """
     folder = _package()
     modules = sorted(m.name for m in pkgutil.iter_modules(folder.__path__) if not m.name.startswith("_"))
-    return [name for name in modules if "EXPERIMENT" in (Path(folder.__path__[0]) / f"{name}.py").read_text()]
+    return [name for name in modules if "EXPERIMENT" in _text(Path(folder.__path__[0]) / f"{name}.py")]
 
 
 def experiment(name: str, preset: Preset = "quick") -> Experiment:
@@ -334,17 +336,31 @@ def draw(what: Experiment, folder: Path, preset: Preset = "quick") -> list[Path]
     """
     from sdesam import plots
 
-    source = _source(what.name, folder, preset)
+    return plots.experiment(what.figure, read(what.name, folder, preset), _source(what.name, folder, preset).with_suffix(""))
+
+
+def read(name: str, folder: Path, preset: Preset = "quick") -> dict[str, Any]:
+    """The data of a picture, in `folder/NAME`.
+
+    Raises:
+        ValueError: they are not there, damaged, or of another schema.
+    """
+    source = _source(name, folder, preset)
     try:
         data = store.read_json(source)
     except FileNotFoundError:
-        raise ValueError(f"there are no data {str(source)!r}: make them with `sdesam reproduce {what.name}`") from None
-    except ValueError as error:
+        raise ValueError(f"there are no data {str(source)!r}: make them with `sdesam reproduce {name}`") from None
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"the data {str(source)!r} are damaged: {error}") from error
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA or data.get("config", {}).get("experiment") != what.name:
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA or data.get("config", {}).get("experiment") != name:
         found = data.get("schema") if isinstance(data, dict) else None
-        raise ValueError(f"the data {str(source)!r} have schema {found!r}, and this version draws {SCHEMA!r} of experiment {what.name!r}")
-    return plots.experiment(what.figure, data, source.with_suffix(""))
+        raise ValueError(f"the data {str(source)!r} have schema {found!r}, and this version draws {SCHEMA!r} of experiment {name!r}")
+    return data
+
+
+def files(what: Experiment, folder: Path, preset: Preset) -> list[Path]:
+    """The files that :func:`write` writes."""
+    return [_source(what.name, folder, preset).with_suffix(suffix) for suffix in (".json", ".pdf", ".png")]
 
 
 def text(data: Mapping[str, Any]) -> str:
@@ -544,15 +560,42 @@ def _check_budget(what: Experiment, config: Config, minutes: float, data: str | 
         raise ValueError(f"--minutes {minutes:g} is too small: one epoch of experiment {what.name!r} takes {epoch / 60:.2g} minutes here")
 
 
-def _package() -> Any:
-    """The folder `experiments`: that of the checkout, or of the current folder."""
-    for place in (Path(__file__).resolve().parent.parent, Path.cwd()):
-        if (place / "experiments" / "__init__.py").exists() and str(place) not in sys.path:
-            sys.path.append(str(place))
-    try:
-        return importlib.import_module("experiments")
-    except ImportError:
-        raise ValueError("the folder `experiments` is not at hand: run this in a checkout of sdesam, where it lies") from None
+def import_folder(place: Path) -> ModuleType:
+    """The package in a folder, whatever else of its name lies on Python's path.
+
+    Raises:
+        ValueError: another package of the name is in use already.
+    """
+    name = place.name
+    if (known := sys.modules.get(name)) is not None:
+        if known.__file__ is not None and Path(known.__file__).resolve().parent == place.resolve():
+            return known
+        raise ValueError(f"this process has another package {name!r} in use, {known.__file__}: rename that one, or start a new process")
+    spec = importlib.util.spec_from_file_location(name, place / "__init__.py", submodule_search_locations=[str(place)])
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _package() -> ModuleType:
+    """The folder `experiments`: the first on Python's path, in the checkout or in the current folder that holds experiments."""
+    for place in (*map(Path, sys.path), Path(__file__).resolve().parent.parent, Path.cwd()):
+        if _holds_experiments(place / "experiments"):
+            return import_folder(place / "experiments")
+    raise ValueError("the folder `experiments` is not at hand: run this in a checkout of sdesam, where it lies")
+
+
+def _holds_experiments(folder: Path) -> bool:
+    """Whether a package holds an experiment of this project; it is read and not run, for it may be anyone's."""
+    if not (folder / "__init__.py").is_file():
+        return False
+    return any("EXPERIMENT" in text and "sdesam" in text for text in map(_text, folder.glob("*.py")))
+
+
+def _text(file: Path) -> str:
+    return file.read_text(errors="replace") if file.is_file() else ""
 
 
 def _plain(value: Any) -> Any:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import jax
 import numpy as np
 
 from sdesam import statistics
+from sdesam._keys import seed_key
 from sdesam.claims._base import Claim, Control, Measurement, Outcome, Preset
 from sdesam.discrete import Chain, train
 from sdesam.problems import bad_minimum, digits
@@ -37,7 +37,7 @@ def _ends(size: tuple[int, tuple[int, ...]], start: str, label_noise: float, rho
         runs = []
         for m in micro:
             chain = Chain("m-sam", problem, _LR, rho, micro[0], m, replace=False)
-            runs.append(train(chain, jax.random.key(k), runs=1, steps=steps, times=[steps * _LR], observe=names, progress=False))
+            runs.append(train(chain, seed_key(k), runs=1, steps=steps, times=[steps * _LR], observe=names, progress=False))
         for name in names:
             found[name].append([float(run.mean[name][-1]) for run in runs])
     return {name: np.array(rows) for name, rows in found.items()}

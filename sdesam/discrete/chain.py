@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import replace as replaced
 from typing import Any
 
 import jax
 import numpy as np
 
-from sdesam._precision import precisely
+from sdesam._functions import check_known, compiled
+from sdesam._precision import lenient
 from sdesam.discrete.kernel import Numbers, StepKernel, check_delta_on
 from sdesam.engine import Keep, Plan, Result, check_key, run, time_grid
 from sdesam.problems import FiniteSum
@@ -66,7 +67,7 @@ class Chain:
         step = check_step(self.variant, problem.n, lr, rho, batch, micro, bool(replace), eps, lam, norms)
         check_delta_on(step.norms, problem)
         self.lr, self.rho, self.sampling = step.lr, step.rho, step.sampling
-        self.kernel = StepKernel(
+        self._kernel: StepKernel = StepKernel(
             sample_loss=problem.sample_loss,
             chunk=problem.chunk,
             n=problem.n,
@@ -89,6 +90,19 @@ class Chain:
             "replace": self.sampling.replace,
             **step.options(self.variant),
         }
+
+    @property
+    def kernel(self) -> StepKernel:
+        """The step, with what the loss reads at present."""
+        self._kernel = replaced(self._kernel, sample_loss=self.problem.sample_loss)
+        return self._kernel
+
+    @kernel.setter
+    def kernel(self, kernel: StepKernel) -> None:
+        self._kernel = kernel
+
+    def __reads__(self) -> tuple[Any, ...]:
+        return self.problem, self.params
 
     def step(self, x: PyTree, key: jax.Array) -> PyTree:
         """One step from `x` with a mini-batch drawn from `key`."""
@@ -113,6 +127,7 @@ class Chain:
         return f"Chain({', '.join(f'{name}={value}' for name, value in self.config.items())})"
 
 
+@lenient()
 def train(
     chain: Chain,
     key: jax.Array,
@@ -160,9 +175,15 @@ def train(
     >>> out.time[-1], out.mean["loss"].shape
     (np.float64(2.0), (11,))
     """
+    _check_chain(chain)
     problem = chain.problem
     count = whole("steps", steps)
+    grid = time_grid(times, count, chain.lr, "lr")
     observer, data = problem.observer([observe] if isinstance(observe, str) else observe)
+    check_known("train", (chain.params, data, key), [chain.kernel.sample_loss, *(fn for _, fn in observer.extra)])
+    if grid[0] == 0:
+        observer.check(data, problem.x0)
+    problem.check_gradient()
     plan = Plan(
         stepper=chain.kernel,
         params=chain.params,
@@ -179,7 +200,7 @@ def train(
         plan,
         key,
         paths=whole("runs", runs),
-        grid=time_grid(times, count, chain.lr, "lr"),
+        grid=grid,
         keep=keep,
         chunk=chunk,
         devices=devices,
@@ -190,13 +211,22 @@ def train(
     )
 
 
-@partial(jax.jit, static_argnums=0)
-@precisely
+def _check_chain(chain: Any) -> None:
+    """Say which call is meant."""
+    if not isinstance(chain, Chain):
+        meant = {
+            "SDE": "an SDE is run by sdesam.simulate(sde, key, paths, horizon, dt)",
+            "ModifiedEquation": "its optimizer is sdesam.Chain(equation.variant, problem, lr=..., batch=...)",
+        }
+        told = meant.get(type(chain).__name__, "make one by sdesam.Chain(variant, problem, lr=..., batch=...)")
+        raise TypeError(f"train takes a sdesam.Chain, not a {type(chain).__name__}: {told}")
+
+
+@compiled(static=1)
 def _step(kernel: StepKernel, params: Numbers, x: PyTree, key: jax.Array) -> PyTree:
     return kernel.step(params, x, kernel.draw(key), kernel.direction_key(key))
 
 
-@partial(jax.jit, static_argnums=0)
-@precisely
+@compiled(static=1)
 def _direction(kernel: StepKernel, params: Numbers, x: PyTree, indices: jax.Array, key: jax.Array | None) -> PyTree:
     return kernel.direction(params, x, indices, key)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sdesam._precision import precisely
+from sdesam._functions import compiled
 from sdesam.problems import FiniteSum, mean_grad
 from sdesam.problems.ghost import Factors, dense_layers, factors, loss_along, squared_norm_of_mean
 from sdesam.variants import NormEstimate, Variant
@@ -233,8 +233,7 @@ def check_delta_on(norms: NormEstimate | None, problem: FiniteSum) -> None:
         )
 
 
-@partial(jax.jit, static_argnums=0)
-@precisely
+@compiled(static=1)
 def _sizes(sample_loss: Callable[[Any, Any], jax.Array], x: PyTree, samples: PyTree) -> tuple[jax.Array, jax.Array]:
     """Root mean squares of the losses and of the norms of their gradients."""
     losses, gradients = jax.vmap(jax.value_and_grad(sample_loss), (None, 0))(x, samples)

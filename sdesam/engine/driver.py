@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from sdesam import store
 from sdesam._precision import of_products, precisely
+from sdesam._process import begin_run, check_not_forked
 from sdesam.engine import machine, program
 from sdesam.engine.layout import Layout, Plan, chunk_bytes, gigabytes, lay_out
 from sdesam.engine.program import Ensemble
@@ -65,6 +66,7 @@ def run(
     **options: Any,
 ) -> Result:
     """Advance paths to `plan.steps` and observe them on the way; `options` are those of :func:`lay_out`."""
+    check_not_forked()
     layout = lay_out(plan, key, **options)
     layout.check_memory()
     if snapshot is not None and machine.process_count() > 1:
@@ -74,6 +76,7 @@ def run(
         total = (layout.last - layout.first) * plan.steps
         # None leaves the bar to tqdm, which shows it on a terminal only
         hidden = None if progress is None else not progress
+        begin_run()
         with tqdm(total=total, desc=label, delay=2, leave=False, unit="step", unit_scale=True, disable=hidden) as bar:
             work.run(bar.update)
     return work.result()
@@ -113,6 +116,7 @@ class Forecast:
 
 def forecast(plan: Plan, key: jax.Array, **options: Any) -> Forecast:
     """What a run needs, from its first steps; `options` are those of :func:`lay_out`."""
+    check_not_forked()
     layout = lay_out(plan, key, **options)
     layout.check_memory()
     work = _Work(layout, Snapshot(None, 0.0, {}, None))

@@ -75,15 +75,16 @@ class Result:
     trajectory: Any = None
     nonfinite: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def warnings(self) -> list[str]:
-        """One sentence for each observable that has values that are not finite.
+    def warnings(self, *names: str) -> list[str]:
+        """One sentence for each observable (of `names`; left out, of all) that has values that are not finite.
 
         >>> counts = {"log": np.array([0, 3, 5])}
         >>> out = Result(np.arange(3.0), {}, {}, None, Divergence(np.array([]), np.array([]), 8), {}, nonfinite=counts)
         >>> out.warnings()
         ['log: up to 5 of 8 values are not finite between times 1 and 2; they are left out of the mean of log alone']
         """
-        return [self._warning(name, lost.reshape(len(self.time), -1).max(axis=1)) for name, lost in self.nonfinite.items() if lost.any()]
+        counted = {name: lost for name, lost in self.nonfinite.items() if lost.any() and name in (names or self.nonfinite)}
+        return [self._warning(name, lost.reshape(len(self.time), -1).max(axis=1)) for name, lost in counted.items()]
 
     def _warning(self, name: str, lost: np.ndarray) -> str:
         """The sentence for one observable; `lost` counts values at each time."""

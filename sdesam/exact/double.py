@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from sdesam._functions import compiled
 from sdesam.discrete import Chain
 from sdesam.problems import FiniteSum
 from sdesam.sde import SDE
@@ -21,6 +22,8 @@ def to_double(tree: Any) -> Any:
     """Every floating array of a pytree in float64; call inside `jax.enable_x64(True)`."""
 
     def convert(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return leaf
         array = np.asarray(leaf)
         return jnp.asarray(array, np.float64) if np.issubdtype(array.dtype, np.floating) else jnp.asarray(array)
 
@@ -136,7 +139,7 @@ def _columns_fn(kernel: Any, rebuild: Rebuild, shape: tuple[int, ...], params: A
     return jax.vmap(lambda x: jax.vmap(lambda e: _flat(kernel.apply_noise(params, rebuild(x), e)))(units))(points)
 
 
-_directions = jax.jit(_directions_fn, static_argnums=(0, 1))
-_mean_step = jax.jit(_mean_step_fn, static_argnums=(0, 1))
-_drift = jax.jit(_drift_fn, static_argnums=(0, 1))
-_columns = jax.jit(_columns_fn, static_argnums=(0, 1, 2))
+_directions = compiled(static=2)(_directions_fn)
+_mean_step = compiled(static=2)(_mean_step_fn)
+_drift = compiled(static=2)(_drift_fn)
+_columns = compiled(static=3)(_columns_fn)

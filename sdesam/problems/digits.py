@@ -11,7 +11,8 @@ import numpy as np
 import optax
 
 from sdesam._precision import precisely
-from sdesam.problems.finite_sum import FiniteSum, check_structure
+from sdesam.problems.arrays import check_structure
+from sdesam.problems.finite_sum import FiniteSum
 from sdesam.sampling import whole
 
 _IMAGES = 1797

@@ -6,8 +6,8 @@ Everything per sample is done in chunks and reduced at once, so memory does not 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -16,10 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from sdesam._functions import Function, compiled
+from sdesam._keys import seed_key
 from sdesam._names import unknown
-from sdesam._precision import precisely
-from sdesam.problems.ghost import dense_layers, deviations, factors, held
-from sdesam.problems.smoothness import nonsmooth_operations
+from sdesam._precision import like, of_sums, wide
+from sdesam._process import check_not_forked
+from sdesam.problems.arrays import check_structure, describe, parameters, refuse_traced, samples, where_not_finite
+from sdesam.problems.ghost import Factors, dense_layers, deviations, factors, held
+from sdesam.problems.smoothness import bodies, nonsmooth_operations
 from sdesam.sampling import positive, whole
 
 PyTree = Any
@@ -33,19 +37,32 @@ class FiniteSum:
     """`f(x) = (1/n) sum_i f_i(x)`: a per-sample loss over a data set.
 
     Args:
-        sample_loss: `(params, sample) -> scalar`, written with jax.numpy; `sample` is `data` without its leading axis.
-        data: pytree of arrays whose leading axis is the sample, length `n`.
-        x0: the start, any pytree of floating-point arrays.
+        sample_loss: `(params, sample) -> scalar`, written with jax.numpy; `sample` is `data` without
+            its leading axis. Any callable will do: a function, a method, a module of equinox, a
+            `functools.partial`. It must be pure. What it reads beside its arguments (globals,
+            closures, attributes) is looked up anew with each call of the package, and what it changes
+            is not seen.
+        data: pytree of arrays whose leading axis is the sample, length `n`; a list of numbers, nested
+            or not, is an array.
+        x0: the start, any pytree of floating-point arrays, or a module of equinox: its floating-point
+            arrays are the parameters, and functions get the module back. Results hold its arrays, as
+            `equinox.partition` gives them.
         period: for problems on a torus, the period of every coordinate.
-        observables: more named functions `params -> scalar` beside `loss`, `grad_norm2` and `trace_cov`. One that holds arrays, such as images
-            to test on, is best a `jax.tree_util.Partial` of a function of arrays and parameters: what is compiled serves other arrays too.
+        observables: more named functions `params -> array` beside `loss`, `grad_norm2` and
+            `trace_cov`, pure as the loss. One that holds arrays, such as images to test on, is best a
+            `jax.tree_util.Partial` of a function of arrays and parameters, or a module: what is
+            compiled serves other arrays too.
         name: for messages and stored results.
         chunk: samples per chunk of per-sample work; by default as many as keep a vector of each near 4 MB.
 
+    Sums over samples are accumulated in float32 at least, and returned in the precision of the loss
+    or of the parameters.
+
     Raises:
-        TypeError: integer parameters.
-        ValueError: data leaves of different length, no parameters, a loss that is not scalar or not finite at the start, a loss that
-            does not have the stated period.
+        TypeError: integer parameters, data or parameters that are no arrays, a function that cannot be
+            called, numbers that jax traces.
+        ValueError: data leaves of different length, no parameters, a loss that is not scalar or not
+            finite at the start, a loss that does not have the stated period.
 
     >>> problem = FiniteSum(lambda x, a: 0.5 * (x - a) ** 2, jax.numpy.array([0.0, 2.0]), jax.numpy.array(3.0))
     >>> problem.n, float(problem.loss(problem.x0)), float(problem.trace_cov(problem.x0))
@@ -63,22 +80,36 @@ class FiniteSum:
         name: str | None = None,
         chunk: int | None = None,
     ):
-        if not callable(sample_loss) or not isinstance(sample_loss, Hashable):
+        if not callable(sample_loss):
             raise TypeError(f"sample_loss={sample_loss!r}: it must be a function (params, sample) -> scalar")
-        self.sample_loss = sample_loss
+        check_not_forked()
         self.name = name or getattr(sample_loss, "__name__", "user")
-        self.data = jax.tree.map(jnp.asarray, data)
-        self.n = _samples(self.data)
-        self.x0 = parameters(x0)
+        self.data, self.n = samples(data)
+        self.x0, self.rest = parameters(x0)
+        self._loss = Function(sample_loss, self.rest)
+        self.rest = self._loss.rest
+        """What the start has beside arrays; None where it has nothing."""
+        self._found: dict[str, tuple[Function, Any]] = {}
+        if self._loss.traced:
+            refuse_traced(f"{self._loss.traced[0]!r}, which the loss reads,")
         self.dim = sum(leaf.size for leaf in jax.tree.leaves(self.x0))
         self.period = period
         most = max(1, _CHUNK_NUMBERS // self.dim) if chunk is None else whole("chunk", chunk)
         self.chunk = -(-self.n // -(-self.n // most))  # as many chunks as `most` asks for, of even size
-        self.observables = dict(observables or {})
+        self.observables = check_observables(observables or {})
         clash = sorted(set(BUILT_IN) & set(self.observables))
         if clash:
             raise ValueError(f"observable {clash[0]!r} is built in: choose another name")
         self._check_loss()
+
+    @property
+    def sample_loss(self) -> Function:
+        """`(params, sample) -> scalar`, with what it reads at present."""
+        self._loss = self._loss.now()
+        return self._loss
+
+    def __reads__(self) -> tuple[Any, ...]:
+        return self._loss, self.rest, self.data, self.observables
 
     @property
     def vector_bytes(self) -> int:
@@ -108,30 +139,55 @@ class FiniteSum:
         """The named observables as one function of `(data, x)`, and that data.
 
         Raises:
+            TypeError: `names` are no names.
             ValueError: an unknown name; the message lists the valid ones.
         """
+        if isinstance(names, (str, Mapping)) or not isinstance(names, Iterable) or not all(isinstance(name, str) for name in names):
+            raise TypeError(
+                f"observe={names!r}: it must be a list of names, such as ['loss']; functions of your own "
+                "belong to the problem, FiniteSum(..., observables={'name': function}), "
+                "or to the run of an SDE, simulate(..., observe={'name': function})"
+            )
         names = tuple(dict.fromkeys(names))
         for name in names:
             if name not in BUILT_IN and name not in self.observables:
                 raise unknown("observable", name, [*BUILT_IN, *self.observables])
         extra = {name: self.observables[name] for name in names if name in self.observables}
-        return make_observer(names, extra, self.sample_loss, self.chunk, self.data)
+        return make_observer(names, extra, self.sample_loss, self.chunk, self.data, self.rest)
 
     def _value(self, name: str, x: PyTree) -> Any:
         return _observe(*self.observer([name]), self.check_params(x))[name]
 
-    @cached_property
+    def _once(self, what: str, compute: Callable[[Function], Any]) -> Any:
+        """Something that depends on the loss alone, computed again only where what the loss reads has changed."""
+        loss = self.sample_loss
+        if what not in self._found or self._found[what][0] != loss:
+            self._found[what] = (loss, compute(loss))
+        return self._found[what][1]
+
+    @property
     def curvature(self) -> float:
         """The largest curvature of `f` at the start: of the eigenvalues of its Hessian the one largest in size, from below, if it is positive.
 
         By 20 power iterations from a fixed vector; 0 where that eigenvalue is negative.
         """
-        return max(0.0, float(_curvature(self.sample_loss, self.chunk, self.data, self.x0)))
+        return max(0.0, float(self._once("curvature", lambda loss: _curvature(loss, self.chunk, self.data, self.x0))))
 
-    @cached_property
+    def check_gradient(self) -> None:
+        """Refuse a loss whose gradient at the start is not finite; looked at before the first run."""
+        bad = self._once("gradient", lambda loss: where_not_finite(_mean_grad(loss, self.chunk, self.data, self.x0), "its gradient"))
+        if bad is not None:
+            raise ValueError(
+                f"the loss at the start x0 is finite, but {bad}{self._cause(gradient=True)}: a norm, a "
+                "root or |x| has no derivative at 0, and jnp.where gives NaN where the branch that is not "
+                "taken does; move x0, or smooth the loss"
+            )
+
+    @property
     def nonsmooth(self) -> tuple[str, ...]:
         """The operations that keep the loss from being three times differentiable; empty where none was found."""
-        return nonsmooth_operations(self.sample_loss, self.x0, self.sample(0))
+        found: tuple[str, ...] = self._once("nonsmooth", lambda loss: nonsmooth_operations(loss, self.x0, self.sample(0)))
+        return found
 
     def sample(self, i: int) -> PyTree:
         """Sample number `i`."""
@@ -142,23 +198,27 @@ class FiniteSum:
         """A hash of data and start, so that a stored result knows what it was computed on."""
         digest = hashlib.sha256()
         for leaf in jax.tree.leaves((self.data, self.x0)):
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                leaf = jax.random.key_data(leaf)
             digest.update(f"{leaf.dtype}{leaf.shape}".encode() + np.asarray(leaf).tobytes())
         return digest.hexdigest()[:16]
 
     def check_params(self, x: PyTree) -> PyTree:
         """`x` as arrays, or a sentence saying that its structure is not that of `x0`."""
-        return check_structure(x, self.x0)
+        return check_structure(x, self.x0, self.rest)
 
     def _check_loss(self) -> None:
         try:
-            shape = jax.eval_shape(self.sample_loss, self.x0, self.sample(0))
+            shape = jax.eval_shape(self._loss, self.x0, self.sample(0))
         except Exception as error:
             raise ValueError(f"sample_loss(x0, sample 0) fails with {type(error).__name__}: {error}") from error
         if not hasattr(shape, "shape") or shape.shape != () or not jnp.issubdtype(shape.dtype, jnp.floating):
             raise ValueError(f"sample_loss must return one floating-point scalar, but it returns {describe(shape)}")
         start = self.loss(self.x0)
+        if isinstance(start, jax.core.Tracer):
+            refuse_traced("what a FiniteSum is made of")
         if not bool(jnp.isfinite(start)):
-            raise ValueError(f"the loss at the start x0 is {float(start)}: it must be finite")
+            raise ValueError(f"the loss at the start x0 is {float(start)}: it must be finite{self._cause()}")
         if self.period is not None:
             positive("period", self.period)
             self._check_period(float(start))
@@ -170,78 +230,124 @@ class FiniteSum:
             if not np.isclose(moved, start, rtol=1e-3, atol=1e-4):
                 raise ValueError(f"the loss does not have the period {self.period} in coordinate {k}: it is {start} at x0 and {moved} one period on")
 
+    def _cause(self, gradient: bool = False) -> str:
+        """Where a loss or its gradient, not finite at the start, comes from."""
+        bad = where_not_finite(self.x0, "x0") or where_not_finite(self.data, "data", rows=True)
+        if bad is None:
+            each = np.asarray(_finite(self.sample_loss, self.chunk, gradient, self.data, self.x0))
+            bad = f"that of sample {np.argmin(each)} is not" if not each.all() else None
+        return "" if bad is None else f" ({bad})"
+
     def __repr__(self) -> str:
         return f"FiniteSum({self.name!r}, n={self.n}, parameters={self.dim})"
 
 
-def describe(tree: PyTree) -> str:
-    """The shapes of a pytree, for messages."""
-    return str(jax.tree.map(lambda leaf: f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}", tree))
+def check_observables(functions: Any) -> dict[str, Callable[[Any], Any]]:
+    """Named functions, or a sentence saying what is none."""
+    if not isinstance(functions, Mapping):
+        raise TypeError(f"observables={functions!r}: it must be a mapping from names to functions of the parameters")
+    for name, fn in functions.items():
+        if not isinstance(name, str) or not callable(fn):
+            raise TypeError(f"observable {name!r} is {fn!r}: observables are named functions, such as {{'x': lambda x: x}}")
+    return dict(functions)
 
 
 def fold_samples(fn: Callable[[Any], Any], per_sample: PyTree, chunk: int) -> Any:
-    """`fn` of chunks of `per_sample` (leading axis: samples), summed over the chunks."""
+    """`fn` of chunks of `per_sample` (leading axis: samples), summed over the chunks, in float32 at least."""
     n = jax.tree.leaves(per_sample)[0].shape[0]
     if n <= chunk:
-        return fn(per_sample)
+        return wide(fn(per_sample))
     whole_chunks = n // chunk
     head = jax.tree.map(lambda a: a[: whole_chunks * chunk].reshape(whole_chunks, chunk, *a.shape[1:]), per_sample)
     first = jax.tree.map(lambda a: a[0], head)
-    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(fn, first))
-    total, _ = jax.lax.scan(lambda acc, part: (jax.tree.map(jnp.add, acc, fn(part)), None), zero, head)
-    if whole_chunks * chunk == n:
-        return total
-    tail = jax.tree.map(lambda a: a[whole_chunks * chunk :], per_sample)
-    return jax.tree.map(jnp.add, total, fn(tail))
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, of_sums(s.dtype)), jax.eval_shape(fn, first))
+
+    def add(total: Any, part: Any) -> Any:
+        return jax.tree.map(jnp.add, total, wide(fn(part)))
+
+    total, _ = jax.lax.scan(lambda total, part: (add(total, part), None), zero, head)
+    return total if whole_chunks * chunk == n else add(total, jax.tree.map(lambda a: a[whole_chunks * chunk :], per_sample))
 
 
 def mean_loss(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> jax.Array:
     """`f(x)`, chunk by chunk."""
-    total: jax.Array = fold_samples(lambda part: _sum_loss(sample_loss, x, part), data, chunk)
-    return total / _samples(data)
+    dtype = jax.eval_shape(sample_loss, x, _first(data)).dtype
+    total: jax.Array = fold_samples(lambda part: jnp.sum(wide(jax.vmap(sample_loss, (None, 0))(x, part))), data, chunk)
+    return (total / _length(data)).astype(dtype)
 
 
 def mean_grad(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> PyTree:
     """`gbar(x)`, chunk by chunk."""
-    total = fold_samples(lambda part: jax.grad(_sum_loss, argnums=1)(sample_loss, x, part), data, chunk)
-    return jax.tree.map(lambda g: g / _samples(data), total)
+    return like(mean_grad_wide(sample_loss, chunk, data, x), x)
+
+
+def mean_grad_wide(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> PyTree:
+    """`gbar(x)` as it was summed, in float32 at least."""
+    narrow = computes_in_half(sample_loss, x, data)
+    total = fold_samples(lambda part: summed_gradient(sample_loss, x, part, narrow), data, chunk)
+    return jax.tree.map(lambda g: g / _length(data), total)
+
+
+def summed_gradient(fn: Callable[[Any, Any], Any], x: PyTree, items: PyTree, narrow: bool) -> PyTree:
+    """`sum_i grad fn(x, i)` over the leading axis of `items`.
+
+    Where something is computed in half precision, the gradients of samples are formed and summed in
+    float32. One reverse pass over the sum would add in half precision, in which a sum may be infinite
+    though its mean is not.
+    """
+    if narrow:
+        return jax.tree.map(lambda g: jnp.sum(wide(g), axis=0), jax.vmap(jax.grad(fn), (None, 0))(x, items))
+    return jax.grad(lambda y: jnp.sum(jax.vmap(fn, (None, 0))(y, items)))(x)
+
+
+def computes_in_half(sample_loss: SampleLoss, x: PyTree, data: PyTree) -> bool:
+    """Whether a loss of a sample has values of fewer than 32 bits on its way, read off its jaxpr."""
+
+    def any_in(jaxpr: Any) -> bool:
+        values = [variable.aval.dtype for eqn in jaxpr.eqns for variable in eqn.outvars if hasattr(variable.aval, "dtype")]
+        return any(of_sums(dtype) != dtype for dtype in values) or any(any_in(body) for eqn in jaxpr.eqns for body in bodies(eqn.params))
+
+    return any(of_sums(leaf.dtype) != leaf.dtype for leaf in jax.tree.leaves(x)) or any_in(jax.make_jaxpr(sample_loss)(x, _first(data)).jaxpr)
 
 
 def grad_norm2(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> jax.Array:
     """`|gbar|^2`."""
-    return squared_norm(mean_grad(sample_loss, chunk, data, x))
+    return squared_norm(mean_grad_wide(sample_loss, chunk, data, x)).astype(_dtype(x))
 
 
 def trace_cov(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> jax.Array:
     """`tr V`, without the gradients of dense layers where the loss has any."""
-    layers = dense_layers(sample_loss, x, jax.tree.map(lambda leaf: leaf[0], data))
+    layers = dense_layers(sample_loss, x, _first(data))
     return _trace_cov_dense(sample_loss, layers, chunk, data, x) if layers else trace_cov_generic(sample_loss, chunk, data, x)
 
 
 def trace_cov_generic(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> jax.Array:
     """`tr V`, summed as squared deviations: the difference of two large means would lose digits in float32."""
-    gbar = mean_grad(sample_loss, chunk, data, x)
+    gbar = mean_grad_wide(sample_loss, chunk, data, x)
 
     def deviation(sample: PyTree) -> jax.Array:
-        g = jax.grad(sample_loss)(x, sample)
-        return squared_norm(jax.tree.map(jnp.subtract, g, gbar))
+        return squared_norm(jax.tree.map(jnp.subtract, wide(jax.grad(sample_loss)(x, sample)), gbar))
 
     total: jax.Array = fold_samples(lambda part: jnp.sum(jax.vmap(deviation)(part)), data, chunk)
-    return total / _samples(data)
+    return (total / _length(data)).astype(_dtype(x))
 
 
 def _trace_cov_dense(sample_loss: SampleLoss, layers: dict[int, Any], chunk: int, data: PyTree, x: PyTree) -> jax.Array:
     """`tr V = mean |g_i - c|^2 - |gbar - c|^2`, where `c` is made of the mean factors of the first samples, so that the second part is small."""
     many = samples_without_vectors(layers, chunk, x)
-    n = _samples(data)
-    of = jax.vmap(partial(factors, sample_loss, layers, x))
+    n = _length(data)
+
+    def of(part: PyTree) -> Factors:
+        group: Factors = wide(jax.vmap(partial(factors, sample_loss, layers, x))(part))
+        return group
+
     first = of(jax.tree.map(lambda leaf: leaf[:many], data))
     centre = jax.tree.map(lambda a: jnp.mean(a, axis=0), first)
     if n <= many:
         squares, sums = deviations(first, centre)
     else:
         squares, sums = fold_samples(lambda part: deviations(of(part), centre), data, many)
-    return squares / n - squared_norm([total / n for total in sums])
+    return (squares / n - squared_norm([total / n for total in sums])).astype(_dtype(x))
 
 
 def samples_without_vectors(layers: dict[int, Any], chunk: int, x: PyTree) -> int:
@@ -252,13 +358,9 @@ def samples_without_vectors(layers: dict[int, Any], chunk: int, x: PyTree) -> in
 BUILT_IN: dict[str, Callable[..., jax.Array]] = {"loss": mean_loss, "grad_norm2": grad_norm2, "trace_cov": trace_cov}
 
 
-def _sum_loss(sample_loss: SampleLoss, x: PyTree, part: PyTree) -> jax.Array:
-    return jnp.sum(jax.vmap(sample_loss, (None, 0))(x, part))
-
-
 def squared_norm(tree: PyTree) -> jax.Array:
-    """`|v|^2` of a pytree."""
-    return jnp.sum(jnp.stack([jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(tree)]))
+    """`|v|^2` of a pytree, in float32 at least."""
+    return jnp.sum(jnp.stack([jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(wide(tree))]))
 
 
 @dataclass(frozen=True)
@@ -266,88 +368,110 @@ class Observer:
     """Named functions of the parameters as one hashable function `(data, x) -> {name: value}`; compiled code is shared by it."""
 
     names: tuple[str, ...]
-    extra: tuple[tuple[str, Any], ...]
-    """Functions by name, or what is left of a `Partial` without its arrays."""
+    extra: tuple[tuple[str, Function], ...]
+    """Functions by name."""
     sample_loss: SampleLoss | None
     chunk: int
 
     def __call__(self, data: tuple[PyTree, dict[str, list[jax.Array]]], x: PyTree) -> dict[str, jax.Array]:
-        """The value of every observable at `x`; `data` are those of the loss and the arrays of every `Partial`."""
+        """The value of every observable at `x`; `data` are those of the loss and the arrays that functions hold."""
         own, arrays = data
         found = {name: BUILT_IN[name](self.sample_loss, self.chunk, own, x) for name in self.names if name not in dict(self.extra)}
         for name, fn in self.extra:
-            found[name] = (jax.tree.unflatten(fn, arrays[name]) if name in arrays else fn)(x)
+            found[name] = _one_array(name, fn.filled(arrays[name])(x))
         return found
+
+    def check(self, data: tuple[PyTree, dict[str, list[jax.Array]]], x: PyTree) -> None:
+        """Refuse functions that are not finite at the start `x`, where all paths are observed first."""
+        own = replace(self, names=tuple(name for name, _ in self.extra), sample_loss=None, chunk=0)
+        for name, value in (_observe(own, ((), data[1]), x) if self.extra else {}).items():
+            if isinstance(value, jax.core.Tracer):
+                refuse_traced(f"what observable {name!r} reads")
+            if jnp.issubdtype(value.dtype, jnp.inexact) and not bool(jnp.isfinite(value).all()):
+                raise ValueError(
+                    f"observable {name!r} is not finite at the start x0, but {np.asarray(wide(value))}: "
+                    "move x0, change the observable, or leave time 0 out of `times`"
+                )
+
+
+def _one_array(name: str, value: Any) -> jax.Array:
+    if not isinstance(value, (bool, int, float, complex, np.generic, np.ndarray, jax.Array)):
+        raise TypeError(f"observable {name!r} must return one array, or a number, but it returns a {type(value).__name__}: {describe(value)}")
+    return jnp.asarray(value)
 
 
 def make_observer(
-    names: tuple[str, ...], functions: Mapping[str, Callable[[Any], Any]], sample_loss: SampleLoss | None = None, chunk: int = 0, data: PyTree = ()
+    names: tuple[str, ...],
+    functions: Mapping[str, Callable[[Any], Any]],
+    sample_loss: SampleLoss | None = None,
+    chunk: int = 0,
+    data: PyTree = (),
+    rest: PyTree = None,
 ) -> tuple[Observer, PyTree]:
-    """Functions of the parameters, and those of `names` that are built in, as an :class:`Observer` and its data."""
-    arrays, extra = {}, []
-    for name, fn in functions.items():
-        bare: Any = fn
-        if isinstance(fn, jax.tree_util.Partial):
-            arrays[name], bare = jax.tree.flatten(fn)
-        extra.append((name, bare))
-    return Observer(names, tuple(extra), sample_loss, chunk), (data, arrays)
+    """Functions of the parameters, and those of `names` that are built in, as an :class:`Observer` and its data.
+
+    `rest` is what the start has beside its arrays.
+    """
+    extra = {name: Function.apart(fn, rest) for name, fn in check_observables(functions).items()}
+    observer = Observer(names, tuple((name, fn) for name, (fn, _) in extra.items()), sample_loss, chunk)
+    return observer, (data, {name: arrays for name, (_, arrays) in extra.items()})
 
 
-@partial(jax.jit, static_argnums=0)
-@precisely
+@compiled(static=1)
 def _observe(observer: Observer, data: PyTree, x: PyTree) -> dict[str, jax.Array]:
     return observer(data, x)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-@precisely
+@compiled(static=2)
 def _mean_grad(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> PyTree:
     return mean_grad(sample_loss, chunk, data, x)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-@precisely
-def _curvature(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> jax.Array:
-    """Rayleigh's quotient of the Hessian after 20 power iterations."""
-    flat, rebuild = ravel_pytree(x)
+@compiled(static=3)
+def _finite(sample_loss: SampleLoss, chunk: int, gradient: bool, data: PyTree, x: PyTree) -> jax.Array:
+    """Whether the loss of each sample is finite, or its gradient."""
+
+    def one(sample: PyTree) -> jax.Array:
+        value = jax.grad(sample_loss)(x, sample) if gradient else sample_loss(x, sample)
+        return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(value)]))
+
+    flags: jax.Array = jax.lax.map(one, data, batch_size=chunk)
+    return flags
+
+
+def hessian_product(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+    """`x` as a flat vector, and `v -> H v` of such vectors, in float32 at least."""
+    flat, rebuild = ravel_pytree(wide(x))
 
     def times(v: jax.Array) -> jax.Array:
-        product = jax.jvp(lambda y: mean_grad(sample_loss, chunk, data, y), (x,), (rebuild(v),))[1]
+        product = jax.jvp(lambda y: mean_grad_wide(sample_loss, chunk, data, y), (x,), (like(rebuild(v), x),))[1]
         flat_product: jax.Array = ravel_pytree(product)[0]
         return flat_product
+
+    return flat, times
+
+
+@compiled(static=2)
+def _curvature(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> jax.Array:
+    """Rayleigh's quotient of the Hessian after 20 power iterations."""
+    flat, times = hessian_product(sample_loss, chunk, data, x)
 
     def normal(v: jax.Array) -> jax.Array:
         size = jnp.linalg.norm(v)
         return jnp.where(size > 0, v / size, v)
 
-    v = jax.lax.fori_loop(0, 20, lambda _, v: normal(times(v)), normal(jax.random.normal(jax.random.key(0), flat.shape, flat.dtype)))
+    v = jax.lax.fori_loop(0, 20, lambda _, v: normal(times(v)), normal(jax.random.normal(seed_key(0), flat.shape, flat.dtype)))
     quotient: jax.Array = v @ times(v)
     return quotient
 
 
-def _samples(data: PyTree) -> int:
-    leaves = jax.tree.leaves(data)
-    lengths = sorted({leaf.shape[0] if leaf.ndim else 0 for leaf in leaves})
-    if len(lengths) != 1 or lengths[0] < 1:
-        raise ValueError(
-            f"data must be arrays that share a leading axis of n >= 1 samples, but the leading axes have lengths {lengths or '(no arrays)'}"
-        )
-    return int(lengths[0])
+def _first(data: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[0], data)
 
 
-def parameters(x0: PyTree) -> PyTree:
-    """`x0` as floating-point arrays, or one sentence saying what is wrong with it."""
-    arrays = jax.tree.map(jnp.asarray, x0)
-    leaves = jax.tree.leaves(arrays)
-    if not leaves or not all(leaf.size for leaf in leaves):
-        raise ValueError(f"x0 has no parameters: it must hold at least one non-empty array, not {describe(arrays)}")
-    if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
-        raise TypeError(f"x0 must hold floating-point arrays, not {describe(arrays)}; write 1.0 for 1")
-    return arrays
+def _length(data: PyTree) -> int:
+    return int(jax.tree.leaves(data)[0].shape[0])
 
 
-def check_structure(x: PyTree, like: PyTree) -> PyTree:
-    """`x` as arrays of the dtypes of `like`, or a sentence saying that its structure or shapes are others."""
-    if jax.tree.map(jnp.shape, x) != jax.tree.map(jnp.shape, like):
-        raise ValueError(f"the parameters have structure {describe(x)}: they must be like the start, {describe(like)}")
-    return jax.tree.map(lambda leaf, other: jnp.asarray(leaf, None if hasattr(leaf, "dtype") else other.dtype), x, like)
+def _dtype(x: PyTree) -> Any:
+    return jnp.result_type(*jax.tree.leaves(x))

@@ -82,11 +82,11 @@ def _apply(eqn: Any, arguments: list[_Known]) -> list[_Known]:
         return [merged._replace(kinks=merged.kinks | {name}, positive=False)] * outputs
     if name == "select_n" and arguments[0].moves:
         return [merged._replace(kinks=merged.kinks | {"where"})]
-    bodies = _bodies(eqn.params)
-    if len(bodies) == 1 and name in ("jit", "pjit", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint"):
-        return _walk(bodies[0], arguments)
+    inner = bodies(eqn.params)
+    if len(inner) == 1 and name in ("jit", "pjit", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint"):
+        return _walk(inner[0], arguments)
     # loops and branches: whatever goes in may meet whatever is inside
-    for body in bodies:
+    for body in inner:
         merged = _merge([merged, *_walk(body, [merged] * len(body.invars))])
     positive = name in ("exp", "logistic") or (merged.positive and name in _KEEP_SIGN)
     return [merged._replace(positive=positive)] * outputs
@@ -101,11 +101,12 @@ def _merge(many: list[_Known]) -> _Known:
     )
 
 
-def _bodies(params: dict[str, Any]) -> list[Any]:
-    bodies = []
+def bodies(params: dict[str, Any]) -> list[Any]:
+    """The jaxprs among the parameters of an operation: bodies of loops, branches, functions called."""
+    found = []
     for value in params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
             inner = getattr(item, "jaxpr", item)
             if hasattr(inner, "eqns"):
-                bodies.append(inner)
-    return bodies
+                found.append(inner)
+    return found

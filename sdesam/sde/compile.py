@@ -23,9 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdesam._precision import like, of_sums, wide
 from sdesam.discrete.kernel import inverse_norm, weighted_gradient
 from sdesam.problems import fold_samples
-from sdesam.problems.finite_sum import samples_without_vectors
+from sdesam.problems.finite_sum import computes_in_half, samples_without_vectors, summed_gradient
 from sdesam.problems.ghost import dense_layers, factors, loss_along
 from sdesam.symbolic import MARK, Tree
 from sdesam.symbolic.trees import Factor, relabel, rootings
@@ -119,7 +120,7 @@ def combine(
         A vector with the structure of `x`.
     """
     n = jax.tree.leaves(data)[0].shape[0]
-    dtype = jnp.result_type(*jax.tree.leaves(x))
+    dtype = of_sums(jnp.result_type(*jax.tree.leaves(x)))
     weights: dict[Any, jax.Array] = {_MEAN: jnp.full(n, 1 / n, dtype)}
     if mark is not None:
         weights[MARK] = mark.astype(dtype)
@@ -132,7 +133,8 @@ def combine(
             q = micro.indices.shape[0]
             weights[_MARKED] = weights[_MICRO] * ((W - jnp.mean(W)) * (q / (q - 1)) if drawn else W)
     layers = dense_layers(sample_loss, x, jax.tree.map(lambda leaf: leaf[0], data))
-    evaluator = _Evaluator(sample_loss, chunk, data, x, weights, layers, micro, normaliser, norms)
+    half = computes_in_half(sample_loss, x, data)
+    evaluator = _Evaluator(sample_loss, chunk, data, x, weights, layers, half, micro, normaliser, norms)
     pairs: Combination = [(jnp.asarray(coefficients[k], dtype), _placed(tree)) for k, tree in enumerate(trees)]
     if key is not None:
         marked = [any(node.colour in (MARK, _MARKED) for node in tree.nodes()) for _, tree in pairs]
@@ -197,7 +199,10 @@ def _probe(key: jax.Array, size: int, mean: jax.Array) -> jax.Array:
 
 @dataclass
 class _Evaluator:
-    """Combinations of trees at one point. `weights` says with which weights the samples of a colour are summed."""
+    """Combinations of trees at one point. `weights` says with which weights the samples of a colour are summed.
+
+    Where losses compute in half precision, weights of a sum are `size` times as large inside it: float16 has no numbers below `6e-8`.
+    """
 
     sample_loss: Callable[[Any, Any], jax.Array]
     chunk: int
@@ -205,6 +210,7 @@ class _Evaluator:
     x: PyTree
     weights: dict[Any, jax.Array]
     layers: dict[int, Any]
+    half: bool = False
     micro: MicroBatches | None = None
     normaliser: Normaliser = _UNNORMALISED
     norms: NormEstimate | None = None
@@ -293,9 +299,16 @@ class _Evaluator:
                 weighted = [(c * weight[which], tree) for which, group in by_weight.items() for c, tree in group]
                 return inner.vector(weighted)
 
-            return jax.tree.map(lambda a: a.sum(axis=0), jax.vmap(one)(indices, outer))
+            return jax.tree.map(lambda a: a.sum(axis=0), wide(jax.vmap(one)(indices, outer)))
 
-        return fold_samples(some, (jnp.arange(n), {which: self.weights[which] for which in by_weight}), min(n, 16))
+        return self._folded(some, jnp.arange(n), by_weight, min(n, 16))
+
+    def _folded(self, some: Callable[[Any], PyTree], items: PyTree, by_weight: Mapping[Any, Any], chunk: int) -> PyTree:
+        """`some` of chunks of items and their weights, summed, in the precision of `x`."""
+        size = jax.tree.leaves(items)[0].shape[0] if self.half else 1
+        weights = {which: self.weights[which] * size if self.half else self.weights[which] for which in by_weight}
+        total = fold_samples(some, (items, weights), chunk)
+        return like(jax.tree.map(lambda a: a / size, total) if self.half else total, self.x)
 
     def _pass(self, pairs: Combination, of_samples: bool) -> PyTree:
         """One reverse pass over samples, or over micro-batches, for trees whose colours hang together."""
@@ -306,27 +319,19 @@ class _Evaluator:
         scalar = self._scalar(by_weight)
         if of_samples:
             everything = self.data
-            vectors = any(_own_vectors(tree) for _, tree in pairs)
+            vectors = self.half or any(_own_vectors(tree) for _, tree in pairs)
             chunk = self.chunk if vectors else samples_without_vectors(self.layers, self.chunk, self.x)
         else:
             assert self.micro is not None, "trees with norms need micro-batches"
             everything = (self.micro.indices, self.micro.keys)
             chunk = max(1, self.chunk // self.micro.indices.shape[1])
 
-        def chunk_gradient(part: Any) -> PyTree:
-            described, weights = part
+        def one(y: PyTree, part: Any) -> jax.Array:
+            description, weight = part
+            total: jax.Array = scalar(self._sample(description) if of_samples else self._micro_batch(*description), weight, y)
+            return total
 
-            def weighted(y: PyTree) -> jax.Array:
-                def one(description: PyTree, weight: dict[Any, jax.Array]) -> jax.Array:
-                    item = self._sample(description) if of_samples else self._micro_batch(*description)
-                    total: jax.Array = scalar(item, weight, y)
-                    return total
-
-                return jnp.sum(jax.vmap(one)(described, weights))
-
-            return jax.grad(weighted)(self.x)
-
-        return fold_samples(chunk_gradient, (everything, {which: self.weights[which] for which in by_weight}), chunk)
+        return self._folded(lambda part: summed_gradient(one, self.x, part, self.half), everything, by_weight, chunk)
 
     def _sample(self, sample: PyTree) -> _Item:
         def along(y: PyTree, t: Any) -> jax.Array:
@@ -492,12 +497,12 @@ def _add(a: PyTree, b: PyTree) -> PyTree:
 
 
 def _dot(a: PyTree, b: PyTree) -> jax.Array:
-    total: jax.Array = reduce(jnp.add, jax.tree.leaves(jax.tree.map(lambda u, v: jnp.sum(u * v), a, b)))
+    total: jax.Array = reduce(jnp.add, jax.tree.leaves(jax.tree.map(lambda u, v: jnp.sum(u * v), wide(a), wide(b))))
     return total
 
 
 def _power(value: jax.Array, power: int) -> jax.Array:
-    result: jax.Array = value**power
+    result: jax.Array = wide(value) ** power
     return result
 
 

@@ -17,14 +17,17 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 from jax.flatten_util import ravel_pytree
 
-from sdesam._precision import precisely
+from sdesam._functions import Function, bare, compiled
+from sdesam._precision import like, wide
 from sdesam.discrete.kernel import check_delta_on
 from sdesam.engine import check_key
 from sdesam.problems import FiniteSum
-from sdesam.problems.finite_sum import check_structure, parameters, samples_without_vectors
+from sdesam.problems.arrays import check_structure, describe, parameters, shapes
+from sdesam.problems.finite_sum import computes_in_half, samples_without_vectors
 from sdesam.problems.ghost import dense_layers
 from sdesam.sampling import Sampling, Step, check_step, count_micro_batches, list_micro_batches, told_count, whole
 from sdesam.sde.compile import MicroBatches, Normaliser, combine, forms_vectors
+from sdesam.sde.written import check_written
 from sdesam.symbolic import MARK, ModifiedEquation, Part, Tree, derive, evaluate
 from sdesam.variants import NormEstimate
 
@@ -39,6 +42,10 @@ _FEW = 64
 
 class Kernel(Hashable, Protocol):
     """The functions of an SDE, apart from their numbers; hashable, so that SDEs that differ in numbers share compiled code."""
+
+    def now(self) -> Kernel:
+        """The same functions with what they read at present."""
+        ...
 
     def drift(self, params: Any, x: PyTree) -> PyTree:
         """`B(x)`."""
@@ -115,13 +122,16 @@ class _Draw:
 class _TreeKernel:
     """A derived SDE on a finite sum."""
 
-    sample_loss: Callable[[Any, Any], jax.Array]
+    sample_loss: Function
     chunk: int
     drift_trees: tuple[Tree, ...]
     noise_trees: tuple[Tree, ...]
     sampled: bool
     draw: _Draw | None
     norms: NormEstimate | None
+
+    def now(self) -> _TreeKernel:
+        return replace(self, sample_loss=self.sample_loss.now())
 
     def drift(self, params: _Numbers, x: PyTree) -> PyTree:
         return self._combine(self.drift_trees, params.drift, params, x, self._listed(params))
@@ -160,6 +170,7 @@ class _TreeKernel:
     @staticmethod
     def _weights(params: _Numbers, xi: jax.Array) -> jax.Array:
         """Of the samples in the noise: of mean 0."""
+        xi = wide(xi)
         return (xi - jnp.mean(xi)) * params.noise_scale
 
     def _combine(
@@ -179,26 +190,48 @@ class _TreeKernel:
 
 @dataclass(frozen=True)
 class _WrittenKernel:
-    """An SDE given as two functions."""
+    """An SDE given as two functions; its numbers are the arrays that they hold."""
 
-    drift_fn: Callable[[PyTree], PyTree]
-    noise_fn: Callable[[PyTree, jax.Array], PyTree]
+    drift_fn: Function
+    noise_fn: Function
     batched: bool
 
+    def now(self) -> _WrittenKernel:
+        return _WrittenKernel(self.drift_fn.now(), self.noise_fn.now(), self.batched)
+
     def drift(self, params: Any, x: PyTree) -> PyTree:
-        return _for_many(self.drift_fn)(x) if self.batched else self.drift_fn(x)
+        return (_for_many(self.drifts) if self.batched else self.drifts)(params, x)
 
     def step_drift(self, params: Any, x: PyTree, key: jax.Array) -> PyTree:
         return self.drift(params, x)
 
     def apply_noise(self, params: Any, x: PyTree, xi: jax.Array) -> PyTree:
-        return _for_many(self.noise_fn)(x, xi) if self.batched else self.noise_fn(x, xi)
+        return (_for_many(self.noises) if self.batched else self.noises)(params, x, xi)
 
     def step_noise(self, params: Any, x: PyTree, xi: jax.Array, key: jax.Array) -> PyTree:
         return self.apply_noise(params, x, xi)
 
     def step_both(self, params: Any, x: PyTree, dt: Any, xi: jax.Array, keys: tuple[jax.Array, jax.Array]) -> PyTree:
         return _step_apart(self, params, x, dt, xi, keys)
+
+    def drifts(self, params: Any, x: PyTree) -> PyTree:
+        """`B(x)` as the user's function gives it, of one path or of many."""
+        return self._vector("drift(x0)", self.drift_fn.filled(params[0])(x), x)
+
+    def noises(self, params: Any, x: PyTree, xi: jax.Array) -> PyTree:
+        """`A(x) xi` in the same way."""
+        return self._vector("apply_noise(x0, xi)", self.noise_fn.filled(params[1])(x, xi), x)
+
+    def _vector(self, what: str, value: Any, x: PyTree) -> PyTree:
+        """What a function gave as a vector of the structure, the shapes and the precision of the state, or a sentence saying why it is none."""
+        value = bare(value, self.drift_fn.rest)
+        if shapes(value) != shapes(x):
+            behind = f" behind a leading axis of {len(jax.tree.leaves(x)[0])} paths" if self.batched else ""
+            raise ValueError(f"{what} must have the shapes of x0{behind}, {describe(x)}, but it returns {describe(value)}")
+        kinds = (jnp.floating, jnp.integer)
+        if not all(any(jnp.issubdtype(jnp.result_type(leaf), kind) for kind in kinds) for leaf in jax.tree.leaves(value)):
+            raise TypeError(f"{what} must hold real numbers, but it returns {describe(value)}")
+        return like(jax.tree.map(jnp.asarray, value), x)
 
 
 def _step_apart(kernel: Kernel, params: Any, x: PyTree, dt: Any, xi: jax.Array, keys: tuple[jax.Array, jax.Array]) -> PyTree:
@@ -207,18 +240,18 @@ def _step_apart(kernel: Kernel, params: Any, x: PyTree, dt: Any, xi: jax.Array, 
 
 
 def _for_many(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    """A function of many paths at once as a function of one, which jax.vmap turns back into `fn` itself."""
+    """A function of numbers and of many paths at once as a function of one path, which jax.vmap turns back into `fn` itself."""
 
     @custom_vmap
-    def one(*arguments: PyTree) -> PyTree:
-        return jax.tree.map(lambda leaf: leaf[0], fn(*jax.tree.map(lambda leaf: leaf[None], arguments)))
+    def one(params: Any, *arguments: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: leaf[0], fn(params, *jax.tree.map(lambda leaf: leaf[None], arguments)))
 
     @one.def_vmap
-    def many(size: int, mapped: Any, *arguments: PyTree) -> Any:
+    def many(size: int, mapped: Any, params: Any, *arguments: PyTree) -> Any:
         def spread(leaf: jax.Array, has_axis: bool) -> jax.Array:
             return leaf if has_axis else jnp.broadcast_to(leaf, (size, *leaf.shape))
 
-        out = fn(*jax.tree.map(spread, arguments, tuple(mapped)))
+        out = fn(params, *jax.tree.map(spread, arguments, tuple(mapped[1:])))
         return out, jax.tree.map(lambda leaf: True, out)
 
     return one
@@ -229,11 +262,21 @@ class SDE:
 
     Args:
         drift: `x -> B(x)`, structure of `x`, per unit of SDE time, sign included.
-        apply_noise: `(x, xi) -> A(x) xi`, linear in `xi`; a step adds `sqrt(dt)` times it, `xi ~ N(0, I)`.
+        apply_noise: `(x, xi) -> A(x) xi`, linear in `xi`; a step adds `sqrt(dt)` times it, `xi ~ N(0, I)`. It is the product, not the
+            coefficient `A(x)` or `G(x)` that torchsde and diffrax ask for.
         noise_shape: the shape of `xi`.
-        x0: the start, any pytree of floating-point arrays.
+        x0: the start, any pytree of floating-point arrays, or a module of equinox: its floating-point arrays are the state, and functions
+            get the module back.
         batched: `drift` and `apply_noise` take many paths at once: every array, `xi` too, has a leading axis of paths of any length, and each
             path must depend on itself alone. For functions written by hand as matrix products over all paths; `x0` has no such axis.
+
+    Any callable will do as a function: a method, a module of equinox, a `functools.partial`. It must be pure: what it reads beside its
+    arguments (globals, closures, attributes) is looked up anew with each call of the package, and what it changes is not seen. Arrays of a
+    function that is a pytree are runtime values: others do not compile anew. What functions return is computed with in the precision of `x0`.
+
+    Raises:
+        TypeError: functions that cannot be called or return no real numbers, a start that holds no floating-point arrays.
+        ValueError: functions of other shapes, noise that is not linear in `xi`, values at `x0` that are not finite.
 
     Derived SDEs come from :meth:`sdesam.symbolic.ModifiedEquation.bind`.
 
@@ -256,21 +299,19 @@ class SDE:
         *,
         batched: bool = False,
     ):
-        start = parameters(x0)
+        for name, fn in (("drift", drift), ("apply_noise", apply_noise)):
+            if not callable(fn):
+                raise TypeError(f"{name}={fn!r}: it must be a function of the state")
+        start, rest = parameters(x0)
         if not isinstance(noise_shape, (tuple, list)) or any(not isinstance(k, int) or k < 0 for k in noise_shape):
             raise ValueError(f"noise_shape={noise_shape!r}: it must be a tuple of sizes, such as (3,), or () for one number")
-        shape = tuple(noise_shape)
-        kernel = _WrittenKernel(drift, apply_noise, bool(batched))
+        (drift_fn, drift_arrays), (noise_fn, noise_arrays) = Function.apart(drift, rest), Function.apart(apply_noise, rest)
+        kernel, params = _WrittenKernel(drift_fn, noise_fn, bool(batched)), (drift_arrays, noise_arrays)
         # three paths tell the axis of paths from one of the state, or from one that is broadcast
-        like, xi = start, jax.ShapeDtypeStruct(shape, _dtype(start))
-        if batched:
-            like, xi = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((3, *leaf.shape), leaf.dtype), (start, xi))
-        moved = {"drift(x0)": jax.eval_shape(drift, like), "apply_noise(x0, xi)": jax.eval_shape(apply_noise, like, xi)}
-        for what, value in moved.items():
-            if jax.tree.map(jnp.shape, value) != jax.tree.map(jnp.shape, like):
-                behind = " behind a leading axis of 3 paths" if batched else ""
-                raise ValueError(f"{what} must have the shapes of x0{behind}, {jax.tree.map(jnp.shape, like)}, not {value}")
-        self._set(kernel, (), shape, start, None, {"sde": "written by hand"})
+        paths = (3,) if batched else ()
+        at = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*paths, *leaf.shape)), start) if batched else start
+        check_written(partial(kernel.drifts, params), partial(kernel.noises, params), at, (*paths, *noise_shape))
+        self._set(kernel, params, tuple(noise_shape), start, None, {"sde": "written by hand"}, rest=rest)
 
     def _set(
         self,
@@ -281,11 +322,23 @@ class SDE:
         problem: FiniteSum | None,
         config: dict[str, Any],
         working_bytes: int | None = None,
+        rest: PyTree = None,
     ) -> None:
-        self.kernel, self.params, self.noise_shape = kernel, params, noise_shape
+        self._kernel, self.params, self.noise_shape = kernel, params, noise_shape
         self.x0, self.problem, self.config = x0, problem, config
+        self.rest = rest
+        """What the start has beside arrays; None where it has nothing."""
         self.working_bytes = self.vector_bytes if working_bytes is None else working_bytes
         """Memory of one intermediate value of a step, for all samples that are looked at together."""
+
+    @property
+    def kernel(self) -> Kernel:
+        """The functions of the SDE, with what they read at present."""
+        self._kernel = self._kernel.now()
+        return self._kernel
+
+    def __reads__(self) -> tuple[Any, ...]:
+        return self._kernel, self.params
 
     @property
     def vector_bytes(self) -> int:
@@ -359,7 +412,7 @@ class SDE:
         return to_diffrax(self, solver, control)
 
     def _check(self, x: PyTree) -> PyTree:
-        return check_structure(x, self.x0)
+        return check_structure(x, self.x0, self.rest)
 
     def __repr__(self) -> str:
         return f"SDE({', '.join(f'{name}={value}' for name, value in self.config.items())})"
@@ -443,7 +496,7 @@ def bind(
     if equation.whole_micro_batches:
         config["micro_batches"] = "all" if draw is None else draw.count
     sde = SDE.__new__(SDE)
-    sde._set(kernel, numbers, (problem.n,), problem.x0, problem, config, _working_bytes(problem, kernel))
+    sde._set(kernel, numbers, (problem.n,), problem.x0, problem, config, _working_bytes(problem, kernel), problem.rest)
     return sde
 
 
@@ -451,7 +504,8 @@ def _working_bytes(problem: FiniteSum, kernel: _TreeKernel) -> int:
     """A vector for each sample of a chunk, or what the layers put out for it where no such vectors are formed."""
     trees = (*kernel.drift_trees, *kernel.noise_trees)
     layers = dense_layers(problem.sample_loss, problem.x0, problem.sample(0))
-    if not layers or any(forms_vectors(tree, kernel.sampled) for tree in trees):
+    half = computes_in_half(problem.sample_loss, problem.x0, problem.data)
+    if not layers or half or any(forms_vectors(tree, kernel.sampled) for tree in trees):
         return problem.vector_bytes * problem.chunk
     leaves = jax.tree.leaves(problem.x0)
     each = sum(prod(out.shape) for out in layers.values()) + sum(leaf.size for k, leaf in enumerate(leaves) if k not in layers)
@@ -520,32 +574,27 @@ def _dtype(x: PyTree) -> Any:
     return jnp.result_type(*jax.tree.leaves(x))
 
 
-@partial(jax.jit, static_argnums=0)
-@precisely
+@compiled(static=1)
 def _drift(kernel: Kernel, params: Any, x: PyTree) -> PyTree:
     return kernel.drift(params, x)
 
 
-@partial(jax.jit, static_argnums=0)
-@precisely
+@compiled(static=1)
 def _step_drift(kernel: Kernel, params: Any, x: PyTree, key: jax.Array) -> PyTree:
     return kernel.step_drift(params, x, key)
 
 
-@partial(jax.jit, static_argnums=0)
-@precisely
+@compiled(static=1)
 def _apply_noise(kernel: Kernel, params: Any, x: PyTree, xi: jax.Array) -> PyTree:
     return kernel.apply_noise(params, x, xi)
 
 
-@partial(jax.jit, static_argnums=0)
-@precisely
+@compiled(static=1)
 def _step_noise(kernel: Kernel, params: Any, x: PyTree, xi: jax.Array, key: jax.Array) -> PyTree:
     return kernel.step_noise(params, x, xi, key)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-@precisely
+@compiled(static=2)
 def _covariance(kernel: Kernel, noise_shape: tuple[int, ...], params: Any, x: PyTree) -> jax.Array:
     size = int(np.prod(noise_shape))
     units = jnp.eye(size, dtype=_dtype(x)).reshape(size, *noise_shape)

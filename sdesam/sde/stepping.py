@@ -15,7 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdesam._functions import check_known
+from sdesam._keys import seed_key
 from sdesam._names import unknown
+from sdesam._precision import lenient
 from sdesam.engine import Forecast, Keep, Normals, Plan, Result, forecast, machine, run, steps_of, time_grid
 from sdesam.problems.finite_sum import Observer, make_observer
 from sdesam.sampling import positive, whole
@@ -114,6 +117,7 @@ class _Extrapolated:
 METHODS: dict[str, type[Euler] | type[Heun] | type[Richardson]] = {"euler": Euler, "heun": Heun, "richardson": Richardson}
 
 
+@lenient()
 def simulate(
     sde: SDE,
     key: jax.Array,
@@ -146,7 +150,8 @@ def simulate(
             noise, extrapolated: observables are `2 phi(fine) - phi(coarse)`, states those of the fine path).
         times: SDE times to observe at, multiples of `dt`; by default about ten even ones.
         observe: names of the problem's observables (`"loss"`, `"grad_norm2"`, `"trace_cov"`, ...), or a mapping from names to functions
-            `x -> array`. Define those once, and arrays that change as a `jax.tree_util.Partial`: what is compiled then serves again.
+            `x -> array`. They must be pure, as the functions of :class:`sdesam.SDE`. Define them once, and arrays that change as a
+            `jax.tree_util.Partial` or a module: what is compiled then serves again.
         keep: `"statistics"` and the final states; `"means"`, statistics alone; `"values"` to keep each path's observables;
             `"trajectories"` to keep each path's states too.
         antithetic: paths `2j` and `2j+1` use opposite noise; standard errors are those of the pairs' means.
@@ -165,8 +170,9 @@ def simulate(
 
     Raises:
         ValueError: numbers that do not fit, an unknown observable or method, more devices than paths, a run that does not fit into memory, a
-            snapshot of another run or cut short, float64 where jax has 64 bits turned off.
-        TypeError: `key` is no jax random key.
+            snapshot of another run or cut short, float64 where jax has 64 bits turned off, a gradient of the loss or an observable that is not
+            finite at the start.
+        TypeError: `sde` is no SDE, `key` no jax random key, an observable that returns no array; a call inside `jax.jit` or with traced numbers.
         OSError: the snapshot cannot be written.
 
     Warns:
@@ -179,7 +185,7 @@ def simulate(
     >>> bool(abs(out.mean["x"][-1] - (1 - 0.25 + 0.25**2 / 2) ** 4) < 4 * out.stderr["x"][-1])
     True
     """
-    made, grid = _plan(sde, horizon, dt, method, times, observe, normals, dtype)
+    made, grid = _plan("simulate", sde, key, horizon, dt, method, times, observe, normals, dtype)
     out = run(
         made,
         key,
@@ -200,6 +206,7 @@ def simulate(
     return out
 
 
+@lenient()
 def plan(
     sde: SDE,
     paths: int,
@@ -228,18 +235,26 @@ def plan(
     >>> expected.steps, expected.chunks, expected.seconds > 0
     (4, 1, True)
     """
-    made, grid = _plan(sde, horizon, dt, method, times, observe, normals, dtype)
+    made, grid = _plan("plan", sde, None, horizon, dt, method, times, observe, normals, dtype)
     options: dict[str, Any] = {"keep": keep, "antithetic": antithetic, "chunk": chunk, "devices": devices}
-    return forecast(made, jax.random.key(0), paths=whole("paths", paths), grid=grid, **options)
+    return forecast(made, seed_key(0), paths=whole("paths", paths), grid=grid, **options)
 
 
-def _plan(sde: SDE, horizon: float, dt: float, method: str, times: Any, observe: Any, normals: Normals, dtype: str | None) -> tuple[Plan, np.ndarray]:
+def _plan(
+    call: str, sde: SDE, key: Any, horizon: float, dt: float, method: str, times: Any, observe: Any, normals: Normals, dtype: str | None
+) -> tuple[Plan, np.ndarray]:
     """What to run and the steps at which to observe, or one sentence saying what does not fit."""
+    _check_sde(call, sde)
     dt, steps = check_stepping(horizon, dt, method)
+    grid = time_grid(times, steps, dt, "dt")
     observer, data = _observer(sde, observe)
+    check_known(call, (sde.x0, sde.params, data, key), [*vars(sde.kernel).values(), *(fn for _, fn in observer.extra)])
     x0 = _in_precision(sde.x0, dtype)
+    if grid[0] == 0:
+        observer.check(data, x0)
     if sde.problem is not None:
         _warn_if_unstable(sde.problem.curvature, dt, method)
+        sde.problem.check_gradient()
     samples = sde.problem.chunk if sde.problem is not None else 1
     extrapolate = method == "richardson"
     made = Plan(
@@ -257,7 +272,19 @@ def _plan(sde: SDE, horizon: float, dt: float, method: str, times: Any, observe:
         noise_shape=(*sde.noise_shape, 2) if extrapolate else sde.noise_shape,
         normals=normals,
     )
-    return made, time_grid(times, steps, dt, "dt")
+    return made, grid
+
+
+def _check_sde(call: str, sde: Any) -> None:
+    """Say which call is meant."""
+    meant = {
+        "ModifiedEquation": "an equation has no numbers: bind it first, sde = equation.bind(problem, lr=..., batch=...)",
+        "Chain": "an optimizer is run by sdesam.train(chain, key, runs, steps)",
+        "FiniteSum": "a problem has no dynamics: bind an equation to it, sde = sdesam.derive('m-usam').bind(problem, lr=..., ...)",
+    }
+    if not isinstance(sde, SDE):
+        told = meant.get(type(sde).__name__, "make one by sdesam.SDE(...), or by binding a derived equation to a problem")
+        raise TypeError(f"{call} takes a sdesam.SDE, not a {type(sde).__name__}: {told}")
 
 
 def _in_precision(x0: PyTree, dtype: str | None) -> PyTree:
@@ -306,11 +333,10 @@ def _scaled(params: _StepNumbers, xi: jax.Array) -> jax.Array:
 
 def _observer(sde: SDE, observe: Any) -> tuple[Observer, Any]:
     if isinstance(observe, Mapping):
-        return make_observer(tuple(observe), observe)
-    if isinstance(observe, str):
-        observe = [observe]
+        return make_observer(tuple(observe), observe, rest=sde.rest)
+    names = [observe] if isinstance(observe, str) else observe
     if sde.problem is None:
-        if observe:
+        if callable(names) or names:
             raise ValueError("this SDE has no problem whose observables have names: give observe={name: function of x}")
         return make_observer((), {})
-    return sde.problem.observer(observe)
+    return sde.problem.observer(names)
