@@ -99,8 +99,8 @@ def pickles(target: Path, rows: np.ndarray, labels: list[int]) -> dict[str, byte
     return {
         "good": batch(rows),
         "runs a program": batch(Evil(target, (os.system, (f"touch {target}",)))),
-        "evaluates": batch(Evil(target, (eval, (f"open({str(target)!r}, 'w')",)))),
-        "executes": batch(Evil(target, (exec, (f"open({str(target)!r}, 'w')",)))),
+        "evaluates": batch(Evil(target, (eval, (f"open({str(target)!r}, 'w').close()",)))),
+        "executes": batch(Evil(target, (exec, (f"open({str(target)!r}, 'w').close()",)))),
         "opens": batch(Evil(target, (open, (str(target), "w")))),
         "in the labels": batch(rows, Evil(target)),
         "array of objects": batch(np.array([None] * len(rows), object)),

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import threading
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -126,6 +127,15 @@ def tries(
     if worker is not None:
         pipe.send(None)
         worker.join()
+
+
+def planted(seed: int) -> Outcome:
+    """A try of the test of `tries`: one hangs, one crashes, the others are good."""
+    if seed == 1:
+        time.sleep(60)
+    if seed == 2:
+        os._exit(7)
+    return Outcome("planted", "done")
 
 
 def arguments(doc: str | None, count: int) -> argparse.Namespace:
