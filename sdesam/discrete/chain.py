@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from sdesam._precision import precisely
-from sdesam.discrete.kernel import Numbers, StepKernel, check_delta_on
-from sdesam.engine import Keep, Plan, Result, check_key, run, time_grid
+from sdesam.discrete.kernel import Numbers, StepKernel, check_delta_on, random_key
+from sdesam.engine import Keep, Plan, Result, run, time_grid
 from sdesam.problems import FiniteSum
 from sdesam.sampling import check_step, positive, whole
 from sdesam.variants import NormEstimate, Variant
@@ -25,7 +25,7 @@ class Chain:
     """A SAM variant as a discrete optimizer on a problem: `x+ = x - lr * mean_I grad f_I(x + rho u_I)`.
 
     Args:
-        variant: a name in :data:`sdesam.variants.VARIANTS`.
+        variant: a name in :data:`sdesam.variants.VARIANTS`, or a :class:`sdesam.Variant` of your own.
         problem: the finite sum.
         lr: `eta`.
         rho: perturbation radius; left out for a variant without perturbation.
@@ -36,8 +36,12 @@ class Chain:
         lam: inverse temperature of the Gibbs weights, for rw-sam alone.
         norms: how rw-sam estimates gradient norms; left out, from one Rademacher direction.
 
+    A subclass may add methods, but what runs a chain (:func:`train`, `sdesam.coupled`, `sdesam.exact`) compiles the rule of its variant:
+    a subclass with a `step` or a `direction` of its own is refused there.
+
     Raises:
         ValueError: sizes that do not fit, `rho < 0`, `lr <= 0`, `lam < 0`, an unknown variant.
+        TypeError: a number of another type; `lr` and `rho` are known numbers, not traced ones and not schedules.
 
     >>> import sdesam
     >>> chain = Chain("m-usam", sdesam.problems.quadratic(), lr=0.1, rho=0.1, batch=4, micro=2)
@@ -63,6 +67,8 @@ class Chain:
         if not isinstance(problem, FiniteSum):
             raise TypeError(f"problem={problem!r}: it must be a sdesam.FiniteSum, such as sdesam.problems.digits()")
         self.problem = problem
+        if not isinstance(replace, (bool, np.bool_)):
+            raise TypeError(f"replace={replace!r}: it must be True (with replacement) or False (without)")
         step = check_step(self.variant, problem.n, lr, rho, batch, micro, bool(replace), eps, lam, norms)
         check_delta_on(step.norms, problem)
         self.lr, self.rho, self.sampling = step.lr, step.rho, step.sampling
@@ -91,8 +97,8 @@ class Chain:
         }
 
     def step(self, x: PyTree, key: jax.Array) -> PyTree:
-        """One step from `x` with a mini-batch drawn from `key`."""
-        return _step(self.kernel, self.params, self.problem.check_params(x), check_key(key))
+        """One step from `x` with a mini-batch drawn from `key`, a jax random key of any implementation."""
+        return _step(self.kernel, self.params, self.problem.check_params(x), random_key(key))
 
     def direction(self, x: PyTree, indices: jax.Array, key: jax.Array | None = None) -> PyTree:
         """`G(x)` for given micro-batches: sample indices of shape `(b/m, m)`; `key` is for the random directions of rw-sam.
@@ -107,10 +113,35 @@ class Chain:
             raise ValueError(f"indices must be sample numbers from 0 to {self.problem.n - 1}")
         if key is None and self.kernel.norms is not None and self.kernel.norms.random:
             raise ValueError(f"{self.variant.name} estimates norms along random directions: give a key, or norms=NormEstimate(law='exact')")
+        key = None if key is None else random_key(key)
         return _direction(self.kernel, self.params, self.problem.check_params(x), jax.numpy.asarray(indices), key)
 
     def __repr__(self) -> str:
         return f"Chain({', '.join(f'{name}={value}' for name, value in self.config.items())})"
+
+
+_RUN_OTHERWISE = {
+    "SDE": "an SDE is run by sdesam.simulate",
+    "ModifiedEquation": "bind the equation and run the SDE with sdesam.simulate, or make a sdesam.Chain of its variant",
+}
+
+
+def check_chain(chain: Any, what: str) -> None:
+    """Refuse what is no chain, and a chain whose step would be ignored: what is compiled is the rule of the variant.
+
+    Args:
+        chain: to look at.
+        what: the name of what takes it.
+    """
+    if not isinstance(chain, Chain):
+        given = type(chain).__name__
+        raise TypeError(f"{what} takes a sdesam.Chain, not {given}: {_RUN_OTHERWISE.get(given, 'make one with sdesam.Chain(variant, problem, ...)')}")
+    for name in ("step", "direction"):
+        if getattr(getattr(chain, name), "__func__", None) is not getattr(Chain, name):
+            raise TypeError(
+                f"{type(chain).__name__} has a {name} of its own, which {what} would not call, because it compiles the rule of the variant: "
+                "declare the rule as a sdesam.Variant, or write the loop over your steps yourself"
+            )
 
 
 def train(
@@ -151,7 +182,7 @@ def train(
 
     Raises:
         ValueError: numbers that do not fit, an unknown observable, more devices than runs, a snapshot of another run or cut short.
-        TypeError: `key` is no jax random key.
+        TypeError: `key` is no jax random key, `chain` no chain, or one with a `step` of its own.
         OSError: the snapshot cannot be written.
 
     >>> import sdesam
@@ -160,6 +191,7 @@ def train(
     >>> out.time[-1], out.mean["loss"].shape
     (np.float64(2.0), (11,))
     """
+    check_chain(chain, "train")
     problem = chain.problem
     count = whole("steps", steps)
     observer, data = problem.observer([observe] if isinstance(observe, str) else observe)
@@ -171,7 +203,7 @@ def train(
         data=data,
         steps=count,
         step_time=chain.lr,
-        step_bytes=problem.vector_bytes * (4 + 4 * chain.sampling.batch // chain.sampling.m),
+        step_bytes=problem.vector_bytes * (4 + 4 * chain.kernel.copies(problem.x0)),
         observe_bytes=problem.vector_bytes * 4 * problem.chunk,
         config={**chain.config, "steps": count},
     )
