@@ -64,7 +64,15 @@ def train(config: Config, start: Any, device: Any) -> Numbers:
     steps = config["steps"]
     times = np.unique(np.linspace(0, steps, config["observations"]).round()) * optimizer.lr
     out = sdesam.train(
-        optimizer, jax.random.key(config["seed"]), runs=1, steps=steps, times=times, observe=OBSERVED, keep="values", devices=[device], progress=False
+        optimizer,
+        jax.random.key(config["seed"], impl="threefry2x32"),
+        runs=1,
+        steps=steps,
+        times=times,
+        observe=OBSERVED,
+        keep="values",
+        devices=[device],
+        progress=False,
     )
     assert out.values is not None
     curves = {name: out.values[name][0].astype(np.float64) for name in OBSERVED}
@@ -111,7 +119,7 @@ def epoch_seconds(config: Config, device: Any) -> float:
     for seed in range(2):
         begun = monotonic()
         steps = -(-config["train"] // config["batch"])
-        sdesam.train(optimizer, jax.random.key(seed), runs=1, steps=steps, devices=[device], progress=False)
+        sdesam.train(optimizer, jax.random.key(seed, impl="threefry2x32"), runs=1, steps=steps, devices=[device], progress=False)
         times.append(monotonic() - begun)
     return times[-1]
 

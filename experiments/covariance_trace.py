@@ -43,8 +43,8 @@ def execute(config: digits.Config, needed: Sequence[Run], device: Any) -> Number
     with jax.default_device(device):
         problem = digits.problem(config["of"])
         x = digits.unpack(needed[0])
-        trace = curvature.hessian_trace(problem, x, jax.random.key(config["seed"]), config["probes"])
-        top = curvature.largest_eigenvalue(problem, x, jax.random.key(config["seed"]), config["iterations"])
+        trace = curvature.hessian_trace(problem, x, jax.random.key(config["seed"], impl="threefry2x32"), config["probes"])
+        top = curvature.largest_eigenvalue(problem, x, jax.random.key(config["seed"], impl="threefry2x32"), config["iterations"])
         values = {"trace_cov": float(problem.trace_cov(x)), "hessian_trace": trace.value, "eigenvalue": top.value}
         return Numbers({**values, "hessian_trace error": trace.error, "eigenvalue residual": top.error})
 

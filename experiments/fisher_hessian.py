@@ -127,14 +127,15 @@ def network(config: Mapping[str, Any], device: Any) -> Numbers:
     problem = sdesam.problems.digits(config["train"], config["width"], config["seed"], loss="squared")
     chain = sdesam.Chain("sgd", problem, config["lr"], batch=config["batch"], replace=False)
     times = np.array(STEPS) * config["lr"]
+    key = jax.random.key(config["seed"], impl="threefry2x32")
     out = sdesam.train(
-        chain, jax.random.key(config["seed"]), 1, config["steps"], times=times, observe=["loss", "trace_cov"], keep="trajectories", devices=[device],
+        chain, key, 1, config["steps"], times=times, observe=["loss", "trace_cov"], keep="trajectories", devices=[device],
         progress=False,
     )  # fmt: skip
     assert out.values is not None
     with jax.default_device(device):
         states = [jax.tree.map(lambda leaf, k=k: jnp.asarray(leaf[0, k]), out.trajectory) for k in range(len(STEPS))]
-        traces = [curvature.hessian_trace(problem, x, jax.random.key(k), 50).value for k, x in enumerate(states)]
+        traces = [curvature.hessian_trace(problem, x, jax.random.key(k, impl="threefry2x32"), 50).value for k, x in enumerate(states)]
     curves = {name: out.values[name][0] for name in ("loss", "trace_cov")}
     return Numbers({"diverged": bool(out.diverged)}, {"step": np.array(STEPS), **curves, "hessian_trace": np.array(traces)})
 

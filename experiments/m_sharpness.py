@@ -54,7 +54,7 @@ def cost(config: digits.Config, device: Any) -> Numbers:
 
     def seconds(chain: sdesam.Chain) -> float:
         begun = monotonic()
-        sdesam.train(chain, jax.random.key(0), runs=1, steps=config["steps"], times=[0], devices=[device], progress=False)
+        sdesam.train(chain, jax.random.key(0, impl="threefry2x32"), runs=1, steps=config["steps"], times=[0], devices=[device], progress=False)
         return (monotonic() - begun) / config["steps"]
 
     for chain in chains.values():

@@ -229,7 +229,7 @@ def compare(
     step, sde_steps = check_stepping(horizon, lr if dt is None else dt, method)
     times = time_grid(None, steps, lr, "lr") * lr
     time_grid(times, sde_steps, step, "dt")  # the SDE must come by at the same times
-    key_chain, key_sde = jax.random.split(jax.random.key(whole("seed", seed, least=0)))
+    key_chain, key_sde = jax.random.split(jax.random.key(whole("seed", seed, least=0), impl="threefry2x32"))
     rows = []
     for chain, (full, less) in zip(chains, pairs, strict=True):
         discrete = train(chain, key_chain, runs=count, steps=steps, times=times, observe=observe, progress=progress)

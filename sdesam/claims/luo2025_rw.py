@@ -136,7 +136,7 @@ def _enumerated_shares(seed: int) -> np.ndarray:
 
 def _trajectory(problem: FiniteSum, seed: int, runs: int, lam: float) -> dict[str, tuple[float, float]]:
     """How far tr V is above that of SAM after 60 steps from the same start with the same batches: mean and standard error."""
-    key = jax.random.key(seed + 1)
+    key = jax.random.key(seed + 1, impl="threefry2x32")
     chains = {
         "SAM": Chain("sam", problem, lr=0.1, rho=0.1, batch=_BATCH),
         "m-SAM": Chain("m-sam", problem, lr=0.1, rho=0.1, batch=_BATCH, micro=_QUARTER),
@@ -172,7 +172,9 @@ def acts_like(
     data: dict[str, Any] = {}
     for name, norms in estimates.items():
         for lam in lams:
-            found = effective_micro_batch(problem, problem.x0, batch=_BATCH, lam=lam, norms=norms, key=jax.random.key(seed), batches=batches)
+            found = effective_micro_batch(
+                problem, problem.x0, batch=_BATCH, lam=lam, norms=norms, key=jax.random.key(seed, impl="threefry2x32"), batches=batches
+            )
             label = f"digits at the start, {name}, lam = {lam:g}"
             data[label] = {"step": found.step._asdict(), "weighted": found.weighted._asdict(), "samples": found.samples}
             told.append(f"{found.step.micro:.3g} ({name}, lam = {lam:g})")
@@ -190,7 +192,7 @@ def acts_like(
                 controls.append(
                     Control(f"descent gradient weighted too, as far as below 0: {label}", other, _ERRORS * found.weighted.stderr, mended=True)
                 )
-    none = effective_micro_batch(problem, problem.x0, batch=_BATCH, lam=0.0, norms=norms, key=jax.random.key(seed), batches=256)
+    none = effective_micro_batch(problem, problem.x0, batch=_BATCH, lam=0.0, norms=norms, key=jax.random.key(seed, impl="threefry2x32"), batches=256)
     controls.append(Control("share without weights: SAM on the same draws", none.step.share, 1e-4, mended=True))
     paths = _trajectory(problem, seed, runs, trained_with)
     data["tr V less that of SAM at t = 6"] = paths

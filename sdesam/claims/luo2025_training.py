@@ -37,7 +37,7 @@ def _ends(size: tuple[int, tuple[int, ...]], start: str, label_noise: float, rho
         runs = []
         for m in micro:
             chain = Chain("m-sam", problem, _LR, rho, micro[0], m, replace=False)
-            runs.append(train(chain, jax.random.key(k), runs=1, steps=steps, times=[steps * _LR], observe=names, progress=False))
+            runs.append(train(chain, jax.random.key(k, impl="threefry2x32"), runs=1, steps=steps, times=[steps * _LR], observe=names, progress=False))
         for name in names:
             found[name].append([float(run.mean[name][-1]) for run in runs])
     return {name: np.array(rows) for name, rows in found.items()}

@@ -110,7 +110,7 @@ def _simulated(setting: _Setting, paths: int, seed: int) -> dict[str, tuple[floa
     """The second moment after a long time and its tolerance: standard errors, for SDEs the error of Heun's scheme too."""
     problem = setting.problem
     chain = Chain("usam", problem, lr=setting.lr, rho=setting.rho, batch=1)
-    keys = jax.random.split(jax.random.key(seed), 3)
+    keys = jax.random.split(jax.random.key(seed, impl="threefry2x32"), 3)
     steps = int(6 / (setting.lr * setting.curvature))
     last = steps * setting.lr
     out = train(chain, keys[0], runs=paths, steps=steps, times=[last], observe=["square"], progress=False)

@@ -169,7 +169,14 @@ def estimated_norms(norms: NormEstimate, losses: Callable[[PyTree], jax.Array], 
     """
     if norms.law == "exact":
         numbers = jnp.arange(values.shape[0])
-        each = jax.vmap(lambda i: jax.vjp(losses, x)[1](jnp.where(numbers == i, jnp.ones_like(values), 0))[0])(numbers)
+
+        def gradient(i: jax.Array) -> PyTree:
+            return jax.vjp(losses, x)[1](jnp.where(numbers == i, jnp.ones_like(values), 0))[0]
+
+        try:
+            each = jax.vmap(gradient)(numbers)
+        except NotImplementedError:  # a grouped convolution on a mesh of devices: jax has no rule to batch its gradient
+            each = jax.lax.map(gradient, numbers)
         square = sum(jnp.sum(leaf**2, axis=range(1, leaf.ndim)) for leaf in jax.tree.leaves(wide(each)))
     else:
         assert key is not None, "random directions need a key"
@@ -259,7 +266,7 @@ def direction(norms: NormEstimate, x: PyTree, key: jax.Array) -> PyTree:
     # 32 signs from each random word: a word for each sign would cost more than the extra forward pass
     ends = list(accumulate(-(-leaf.size // 32) for leaf in leaves))
     words = jax.random.bits(key, (ends[-1],), jnp.uint32)
-    place = jnp.arange(32, dtype=jnp.uint32)
+    place = jnp.arange(32, dtype=jnp.uint32)[None]
 
     def signs(leaf: jax.Array, end: int) -> jax.Array:
         bits = (words[end - -(-leaf.size // 32) : end, None] >> place) & 1

@@ -230,7 +230,7 @@ def plan(
     """
     made, grid = _plan(sde, horizon, dt, method, times, observe, normals, dtype)
     options: dict[str, Any] = {"keep": keep, "antithetic": antithetic, "chunk": chunk, "devices": devices}
-    return forecast(made, jax.random.key(0), paths=whole("paths", paths), grid=grid, **options)
+    return forecast(made, jax.random.key(0, impl="threefry2x32"), paths=whole("paths", paths), grid=grid, **options)
 
 
 def _plan(sde: SDE, horizon: float, dt: float, method: str, times: Any, observe: Any, normals: Normals, dtype: str | None) -> tuple[Plan, np.ndarray]:

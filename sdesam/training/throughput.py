@@ -94,7 +94,7 @@ def _plain(network: ResNet, recipe: Recipe, images: jax.Array, labels: jax.Array
         return (optax.apply_updates(params, updates), statistics, state), value
 
     compiled = jax.jit(step, donate_argnums=(0, 1, 2))
-    params, statistics = jax.jit(network.init)(jax.random.key(0))
+    params, statistics = jax.jit(network.init)(jax.random.key(0, impl="threefry2x32"))
     kept: list[Any] = [(params, statistics, optimizer.init(params))]
 
     def seconds(steps: int) -> float:
