@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 from sdesam._functions import compiled
 from sdesam.discrete import Chain
+from sdesam.discrete.chain import check_chain
 from sdesam.problems import FiniteSum
 from sdesam.sde import SDE
 
@@ -81,6 +82,7 @@ def noise_columns(sde: SDE, points: np.ndarray) -> np.ndarray:
 
 
 def _check_listed(chain: Chain) -> None:
+    check_chain(chain, "an exact expectation")
     if chain.kernel.norms is not None and chain.kernel.norms.random:
         raise ValueError(f"{chain.variant.name} draws random directions, which are not listed: use norms=NormEstimate(law='exact')")
 

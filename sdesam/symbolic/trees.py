@@ -62,8 +62,9 @@ class Tree(NamedTuple):
 
     @property
     def micro_batches(self) -> frozenset[int]:
-        """The colours that stand for micro-batches: those whose norm is a factor."""
-        return frozenset(f.tree.colour for f in self.factors if f.norm and f.tree.colour != WHOLE)
+        """The colours that stand for micro-batches: those whose norm is a factor, and those of weighted nodes."""
+        norms = {f.tree.colour for f in self.factors if f.norm and f.tree.colour != WHOLE}
+        return frozenset(norms | {node.colour for node in self.nodes() if node.weighted})
 
 
 class Factor(NamedTuple):
