@@ -7,7 +7,7 @@ Expectations over micro-batches are taken under the sampling of the optimizer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdesam.claims._base import Claim, Control, Measurement, Outcome, Preset
-from sdesam.claims.luo2025 import BASIS, deviation, finite_population, micro_batches, micro_covariance, variance
+from sdesam.claims.luo2025 import Deviation, controls_of, deviation, finite_population, micro_batches, micro_covariance, variance
 from sdesam.discrete import Chain
 from sdesam.exact.double import to_double
 from sdesam.exact.enumerate import list_batches
-from sdesam.hypothesis import SAME, Hypothesis
+from sdesam.hypothesis import Hypothesis
 from sdesam.problems import FiniteSum, torus
 from sdesam.variants import NormEstimate
 
@@ -84,7 +84,7 @@ class _Case:
     sizes: list[tuple[int, int]]
     stated: Hypothesis
 
-    def deviations(self, seed: int) -> dict[str, float]:
+    def deviations(self, seed: int) -> dict[str, Deviation]:
         return deviation(self.variant, self.replace, self.sizes, seed, self.stated, self.eps)
 
     def __str__(self) -> str:
@@ -97,18 +97,16 @@ def _theorem(
     """A theorem as a runnable check: what it states in each case, and the same with one thing broken or mended."""
 
     def run(preset: Preset, seed: int) -> Outcome:
-        measurements, controls = [], []
+        measurements = []
         for s in [seed] if preset == "quick" else [seed + k for k in range(5)]:
             for case in cases:
                 found = case.deviations(s)
-                measurements += [
-                    Measurement(f"relative deviation of the {part}, {case}, problem {s}", 0.0, value, SAME, BASIS) for part, value in found.items()
-                ]
-        for name, case in broken.items():
-            controls.append(Control(name, max(case.deviations(seed).values()), SAME))
-        for name, case in (mended or {}).items():
-            controls.append(Control(name, max(case.deviations(seed).values()), SAME, mended=True))
-        return Outcome(tuple(measurements), tuple(controls), remark)
+                measurements += [value.measurement(f"relative deviation of the {part}, {case}, problem {s}") for part, value in found.items()]
+
+        def altered(theories: Mapping[str, _Case]) -> dict[str, Iterable[Deviation]]:
+            return {name: case.deviations(seed).values() for name, case in theories.items()}
+
+        return Outcome(tuple(measurements), tuple(controls_of(altered(broken), altered(mended or {}))), remark)
 
     return run
 
