@@ -60,11 +60,10 @@ def _own_norm(tree: Tree) -> Factor | None:
     root, leaf = tree.colour, tree.children[0].colour
     sizes = Counter(node.colour for node in tree.nodes())
     for factor in tree.factors:
-        if (
-            factor.norm
-            and not factor.log
-            and (factor.tree.colour == root == leaf or (factor.tree.colour == WHOLE and root != leaf and sizes[root] == sizes[leaf] == 1))
-        ):
+        if not factor.norm or factor.log:
+            continue
+        whole = factor.tree.colour == WHOLE and root != leaf and sizes[root] == sizes[leaf] == 1
+        if whole or factor.tree.colour == root == leaf:
             return factor
     return None
 
@@ -103,7 +102,8 @@ def potential(field: TreeSum) -> TreeSum | Obstruction:
     is written as `r^2 - eps^2`.
     """
     rootings: dict[Tree, dict[Tree, sp.Expr]] = {}
-    for tree, coefficient in TreeSum([(t, k * c) for tree, c in field.items() for k, t in _by_norms(tree)]).items():
+    written = TreeSum([(t, k * c) for rooted, c in field.items() for k, t in _by_norms(rooted)])
+    for tree, coefficient in written.items():
         if any(node.weighted for node in tree.nodes()):
             return Obstruction(tree, TreeSum({tree: coefficient}), None)
         rootings.setdefault(free(tree), {})[tree] = coefficient
@@ -121,7 +121,7 @@ def potential(field: TreeSum) -> TreeSum | Obstruction:
 def _by_norms(tree: Tree) -> Iterator[tuple[sp.Expr, Tree]]:
     """`tree` with `|g|^2` beside a norm of that `g` written as `r^2 - eps^2`, as pairs of a coefficient and a tree."""
     for square in tree.factors:
-        norm = next((f for f in tree.factors if f.norm and _is_square(square, f.tree.colour, tree)), None)
+        norm = next((f for f in tree.factors if f.norm and not f.tree.weighted and _is_square(square, f.tree.colour, tree)), None)
         if norm is not None:
             others = tuple(f for f in tree.factors if f is not square)
             for k in range(square.power + 1):

@@ -145,9 +145,9 @@ def derivative(tree: Tree, branch: Tree) -> Iterator[tuple[int, Tree]]:
             inner = _gradient_dot(factor.tree, bare)
             yield number, canonical(tree._replace(factors=(*others, *lower, Factor(False, inner, 1))))
         else:
-            lower = factor._replace(power=factor.power - 1)
+            lower = (factor._replace(power=factor.power - 1),)
             for grown in _attached(factor.tree, bare):
-                yield factor.power, canonical(tree._replace(factors=(*others, lower, Factor(False, grown, 1))))
+                yield factor.power, canonical(tree._replace(factors=(*others, *lower, Factor(False, grown, 1))))
 
 
 def _apart(tree: Tree, branch: Tree) -> Tree:
