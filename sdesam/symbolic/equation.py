@@ -340,7 +340,8 @@ def check_order(order: tuple[int, int]) -> tuple[int, int]:
     if alpha > 2:
         raise ValueError(
             f"order={order!r}: no SDE driven by Brownian motion has alpha > 2, because the logarithm of the one-step operator contains "
-            "-eta^2 kappa_3(G) D^3/6, a third derivative that only a vanishing third cumulant of the step would remove; choose alpha 1 or 2"
+            "-eta^3 kappa_3(G) D^3/6 (-eta^2 per unit of SDE time), a third derivative that only a vanishing third cumulant of the step "
+            "would remove; choose alpha 1 or 2"
         )
     if alpha < 1:
         raise ValueError(f"order={order!r}: alpha must be 1 or 2")
@@ -444,7 +445,10 @@ def _nested(tree: Tree) -> list[Any]:
 
 
 def _factors(tree: Tree) -> dict[str, Any]:
-    listed = [{"kind": "norm" if f.norm else "inner product", "tree": _nested(f.tree), "power": f.power} for f in tree.factors]
+    def kind(factor: Factor) -> str:
+        return "logarithm of a norm" if factor.log else "norm" if factor.norm else "inner product"
+
+    listed = [{"kind": kind(f), "tree": _nested(f.tree), "power": f.power} for f in tree.factors]
     return {"factors": listed} if listed else {}
 
 
