@@ -1,0 +1,1 @@
+"""Seeded campaigns of random calls, too long for the suite: `make campaigns`."""
