@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations, combinations_with_replacement
-from math import comb, log10
+from math import comb, isqrt, log10
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from sdesam.variants import VARIANTS, NormEstimate, Variant
 
+_MOST_DRAWN = 2**31 - 1
 _MOST_INDICES = 10**8
 """Listings of more numbers than this do not fit the memory of an ordinary machine."""
 
@@ -41,13 +42,13 @@ class Sampling:
     replace: bool = True
 
     def __post_init__(self) -> None:
-        whole("batch", self.batch)
+        if whole("batch", self.batch) > _MOST_DRAWN:
+            raise ValueError(f"batch={told_count(self.batch)}: at most {_MOST_DRAWN} samples are drawn in a step")
         if self.micro is None:
             object.__setattr__(self, "micro", self.batch)
         whole("micro", self.micro)
         if self.batch % self.m:
-            divisors = ", ".join(str(k) for k in range(1, self.batch + 1) if self.batch % k == 0)
-            raise ValueError(f"micro={self.micro} does not divide batch={self.batch}: choose one of {divisors}")
+            raise ValueError(f"micro={self.micro} does not divide batch={self.batch}: choose one of {_divisors(self.batch)}")
 
     @property
     def m(self) -> int:
@@ -69,6 +70,13 @@ class Sampling:
         if self.replace:
             return Fraction(1, self.batch)
         return Fraction(n - self.batch, self.batch * (n - 1)) if n > 1 else Fraction(0)
+
+
+def _divisors(number: int) -> str:
+    """The divisors of a number, of many those at both ends."""
+    low = [k for k in range(1, isqrt(number) + 1) if number % k == 0]
+    found = [str(k) for k in sorted({*low, *(number // k for k in low)})]
+    return ", ".join(found if len(found) <= 16 else [*found[:8], "...", *found[-4:]])
 
 
 def count_micro_batches(m: int, n: int, replace: bool) -> int:
