@@ -22,7 +22,7 @@ from sdesam._precision import like, wide
 from sdesam.discrete.kernel import check_delta_on
 from sdesam.engine import check_key
 from sdesam.problems import FiniteSum
-from sdesam.problems.arrays import check_structure, describe, parameters, shapes
+from sdesam.problems.arrays import check_structure, describe, numeric, parameters, shapes
 from sdesam.problems.finite_sum import computes_in_half, samples_without_vectors
 from sdesam.problems.ghost import dense_layers
 from sdesam.sampling import Sampling, Step, check_step, count_micro_batches, list_micro_batches, told_count, whole
@@ -229,7 +229,7 @@ class _WrittenKernel:
             behind = f" behind a leading axis of {len(jax.tree.leaves(x)[0])} paths" if self.batched else ""
             raise ValueError(f"{what} must have the shapes of x0{behind}, {describe(x)}, but it returns {describe(value)}")
         kinds = (jnp.floating, jnp.integer)
-        if not all(any(jnp.issubdtype(jnp.result_type(leaf), kind) for kind in kinds) for leaf in jax.tree.leaves(value)):
+        if not all(numeric(leaf) and any(jnp.issubdtype(jnp.result_type(leaf), kind) for kind in kinds) for leaf in jax.tree.leaves(value)):
             raise TypeError(f"{what} must hold real numbers, but it returns {describe(value)}")
         return like(jax.tree.map(jnp.asarray, value), x)
 
