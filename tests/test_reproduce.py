@@ -228,6 +228,21 @@ def test_a_budget(tmp_path):
         reproduce.sweep(what, configs, folder, minutes=-1)
 
 
+def test_a_plan_counts_what_was_spent_on_measuring(tmp_path):
+    """The seconds of the measured run and of what it needs."""
+    folder, planned = RunStore(tmp_path), []
+    folder.save({"seed": 0}, Numbers(), 5.0)
+    folder.save({"needed": 0}, Numbers(), 7.0)
+
+    def fit(run, minutes, options, given):
+        planned.append((run.seconds, minutes, options, given))
+        return {"seeds": 2}, ["one of the 3 seeds wanted"]
+
+    what = experiment(fit=fit, needs=lambda config: [{"needed": 0}] if "seed" in config else [])
+    assert reproduce.fit(what, {}, folder, 4.0) == ({"seeds": 2}, ["one of the 3 seeds wanted"])
+    assert planned == [(12.0, 4.0, {"seeds": 3}, set())]
+
+
 def test_collected_data(tmp_path):
     what = experiment(
         execute=lambda config, needed, device: Numbers({"square": 1 / 3}, {"curve": np.array([1.0, np.nan, 1 / 7]), "params.x": np.ones(3)}),

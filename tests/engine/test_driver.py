@@ -130,6 +130,22 @@ def test_divergence_is_counted_reported_and_left_out():
     assert np.isfinite(out.mean["x"]).all()
 
 
+@pytest.mark.parametrize("size", [1, 3])  # small states are observed on the way, others in calls of their own
+def test_a_pair_of_which_one_half_diverged_is_in_no_mean(size):
+    """Neither at the end nor before: the pairs are the units, and half of one is none."""
+    sde = sdesam.SDE(lambda x: jnp.where(x > 1.5, x**9, -x), lambda x, xi: xi, noise_shape=(size,), x0=jnp.eye(size)[0])
+    out = sdesam.simulate(sde, jax.random.key(2), 40, 3.0, 0.1, observe={"x": lambda x: x[0]}, keep="values", antithetic=True, chunk=14)
+    bad = ~np.isfinite(out.final).all(axis=1)
+    np.testing.assert_array_equal(out.diverged.paths, np.flatnonzero(bad))
+    halves = bad.reshape(-1, 2)
+    assert (halves.any(axis=1) & ~halves.all(axis=1)).any(), "of some pairs one half diverged"
+    pairs = out.values["x"].astype(float).reshape(20, 2, -1)[~halves.any(axis=1)].mean(axis=1)
+    assert 3 < len(pairs) < 20
+    np.testing.assert_allclose(out.mean["x"], pairs.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(out.stderr["x"], pairs.std(axis=0, ddof=1) / np.sqrt(len(pairs)), rtol=1e-4, atol=1e-7)
+    assert not out.nonfinite["x"].any()
+
+
 def test_all_paths_diverge():
     sde = sdesam.SDE(lambda x: x**9, lambda x, xi: xi, noise_shape=(), x0=3.0)
     out = sdesam.simulate(sde, jax.random.key(2), 4, 1.0, 0.1, observe={"x": lambda x: x})
@@ -190,6 +206,7 @@ def test_paths_that_diverge_are_not_counted_as_values_that_are_not_finite():
     assert out.nonfinite["x"].sum() == 0
     kept = np.delete(out.values["log"], out.diverged.paths, axis=0)
     np.testing.assert_array_equal(out.nonfinite["log"], (~np.isfinite(kept)).sum(axis=0))
+    assert f"log: up to {out.nonfinite['log'].max()} of {40 - out.diverged.count} values are not finite" in out.warnings()[0]
 
 
 def test_save_and_load(sde, tmp_path):

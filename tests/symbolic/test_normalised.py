@@ -94,6 +94,15 @@ def test_curl_of_dnsam():
     assert abs(curl("dnsam")) > 1e-2
 
 
+@pytest.mark.parametrize(("variant", "whole"), [("sam", "n-sam"), ("m-sam", "n-sam"), ("m-usam", "n-usam")])
+def test_large_micro_batches_are_the_whole_set(variant, whole):
+    """The limit of independent samples of every part of the drift, to order (2, 4): powers of the norm up to 3, and inner products."""
+    parts = {part.name: part.trees.independent() for part in sdesam.derive(whole, (2, 4)).drift_parts}
+    for part in sdesam.derive(variant, (2, 4)).drift_parts:
+        assert part.trees.independent() == parts.pop(part.name), part.name
+    assert not parts
+
+
 def test_gradient_of_scalars_with_norms():
     """Free trees with norms against sympy: `r`, `r^3`, `g . H g / r` and `|g_i|^2 / r`."""
     whole = Factor(True, Tree(WHOLE), -1)
