@@ -171,8 +171,9 @@ def parameters(x0: PyTree) -> tuple[PyTree, PyTree]:
     kept = [callable(leaf) or (own and not _floating(leaf)) for (_, leaf), own in zip(leaves, _in_modules(x0), strict=True)]
     own = {jax.tree_util.keystr(path): leaf for (path, leaf), rest in zip(leaves, kept, strict=True) if not rest}
     for path, leaf in own.items():
-        if not _plain(leaf) or getattr(leaf, "dtype", np.dtype(float)).kind == "O":
-            raise TypeError(f"x0{path} is {_kind(leaf)}: x0 must hold floating-point arrays, or be a pytree of them")
+        if not numeric(leaf):
+            what = describe(leaf) if isinstance(leaf, np.ndarray) else _kind(leaf)
+            raise TypeError(f"x0{path} is {what}: x0 must hold floating-point arrays, or be a pytree of them")
     if not any(np.size(leaf) for leaf in own.values()):
         raise ValueError(f"x0 has no parameters: it must hold at least one non-empty array, not {describe(x0)}")
     if not all(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in own.values()):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from sdesam._functions import Function, compiled
+from sdesam._functions import Function, compiled, failure
 from sdesam._keys import seed_key
 from sdesam._names import unknown
 from sdesam._precision import like, of_sums, wide
@@ -212,7 +212,7 @@ class FiniteSum:
         try:
             jax.eval_shape(lambda x, sample: returned.append(self._loss(x, sample)), self.x0, self.sample(0))
         except Exception as error:
-            raise ValueError(f"sample_loss(x0, sample 0) fails with {type(error).__name__}: {error}") from error
+            raise failure("sample_loss(x0, sample 0)", error) from error
         (value,) = returned
         if not numeric(value) or jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
             raise ValueError(f"sample_loss must return one floating-point scalar, but it returns {describe(value)}")
@@ -380,7 +380,11 @@ class Observer:
         own, arrays = data
         found = {name: BUILT_IN[name](self.sample_loss, self.chunk, own, x) for name in self.names if name not in dict(self.extra)}
         for name, fn in self.extra:
-            found[name] = _one_array(name, fn.filled(arrays[name])(x))
+            try:
+                value = fn.filled(arrays[name])(x)
+            except Exception as error:
+                raise failure(f"observable {name!r}", error) from error
+            found[name] = _one_array(name, value)
         return found
 
     def check(self, data: tuple[PyTree, dict[str, list[jax.Array]]], x: PyTree) -> None:
