@@ -42,12 +42,12 @@ def failure(what: str, error: Exception) -> ValueError:
     >>> str(failure("drift(x0)", ZeroDivisionError("division by zero")))
     'drift(x0) fails with ZeroDivisionError: division by zero'
     """
-    words = " ".join(str(error).strip().partition("\n")[0].split())
     if isinstance(error, _ASKS_FOR_VALUES):
-        words = (
-            "it asks in Python for a value that jax only traces, as `if`, `float()` and functions of numpy do; "
+        return ValueError(
+            f"{what} asks in Python for a value that jax only traces, as `if`, `float()` and functions of numpy do: "
             "use jnp.where or jax.lax.cond, and functions of jax.numpy"
         )
+    words = " ".join(str(error).strip().partition("\n")[0].split())
     return ValueError(f"{what} fails with {type(error).__name__}{f': {words}' if words else ''}")
 
 

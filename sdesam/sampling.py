@@ -6,6 +6,7 @@ A mini-batch of size `b` is drawn afresh each step, with replacement (iid indice
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -207,9 +208,12 @@ def whole(name: str, value: object, least: int = 1) -> int:
     ...
     ValueError: runs=0: it must be at least 1
     """
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:  # an array has `__index__` too
+        number = None
+    if number is None:
         raise TypeError(f"{name}={value!r}: it must be a whole number of at least {least}")
-    number = int(value.__index__())
     if number < least:
         raise ValueError(f"{name}={number}: it must be at least {least}")
     return number

@@ -248,7 +248,7 @@ def describe(tree: PyTree) -> str:
             return f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
         return f"an array of {leaf.dtype}" if isinstance(leaf, (np.ndarray, np.generic)) else type(leaf).__name__
 
-    return str(jax.tree.map(told, tree))
+    return " ".join(str(jax.tree.map(told, tree)).split())  # modules of equinox are told in lines
 
 
 def refuse_traced(what: str) -> NoReturn:
