@@ -6,7 +6,6 @@ A mini-batch of size `b` is drawn afresh each step, with replacement (iid indice
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -132,7 +131,10 @@ class Step(NamedTuple):
     def options(self, variant: Variant) -> dict[str, Any]:
         """What to record of the numbers that only some variants have."""
         found: dict[str, Any] = {} if variant.normaliser == "none" else {"eps": self.eps}
-        return found if self.norms is None else {**found, "lam": self.lam, "norms": vars(self.norms)}
+        if self.norms is not None:
+            found |= {"lam": self.lam, "norms": vars(self.norms)}
+        # a name that is not registered for this rule does not say what the rule is
+        return found if VARIANTS.get(variant.name) == variant else {**found, "rule": variant.rule}
 
 
 def check_step(
@@ -178,7 +180,7 @@ def check_perturbation(
     ValueError: lam=-1.0: it must be a finite number of at least 0
     """
     if variant.perturbation == "none":
-        if rho:
+        if rho is not None and positive("rho", rho, zero=True):
             raise ValueError(f"rho={rho!r}: {variant.name} has no perturbation; leave rho out")
         rho = 0.0
     elif rho is None:
@@ -200,7 +202,15 @@ def check_perturbation(
     return positive("rho", rho, zero=True), eps, lam, norms or NormEstimate()
 
 
-def whole(name: str, value: object, least: int = 1) -> int:
+_KNOWN = "it must be a number that is known when it is given, not one that jax.jit, vmap or grad traces: make this outside of them"
+
+
+def _traced(value: object) -> bool:
+    """Whether a number is known to jax only while it runs; this room does without jax."""
+    return any(kind.__name__ == "Tracer" for kind in type(value).__mro__)
+
+
+def whole(name: str, value: Any, least: int = 1) -> int:
     """`value` as an int, or one clear sentence.
 
     >>> whole("runs", 0)
@@ -208,12 +218,11 @@ def whole(name: str, value: object, least: int = 1) -> int:
     ...
     ValueError: runs=0: it must be at least 1
     """
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
-    except TypeError:  # an array has `__index__` too
-        number = None
-    if number is None:
+    if _traced(value):
+        raise TypeError(f"{name}={value!r}: {_KNOWN}")
+    if isinstance(value, bool) or not hasattr(value, "__index__") or np.ndim(value):
         raise TypeError(f"{name}={value!r}: it must be a whole number of at least {least}")
+    number = int(value.__index__())
     if number < least:
         raise ValueError(f"{name}={number}: it must be at least {least}")
     return number
@@ -228,6 +237,10 @@ def positive(name: str, value: float, *, zero: bool = False) -> float:
     ValueError: lr=-0.1: it must be a finite number above 0
     """
     wanted = f"{name}={value!r}: it must be a finite number {'of at least' if zero else 'above'} 0"
+    if _traced(value):
+        raise TypeError(f"{name}={value!r}: {_KNOWN}")
+    if isinstance(value, (bool, np.bool_, str, bytes)) or np.ndim(value):
+        raise TypeError(wanted)
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -518,7 +518,7 @@ def _working_bytes(problem: FiniteSum, kernel: _TreeKernel) -> int:
 
 def _micro_batches(equation: ModifiedEquation, n: int, step: Step, expectation: str, count: int | None) -> tuple[MicroBatches | None, _Draw | None]:
     """The micro-batches that an expectation runs over, all listed or a way to draw some, or neither where there is none."""
-    if not equation.whole_micro_batches or not any(tree.factors for part in equation.parts for tree in part.trees):
+    if not equation.whole_micro_batches or not any(tree.micro_batches for part in equation.parts for tree in part.trees):
         if count is not None:
             raise ValueError(
                 f"micro_batches={count}: {equation.variant.name} at order {equation.order} has no expectation over whole micro-batches, so that none "
