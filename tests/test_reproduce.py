@@ -425,6 +425,11 @@ def test_the_figures_are_drawn_from_their_data_alone(tmp_path, monkeypatch):
     out = invoke("figures", "escape", "--output", tmp_path)
     assert out.exit_code == 2
     assert "have schema 'sdesam.experiment/0', and this version draws" in " ".join(out.output.split())
+    for config, status in (('["escape"]', 2), ('{"experiment": "escape"}', 3)):
+        (tmp_path / "escape" / "escape.json").write_text(f'{{"schema": "sdesam.experiment/1", "config": {config}}}')
+        out = invoke("figures", "escape", "--output", tmp_path)
+        assert out.exit_code == status, out.output
+    assert "make them anew with `sdesam reproduce escape`" in " ".join(out.output.split())
 
 
 @pytest.mark.parametrize(

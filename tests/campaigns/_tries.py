@@ -22,7 +22,7 @@ LONGEST = 700
 """Characters of a sentence."""
 RAW = re.compile(
     r"Traced|Tracer|Concretization|jaxpr|ShapedArray|\blax\.|shard_map|dot_general|while_loop|pjit|vmap was|JAX-traced"
-    r"|PyTreeDef|<function |<lambda> at|object at 0x|unsupported operand|has no attribute|index out of range|too many values to unpack"
+    r"|PyTreeDef|traced for jit|not a valid JAX|valid value for jnp|unsupported operand|has no attribute|out of range|too many values to unpack"
 )
 """Words of jax and of Python that say nothing to who made the call."""
 
