@@ -351,7 +351,7 @@ def extrapolated(rates: np.ndarray, values: np.ndarray, uncertainty: np.ndarray,
     def weights(at: np.ndarray) -> np.ndarray:
         """Of the logarithms in the exponent, with as many corrections as points allow."""
         columns = [np.log(rates[at]), np.ones(len(at)), *(rates[at] ** (gap * k) for k in range(1, len(at) - 1))]
-        return np.linalg.inv(np.column_stack(columns))[0]
+        return np.asarray(np.linalg.inv(np.column_stack(columns))[0])
 
     y, relative = np.log(values), uncertainty / np.maximum(values, _ROUNDING)
     fine, coarse = good[:-1], good[1:]
