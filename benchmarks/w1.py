@@ -18,6 +18,7 @@ import numpy as np
 import sdesam
 from benchmarks import floors
 from benchmarks.timing import Contender, Run, Statistics, on_all_devices, wide_vectors
+from sdesam._keys import seed_key
 
 PATHS = 100_000
 STEPS = 1000
@@ -84,7 +85,7 @@ def _ours(make: Any, observed: Any, paths: int, steps: int) -> Run:
     times = np.arange(EVERY, steps + 1, EVERY) * DT
 
     def run(seed: int) -> Statistics:
-        out = sdesam.simulate(sde, jax.random.key(seed), paths, steps * DT, DT, times=times, observe=observed, progress=False)
+        out = sdesam.simulate(sde, seed_key(seed), paths, steps * DT, DT, times=times, observe=observed, progress=False)
         return {name: np.stack([out.mean[name], out.stderr[name] ** 2 * paths], axis=-1) for name in NAMES}
 
     return run
@@ -108,7 +109,7 @@ def packed() -> sdesam.SDE:
 def streamed(paths: int, steps: int) -> None:
     """A run whose statistics alone are kept, for the measurement of memory."""
     times = np.arange(EVERY, steps + 1, EVERY) * DT
-    sdesam.simulate(ordinary(), jax.random.key(0), paths, steps * DT, DT, times=times, observe=_OBSERVED, progress=False, keep="means")
+    sdesam.simulate(ordinary(), seed_key(0), paths, steps * DT, DT, times=times, observe=_OBSERVED, progress=False, keep="means")
 
 
 # ---- peers in jax

@@ -21,6 +21,7 @@ import sdesam
 from benchmarks import floors
 from benchmarks.timing import Contender, Run, Statistics, on_all_devices, wide_vectors
 from benchmarks.w1 import moments, per_path
+from sdesam._keys import seed_key
 
 PATHS, STEPS, EVERY = 2000, 1000, 100
 SAMPLES, DIM = 64, 32
@@ -64,7 +65,7 @@ def _ours(make: Any, paths: int, steps: int) -> Run:
     arrays()  # before anything is traced
 
     def run(seed: int) -> Statistics:
-        out = sdesam.simulate(sde, jax.random.key(seed), paths, steps * DT, DT, times=[steps * DT], observe=_OBSERVED, progress=False)
+        out = sdesam.simulate(sde, seed_key(seed), paths, steps * DT, DT, times=[steps * DT], observe=_OBSERVED, progress=False)
         return {name: np.stack([out.mean[name], out.stderr[name] ** 2 * paths], axis=-1) for name in _OBSERVED}
 
     return run

@@ -16,6 +16,7 @@ import numpy as np
 import sdesam
 from benchmarks.timing import Contender, Run, Statistics, on_all_devices
 from benchmarks.w1 import moments, per_path
+from sdesam._keys import seed_key
 
 PATHS, STEPS = 8, 200
 SAMPLES, WIDTH = 512, 64
@@ -51,7 +52,7 @@ def _prepare_sde(paths: int, steps: int) -> Run:
     sde = derived()
 
     def run(seed: int) -> Statistics:
-        key, end = jax.random.key(seed), steps * LR
+        key, end = seed_key(seed), steps * LR
         return _statistics(sdesam.simulate(sde, key, paths, end, LR, times=[end], observe=["loss"], progress=False), paths)
 
     return run
@@ -125,7 +126,7 @@ def _prepare_chain(variant: str, micro: int | None, paths: int, steps: int) -> R
     chain = sdesam.Chain(variant, problem(), LR, None if variant == "sgd" else RHO, BATCH, micro)
 
     def run(seed: int) -> Statistics:
-        out = sdesam.train(chain, jax.random.key(seed), paths, steps, times=[steps * LR], observe=["loss"], progress=False)
+        out = sdesam.train(chain, seed_key(seed), paths, steps, times=[steps * LR], observe=["loss"], progress=False)
         return _statistics(out, paths)
 
     return run

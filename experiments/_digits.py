@@ -14,6 +14,7 @@ import numpy as np
 
 import sdesam
 from sdesam import plots, statistics
+from sdesam._keys import seed_key
 from sdesam.runs import Numbers, Run
 
 SETTING = {"train": 1000, "width": 64, "batch": 64, "lr": 0.1, "rho": 0.1, "steps": 3000, "replace": False, "observations": 16}
@@ -64,7 +65,7 @@ def train(config: Config, start: Any, device: Any) -> Numbers:
     steps = config["steps"]
     times = np.unique(np.linspace(0, steps, config["observations"]).round()) * optimizer.lr
     out = sdesam.train(
-        optimizer, jax.random.key(config["seed"]), runs=1, steps=steps, times=times, observe=OBSERVED, keep="values", devices=[device], progress=False
+        optimizer, seed_key(config["seed"]), runs=1, steps=steps, times=times, observe=OBSERVED, keep="values", devices=[device], progress=False
     )
     assert out.values is not None
     curves = {name: out.values[name][0].astype(np.float64) for name in OBSERVED}
@@ -111,7 +112,7 @@ def epoch_seconds(config: Config, device: Any) -> float:
     for seed in range(2):
         begun = monotonic()
         steps = -(-config["train"] // config["batch"])
-        sdesam.train(optimizer, jax.random.key(seed), runs=1, steps=steps, devices=[device], progress=False)
+        sdesam.train(optimizer, seed_key(seed), runs=1, steps=steps, devices=[device], progress=False)
         times.append(monotonic() - begun)
     return times[-1]
 
@@ -187,15 +188,15 @@ def reason(found: statistics.Trend, what: str, unit: float = 1.0, micro: Sequenc
     ends = found.ends
     return (
         f"{what} {found.direction} from m = {micro[0]} to {micro[-1]}: Page's L = {found.statistic:g}, p = {found.p:.2g} "
-        f"(reversed order {found.p_reversed:.2g}), change {unit * ends.mean:+.3g} [{unit * ends.lower:.3g}, {unit * ends.upper:.3g}], "
-        f"{ends.count} seeds"
+        f"(reversed order {found.p_reversed:.2g}), least step {found.least:+.1f} standard errors, "
+        f"change {unit * ends.mean:+.3g} [{unit * ends.lower:.3g}, {unit * ends.upper:.3g}], {ends.count} seeds"
     )
 
 
 def difference(found: statistics.Paired, what: str, unit: float = 1.0) -> str:
     """A paired difference in words."""
     d = found.difference
-    return f"{what}: {unit * d.mean:+.2f} [{unit * d.lower:.2f}, {unit * d.upper:.2f}], paired t test p = {found.p:.2g}, {d.count} seeds"
+    return f"{what}: {unit * d.mean:+.2f} [{unit * d.lower:.2f}, {unit * d.upper:.2f}], paired sign-flip test p = {found.p:.2g}, {d.count} seeds"
 
 
 def by_condition(data: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from experiments import _digits as digits
 from sdesam import curvature, plots, statistics
+from sdesam._keys import seed_key
 from sdesam.reproduce import Experiment
 from sdesam.runs import Numbers, Run
 
@@ -43,8 +44,8 @@ def execute(config: digits.Config, needed: Sequence[Run], device: Any) -> Number
     with jax.default_device(device):
         problem = digits.problem(config["of"])
         x = digits.unpack(needed[0])
-        trace = curvature.hessian_trace(problem, x, jax.random.key(config["seed"]), config["probes"])
-        top = curvature.largest_eigenvalue(problem, x, jax.random.key(config["seed"]), config["iterations"])
+        trace = curvature.hessian_trace(problem, x, seed_key(config["seed"]), config["probes"])
+        top = curvature.largest_eigenvalue(problem, x, seed_key(config["seed"]), config["iterations"])
         values = {"trace_cov": float(problem.trace_cov(x)), "hessian_trace": trace.value, "eigenvalue": top.value}
         return Numbers({**values, "hessian_trace error": trace.error, "eigenvalue residual": top.error})
 

@@ -55,6 +55,7 @@ def main() -> None:
 
     import sdesam
     from sdesam import store
+    from sdesam._keys import seed_key
 
     problem = sdesam.problems.digits()
     rows = []
@@ -62,11 +63,11 @@ def main() -> None:
         chain = sdesam.Chain("m-sam", problem, micro=m, **SETTING)
         end = problem.x0
         for step in range(STEPS):
-            end = chain.step(end, jax.random.fold_in(jax.random.key(SEED + 1), step))
+            end = chain.step(end, jax.random.fold_in(seed_key(SEED + 1), step))
         points = {0: problem.x0, STEPS: end}
         for q in NUMBERS:
             sde = sdesam.derive("m-sam").bind(problem, micro=m, micro_batches=q, **SETTING)
-            for (step, x), found in zip(points.items(), excess(sde, points.values(), PAIRS, jax.random.key(SEED)), strict=True):
+            for (step, x), found in zip(points.items(), excess(sde, points.values(), PAIRS, seed_key(SEED)), strict=True):
                 leading = SETTING["lr"] * float(problem.trace_cov(x)) / SETTING["batch"]
                 rows.append({"m": m, "step": step, "micro_batches": q, **{name: tuple(np.array(pair) / leading) for name, pair in found.items()}})
                 print(rows[-1], flush=True)
@@ -75,7 +76,7 @@ def main() -> None:
         sde = sdesam.derive("m-sam").bind(problem, micro=16, micro_batches=q, **SETTING)
         out = sdesam.simulate(
             sde,
-            jax.random.key(SEED),
+            seed_key(SEED),
             RUNS,
             STEPS * SETTING["lr"],
             SETTING["lr"],

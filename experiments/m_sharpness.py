@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import Any
 
-import jax
 import numpy as np
 
 import sdesam
 from experiments import _cifar10 as cifar
 from experiments import _digits as digits
 from sdesam import plots, statistics
+from sdesam._keys import seed_key
 from sdesam.reproduce import Experiment
 from sdesam.runs import Numbers, Run
 
@@ -54,7 +54,7 @@ def cost(config: digits.Config, device: Any) -> Numbers:
 
     def seconds(chain: sdesam.Chain) -> float:
         begun = monotonic()
-        sdesam.train(chain, jax.random.key(0), runs=1, steps=config["steps"], times=[0], devices=[device], progress=False)
+        sdesam.train(chain, seed_key(0), runs=1, steps=config["steps"], times=[0], devices=[device], progress=False)
         return (monotonic() - begun) / config["steps"]
 
     for chain in chains.values():

@@ -34,6 +34,7 @@ def main() -> None:
 
     import sdesam
     from sdesam import plots, store
+    from sdesam._keys import seed_key
 
     estimates = {
         "exact": sdesam.NormEstimate("exact"),
@@ -49,10 +50,10 @@ def main() -> None:
         x, done = problem.x0, 0
         for step in STEPS:
             while done < step:
-                x, done = chain.step(x, jax.random.fold_in(jax.random.key(1), done)), done + 1
+                x, done = chain.step(x, jax.random.fold_in(seed_key(1), done)), done + 1
             for name, norms in estimates.items():
                 for lam in LAMS:
-                    found = sdesam.effective_micro_batch(problem, x, batch=BATCH, lam=lam, norms=norms, key=jax.random.key(0), batches=1024)
+                    found = sdesam.effective_micro_batch(problem, x, batch=BATCH, lam=lam, norms=norms, key=seed_key(0), batches=1024)
                     row = {"problem": problem.name, "step": step, "norms": name, "lam": lam, "samples": found.samples}
                     rows.append({**row, "step_reading": found.step._asdict(), "weighted_reading": found.weighted._asdict()})
                 print(f"{problem.name}, step {step}, {name}, lam = {lam:g}: {found}", flush=True)

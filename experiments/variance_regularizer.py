@@ -22,6 +22,7 @@ from jax.flatten_util import ravel_pytree
 
 import sdesam
 from sdesam import plots, statistics
+from sdesam._keys import seed_key
 from sdesam.reproduce import Experiment
 from sdesam.runs import Numbers, Run
 
@@ -45,7 +46,7 @@ def execute(config: Mapping[str, Any], needed: Sequence[Run], device: Any) -> Nu
         warm = sdesam.Chain("sgd", start, config["warm_lr"], batch=16)
         point = jax.tree.map(
             lambda leaf: leaf[0],
-            sdesam.train(warm, jax.random.key(config["seed"]), 1, config["warm"], times=[0], devices=[device], progress=False).final,
+            sdesam.train(warm, seed_key(config["seed"]), 1, config["warm"], times=[0], devices=[device], progress=False).final,
         )
         problem = sdesam.problems.digits(config["train"], config["width"], config["seed"], start=point)
         flat, back = ravel_pytree(problem.x0)
@@ -57,7 +58,7 @@ def execute(config: Mapping[str, Any], needed: Sequence[Run], device: Any) -> Nu
             # lr = 1: a step is the direction
             rho = None if variant == "sgd" else config["rho"]
             chain = sdesam.Chain(variant, problem, 1.0, rho, config["batch"], micro, config["replace"])
-            key = jax.random.key(1000 + config["seed"])
+            key = seed_key(1000 + config["seed"])
             out = sdesam.train(chain, key, config["draws"], 1, times=[0], chunk=64, devices=[device], progress=False)
             return np.asarray(jax.vmap(lambda x: (flat - ravel_pytree(x)[0]) @ unit)(out.final), np.float64)
 

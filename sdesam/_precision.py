@@ -1,4 +1,4 @@
-"""How the package computes, whatever jax is set to: precision of products and of sums, promotion of types."""
+"""How the package computes, whatever jax is set to: precision of products and of sums, promotion of types, arrays on a mesh."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+
+from sdesam._mesh import off_mesh
 
 T = TypeVar("T")
 
@@ -48,11 +50,12 @@ def lenient() -> Iterator[None]:
 
 
 def precisely(fn: Callable[..., T]) -> Callable[..., T]:
-    """`fn`, traced with products in :func:`of_products`, and lenient. Within `jax.jit`, which traces anew when the setting changes."""
+    """`fn`, traced with products in :func:`of_products`, lenient and off any mesh. Within `jax.jit`, which traces anew when the setting changes."""
+    traced = off_mesh(fn)
 
     @wraps(fn)
     def precise(*arguments: object) -> T:
         with jax.default_matmul_precision(of_products()), lenient():
-            return fn(*arguments)
+            return traced(*arguments)
 
     return precise

@@ -1,7 +1,6 @@
 """The command line: `sdesam derive`, `simulate`, `train`, `compare`, `verify`, `reproduce`, `figures`, `bench`.
 
-Exit status: 0 as recorded or confirmed, 1 refuted, inconclusive or other than recorded, 2 bad usage (one sentence, nothing written), 3 could
-not finish.
+A command checks its arguments and the names of its files, does its work, writes its files, and prints last. It returns its exit status.
 """
 
 from __future__ import annotations
@@ -9,15 +8,19 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
+import numpy as np
+from click.core import ParameterSource
 
 from sdesam import __version__
+from sdesam._process import leave_current_folder
+from sdesam._terminal import CouldNotFinish, Program, check_files, checking, deliver, own_output, say, unread
 from sdesam.symbolic import derive as derive_equation
 from sdesam.symbolic.equation import ModifiedEquation
 from sdesam.variants import VARIANTS, NormEstimate
@@ -32,6 +35,20 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 OBSERVABLES = "loss,grad_norm2,trace_cov"
 _MOST_DEVICES = 16
 """Each device holds a copy of the data and of its working memory."""
+_MOST_SEED = 2**32 - 1
+"""See :mod:`sdesam._keys`, which needs jax."""
+_MOST_PATHS = 2**32
+_MOST_COUNTED = 2**31 - 1
+_STATUS = (
+    "\b\nExit status:\n"
+    "    0  done, confirmed, or as recorded\n"
+    "    1  refuted, inconclusive, or other than recorded\n"
+    "    2  bad usage: the arguments, and nothing was written\n"
+    "    3  could not finish\n"
+    "  130  interrupted\n"
+    "  141  the reader of the output has gone; files are written all the same\n"
+    "\nSDESAM_TRACEBACK=1 in the environment shows where an error comes from."
+)
 
 
 class _Numbers(click.ParamType[Any]):
@@ -48,13 +65,29 @@ class _Numbers(click.ParamType[Any]):
             self.fail(f"{value!r} is no list of whole numbers such as 16,4,1", param, ctx)
 
 
+class _Integer(click.IntRange):
+    """Whole numbers up to a limit, beyond which nothing can be counted."""
+
+    name = "integer"
+
+
+class _Folder(click.Path):
+    """A folder, which need not be there."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value or self.fail("the name is empty: name a folder, or . for the current one", param, ctx)
+
+
 class _Words(click.ParamType[Any]):
     """Names with commas between."""
 
     name = "NAME,..."
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        return value if isinstance(value, tuple) else tuple(part.strip() for part in str(value).split(",") if part.strip())
+        if isinstance(value, tuple):
+            return value
+        names = tuple(dict.fromkeys(part.strip() for part in str(value).split(",") if part.strip()))
+        return names or self.fail(f"{value!r} names nothing: name at least one, such as loss", param, ctx)
 
 
 class _Setting(click.ParamType[Any]):
@@ -70,7 +103,7 @@ class _Setting(click.ParamType[Any]):
             self.fail(f"{value!r} is not of the form KEY=VALUE", param, ctx)
         try:
             return key, json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # no JSON, or more of it than can be read
             return key, text
 
 
@@ -87,7 +120,7 @@ _variant = click.argument("variant", metavar="VARIANT")
 _NAMES = (
     "\b\nVariants:\n"
     + "\n".join(f"  {v.name:<8} {v.summary}" for v in VARIANTS.values())
-    + "\n\n\b\nProblems: digits, linear-regression, quadratic, torus1d, torus2d, or module:function"
+    + "\n\n\b\nProblems: digits, linear-regression, quadratic, torus1d, torus2d,\n  or your own: module:function, path/to/file.py:function"
     + "\n\n\b\nObservables: loss, grad_norm2, trace_cov, and the problem's own (digits: train_accuracy, test_accuracy)"
 )
 _order = click.option("--order", type=_Numbers(), default="2,3", show_default=True, help="(alpha, beta): weak error eta^alpha + rho^beta.")
@@ -95,11 +128,11 @@ _replace = click.option("--replace/--no-replace", default=True, show_default=Tru
 _term = click.option("--without", "removed", multiple=True, metavar="TERM", help="Leave a named term out; may be repeated.")
 _json = click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write JSON to this file ('-': standard output only).")
 _setting = _options(
-    click.option("--problem", "problem_name", default="digits", show_default=True, help="A ready-made problem, or module:function."),
+    click.option("--problem", "problem_name", default="digits", show_default=True, help="Ready-made, module:function or file.py:function."),
     click.option("--problem-arg", "problem_args", type=_Setting(), multiple=True, help="An argument of the problem, such as width=64."),
     click.option("--lr", type=float, default=0.1, show_default=True, help="Learning rate eta."),
     click.option("--rho", type=float, default=None, help="Perturbation radius; needed unless the variant has none."),
-    click.option("--batch", type=int, default=16, show_default=True, help="Mini-batch size b."),
+    click.option("--batch", type=_Integer(max=_MOST_COUNTED), default=16, show_default=True, help="Mini-batch size b."),
 )
 _perturbation = _options(
     click.option("--eps", type=float, default=0.0, show_default=True, help="Normalised variants: of the norm sqrt(|g|^2 + eps^2)."),
@@ -107,18 +140,21 @@ _perturbation = _options(
     click.option(
         "--norms", "law", type=click.Choice(get_args(Law)), default=None, help="rw-sam: how gradient norms are estimated.  [default: rademacher]"
     ),
-    click.option("--directions", type=int, default=None, help="rw-sam: random directions of an estimate.  [default: 1]"),
+    click.option("--directions", type=_Integer(max=_MOST_COUNTED), default=None, help="rw-sam: random directions of an estimate.  [default: 1]"),
     click.option("--square", is_flag=True, default=None, help="rw-sam: weights from the unbiased squares of norms."),
     click.option("--delta", type=float, default=None, help="rw-sam: step of the difference quotient of an estimate.  [default: 0.001]"),
 )
 _micro_batches = click.option(
-    "--micro-batches", type=int, default=None, help="sam, m-sam, rw-sam: fresh micro-batches of a step.  [default: all, or n/2]"
+    "--micro-batches",
+    type=_Integer(max=_MOST_COUNTED),
+    default=None,
+    help="sam, m-sam, rw-sam: fresh micro-batches of a step.  [default: all, or n/2]",
 )
-_micro = click.option("--micro", type=int, default=None, help="Micro-batch size m; left out, the mini-batch.")
+_micro = click.option("--micro", type=_Integer(max=_MOST_COUNTED), default=None, help="Micro-batch size m; left out, the mini-batch.")
 _observe = click.option("--observe", type=_Words(), default=OBSERVABLES, show_default=True, help="Observables.")
-_seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random.")
+_seed = click.option("--seed", type=_Integer(0, _MOST_SEED), default=0, show_default=True, help="Seed of everything random.")
 _save = click.option("--save", type=click.Path(dir_okay=False), help="Also write everything, final states included, to this .npz file.")
-_steps = click.option("--steps", type=int, default=60, show_default=True, help="Optimizer steps.")
+_steps = click.option("--steps", type=_Integer(max=_MOST_COUNTED), default=60, show_default=True, help="Optimizer steps.")
 _method = click.option(
     "--method", type=click.Choice(["heun", "euler", "richardson"]), default="heun", show_default=True, help="heun: small-noise Heun."
 )
@@ -128,7 +164,7 @@ _snapshot = click.option(
 _dt = click.option("--dt", type=float, default=None, help="Time step; left out, lr.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Program, epilog=_STATUS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__)
 def cli() -> None:
     """SDE simulation and theory verification for sharpness-aware minimization."""
@@ -143,20 +179,20 @@ def derive(variant: str, order: tuple[int, ...], replace: bool, removed: tuple[s
     \b
     Example: sdesam derive m-usam --order 2,3 --format latex
     """
-    with _usage_errors():
+    with checking():
         equation = _equation(variant, order, replace, removed)
     if form == "text":
-        click.echo(equation.text())
+        say(equation.text())
     elif form == "latex":
-        click.echo(equation.latex())
+        say(equation.latex())
     else:
         config = {"variant": variant, "order": order, "replace": replace, "without": removed}
-        _emit_json("-", "sdesam.equation/1", config, equation.to_json())
+        _write_or_print("-", _described("sdesam.equation/1", config, equation.to_json()))
 
 
 @cli.command(epilog=_NAMES)
 @_options(_variant, _setting, _micro, _perturbation, _micro_batches, _order, _replace, _term)
-@click.option("--paths", type=int, default=64, show_default=True, help="How many paths.")
+@click.option("--paths", type=_Integer(max=_MOST_PATHS), default=64, show_default=True, help="How many paths.")
 @click.option("--horizon", type=float, default=6.0, show_default=True, help="SDE time to reach; k steps of the optimizer are k lr.")
 @_options(_dt, _method)
 @click.option(
@@ -201,29 +237,34 @@ def simulate(
     \b
     Example: sdesam simulate m-usam --problem digits --rho 0.1 --micro 4 --paths 16
     """
-    with _usage_errors():
+    with checking():
         equation = _equation(variant, order, replace, removed)
-        _check_files(json_file, save)
+        if planning and (json_file, save, snapshot) != (None, None, None):
+            raise ValueError("--plan writes nothing: leave --json, --save and --snapshot out")
+        _check_outputs(json_file, save=save, snapshot=snapshot)
         problem = _problem(problem_name, problem_args)
-        import jax
-
+        from sdesam._keys import seed_key
         from sdesam.sde import plan
         from sdesam.sde import simulate as run
 
         norms = _norms(law, directions, square, delta)
-        sde = equation.bind(problem, lr, rho, batch, micro, expectation, eps=eps, lam=lam, norms=norms, micro_batches=micro_batches)
         step = lr if dt is None else dt
-        if planning:
-            click.echo(str(plan(sde, paths, horizon, step, method, observe=observe, normals=normals)))  # type: ignore[arg-type]
-            return
-        key = jax.random.key(seed)
-        out = run(sde, key, paths, horizon, step, method, observe=observe, normals=normals, snapshot=snapshot)  # type: ignore[arg-type]
-    _report(out, json_file, save, {"problem_spec": problem_name, "problem_args": dict(problem_args), "seed": seed})
+        with own_output():
+            sde = equation.bind(problem, lr, rho, batch, micro, expectation, eps=eps, lam=lam, norms=norms, micro_batches=micro_batches)
+            if planning:
+                needed = plan(sde, paths, horizon, step, method, observe=observe, normals=normals)  # type: ignore[arg-type]
+            else:
+                key = seed_key(seed)
+                out = run(sde, key, paths, horizon, step, method, observe=observe, normals=normals, snapshot=snapshot)  # type: ignore[arg-type]
+    if planning:
+        say(str(needed))
+    else:
+        _report(out, json_file, save, {"problem_spec": problem_name, "problem_args": dict(problem_args), "seed": seed})
 
 
 @cli.command(epilog=_NAMES)
 @_options(_variant, _setting, _micro, _perturbation, _replace)
-@click.option("--runs", type=int, default=64, show_default=True, help="How many runs.")
+@click.option("--runs", type=_Integer(max=_MOST_PATHS), default=64, show_default=True, help="How many runs.")
 @_options(_steps, _observe, _seed, _json, _save, _snapshot)
 def train(
     variant: str,
@@ -253,17 +294,18 @@ def train(
     \b
     Example: sdesam train m-usam --problem digits --rho 0.1 --micro 4 --runs 16
     """
-    with _usage_errors():
-        _check_files(json_file, save)
+    with checking():
+        _check_outputs(json_file, save=save, snapshot=snapshot)
         _variant_or_fail(variant)
         problem = _problem(problem_name, problem_args)
-        import jax
-
+        from sdesam._keys import seed_key
         from sdesam.discrete import Chain
         from sdesam.discrete import train as run
 
-        chain = Chain(variant, problem, lr, rho, batch, micro, replace, eps=eps, lam=lam, norms=_norms(law, directions, square, delta))
-        out = run(chain, jax.random.key(seed), runs, steps, observe=observe, snapshot=snapshot)
+        norms = _norms(law, directions, square, delta)
+        with own_output():
+            chain = Chain(variant, problem, lr, rho, batch, micro, replace, eps=eps, lam=lam, norms=norms)
+            out = run(chain, seed_key(seed), runs, steps, observe=observe, snapshot=snapshot)
     _report(out, json_file, save, {"problem_spec": problem_name, "problem_args": dict(problem_args), "seed": seed})
 
 
@@ -278,11 +320,11 @@ def train(
     default=None,
     help="The term to knock out.  [default: rho^1 variance, where there is one]",
 )
-@click.option("--runs", type=int, default=64, show_default=True, help="Runs of the optimizer and paths of each SDE.")
+@click.option("--runs", type=_Integer(max=_MOST_PATHS), default=64, show_default=True, help="Runs of the optimizer and paths of each SDE.")
 @_options(_steps, _dt, _method, _observe)
 @click.option("--judge", "judged", default="trace_cov", show_default=True, help="The observable that the verdict is about.")
 @_seed
-@click.option("--output", default="figures", show_default=True, type=click.Path(), help="Folder for the figure and the numbers.")
+@click.option("--output", default="figures", show_default=True, type=_Folder(), help="Folder for the figure and the numbers.")
 @click.option("--name", default=None, help="Name of the files.  [default: compare-VARIANT-PROBLEM]")
 @_json
 def compare(
@@ -313,7 +355,7 @@ def compare(
     output: str,
     name: str | None,
     json_file: str | None,
-) -> None:
+) -> int:
     """Set VARIANT beside its SDE, and beside the SDE with one term knocked out; say whether they agree.
 
     For each micro-batch size: a table with standard errors, the share of the term's effect that the SDE explains with its 95 % interval,
@@ -322,55 +364,53 @@ def compare(
     \b
     Example: sdesam compare m-usam --problem digits --rho 0.1 --micro 16,4,1
     """
-    with _usage_errors():
+    with checking():
         equation = _equation(variant, order, replace, ())
-        _check_files(json_file)
-        from sdesam import store
-
-        folder = store.check_folder(output)
-        if name is not None and Path(name).name != name:
-            raise ValueError(f"--name {name!r}: it must be a plain file name; --output names the folder")
         problem = _problem(problem_name, problem_args)
+        stem = f"compare-{variant}-{problem.name}" if name is None else name
+        if not stem or Path(stem).name != stem:
+            raise ValueError(f"--name {stem!r}: it must be a plain file name; --output names the folder")
+        _check_outputs(json_file, output=_files(output, stem, ".json", ".pdf", ".png"))
+        from sdesam import plots
         from sdesam.comparison import compare as run
 
-        quiet = json_file == "-"
-        found = run(
-            variant,
-            problem,
-            lr=lr,
-            rho=rho,
-            batch=batch,
-            micro=micro or (),
-            steps=steps,
-            runs=runs,
-            order=(equation.order[0], equation.order[1]),
-            replace=replace,
-            without=term,
-            observe=observe,
-            judged=judged,
-            method=method,
-            dt=dt,
-            seed=seed,
-            eps=eps,
-            lam=lam,
-            norms=_norms(law, directions, square, delta),
-            micro_batches=micro_batches,
-        )
-    from sdesam import plots
-
+        with own_output():
+            found = run(
+                variant,
+                problem,
+                lr=lr,
+                rho=rho,
+                batch=batch,
+                micro=tuple(dict.fromkeys(micro or ())),
+                steps=steps,
+                runs=runs,
+                order=(equation.order[0], equation.order[1]),
+                replace=replace,
+                without=term,
+                observe=observe,
+                judged=judged,
+                method=method,
+                dt=dt,
+                seed=seed,
+                eps=eps,
+                lam=lam,
+                norms=_norms(law, directions, square, delta),
+                micro_batches=micro_batches,
+            )
     data = found.to_json()
     data["config"] |= {"problem_spec": problem_name, "problem_args": dict(problem_args)}
-    stem = folder / (name or f"compare-{variant}-{problem.name}")
-    if not quiet:
-        click.echo(f"{equation.text()}\n\n{found.table()}")
-    numbers = stem.with_name(stem.name + ".json")
-    store.write_json(numbers, data)
-    written = [numbers, *plots.comparison(data, stem)]
-    if json_file is not None:
-        _write_or_print(json_file, data)
-    if not quiet:
-        click.echo("wrote " + ", ".join(str(path) for path in written))
-    sys.exit(0 if found.status == "confirmed" else 1)
+    deliver(
+        None if json_file == "-" else f"{equation.text()}\n\n{found.table()}",
+        partial(_write_or_print, str(Path(output, f"{stem}.json")), data),
+        partial(plots.comparison, data, Path(output, stem)),
+        partial(_write_or_print, json_file, data),
+    )
+    if found.status != "confirmed":
+        return 1
+    for row in found.rows:
+        for label, out in (("optimizer", row.chain), ("SDE", row.sde), ("SDE without the term", row.without)):
+            _check_finite(out, f"m = {row.micro}, {label}: ")
+    return 0
 
 
 @cli.command()
@@ -381,15 +421,15 @@ def compare(
 @click.option("--problem", "problem_name", default="torus2d", show_default=True, help="signature: a torus or quadratic problem.")
 @click.option("--problem-arg", "problem_args", type=_Setting(), multiple=True, help="signature: an argument of the problem, such as samples=3.")
 @_options(_order, _replace)
-@click.option("--batch", type=int, default=2, show_default=True, help="signature: mini-batch size.")
-@click.option("--micro", type=int, default=None, help="signature: micro-batch size.  [default: 1 for m- variants]")
+@click.option("--batch", type=_Integer(max=_MOST_COUNTED), default=2, show_default=True, help="signature: mini-batch size.")
+@click.option("--micro", type=_Integer(max=_MOST_COUNTED), default=None, help="signature: micro-batch size.  [default: 1 for m- variants]")
 @click.option("--eps", type=float, default=None, help="signature: of the norms.  [default: 0.2 for normalised variants]")
 @click.option("--lam", type=float, default=None, help="signature of rw-sam: inverse temperature of its weights, whose norms are exact.")
 @click.option("--square", is_flag=True, help="signature of rw-sam: weights from squares of norms, which are smooth where a gradient vanishes.")
 @_seed
 @click.option(
     "--output",
-    type=click.Path(),
+    type=_Folder(),
     default=None,
     help="Folder for report.md, report.html and figures; left out, only the figure of a signature is drawn, in figures/.",
 )
@@ -411,7 +451,7 @@ def verify(
     seed: int,
     output: str | None,
     json_file: str | None,
-) -> None:
+) -> int:
     """Check claims of the registry, the signature of an equation, or the checks themselves.
 
     CLAIM is a claim's id, `signature` (how each term scales when it alone is left out), `mutants` (wrong theories that the checks must
@@ -422,36 +462,53 @@ def verify(
     Example: sdesam verify signature --variant m-usam --problem torus2d
     Example: sdesam verify all --json report.json --output report
     """
-    with _usage_errors():
-        from sdesam.claims import registry
+    from sdesam.claims import registry
 
-        if listing:
-            for known in registry().values():
-                click.echo(f"{known.id:<8} {known.title:<52} recorded: {known.recorded:<12} about {known.seconds:.0f} s")
-            click.echo("signature, mutants, all")
-            return
+    if listing:
+        for known in registry().values():
+            say(f"{known.id:<8} {known.title:<52} recorded: {known.recorded:<12} about {known.seconds:.0f} s")
+        say("signature, mutants, all")
+        return 0
+    with checking():
         if not names:
             raise ValueError("nothing to verify: name claims, signature, mutants or all (--list shows them)")
-        from sdesam import report, store
+        from sdesam import report
 
-        _check_files(json_file)
-        folder = store.check_folder(output) if output is not None else None
         jobs = report.plan(names)
         asked = None
-        usual = (variant, problem_name, micro, eps, lam, square) == ("m-usam", "torus2d", None, None, None, False)
-        if "signature" in jobs and ("signature" in names or not usual):
+        context = click.get_current_context()
+        given = [
+            option.opts[0]
+            for option in context.command.params
+            if str(getattr(option, "help", "")).startswith("signature") or option.name in ("order", "replace")
+            if context.get_parameter_source(str(option.name)) is not ParameterSource.DEFAULT
+        ]
+        if given and "signature" not in jobs:
+            raise ValueError(f"{', '.join(given)}: a claim has numbers of its own; leave it out, or verify signature")
+        if "signature" in names or given:
             problem = _problem(problem_name, problem_args)
             asked = report.SignatureRequest(problem, variant, order, replace, batch, micro, eps, lam, square)  # type: ignore[arg-type]
-            asked.check()
-            folder = folder or store.check_folder("figures")
-    found = report.run(jobs, preset, seed, asked, show=None if json_file == "-" else click.echo)
-    if folder is not None:
+            with own_output():
+                asked.check()
         # a signature alone is a table and a figure; the report is written where a folder is named
-        for path in report.write(found, folder, pictures_only=output is None):
-            click.echo(f"wrote {path}", err=json_file == "-")
-    if json_file is not None:
-        _write_or_print(json_file, found.to_json())
-    sys.exit(0 if found.as_recorded else 1)
+        folder = None if output is None and asked is None else Path("figures" if output is None else output)
+        files = [] if folder is None else report.files(jobs, asked, folder, pictures_only=output is None)
+        _check_outputs(json_file, output=files)
+
+    def show(text: str) -> None:
+        if json_file != "-":
+            say(text)
+        if unread() and not files and json_file is None:
+            raise BrokenPipeError  # nobody reads what is found, and it is written nowhere
+
+    with own_output():
+        found = report.run(jobs, preset, seed, asked, show)
+    deliver(
+        None if json_file == "-" else "",
+        *([] if folder is None else [partial(report.write, found, folder, pictures_only=output is None)]),
+        partial(_write_or_print, json_file, found.to_json()),
+    )
+    return 0 if found.as_recorded else 1
 
 
 @cli.command()
@@ -463,7 +520,7 @@ def verify(
     help="W1: a small ensemble; W2: a finite sum; W3: a network. May be repeated.  [default: all]",
 )
 @click.option("--quick", is_flag=True, help="Small sizes, to see that all works; the numbers mean nothing.")
-@click.option("--output", default="figures", show_default=True, type=click.Path(), help="Folder for the table, the picture and the numbers.")
+@click.option("--output", default="figures", show_default=True, type=_Folder(), help="Folder for the table, the picture and the numbers.")
 @_json
 def bench(workloads: tuple[str, ...], quick: bool, output: str, json_file: str | None) -> None:
     """Measure speed beside diffrax, torchsde, numpy and floors, in turn on this machine; some minutes.
@@ -473,32 +530,28 @@ def bench(workloads: tuple[str, ...], quick: bool, output: str, json_file: str |
     \b
     Example: sdesam bench --workload W1
     """
-    with _usage_errors():
-        from sdesam import store
-
-        _check_files(json_file)
-        folder = store.check_folder(output)
-        root = Path(__file__).resolve().parent.parent
-        if not (root / "benchmarks" / "bench.py").exists():
+    with checking():
+        _check_outputs(json_file, output=_files(output, "bench", ".json", ".md", ".pdf", ".png"))
+        folder = Path(__file__).resolve().parent.parent / "benchmarks"
+        if not (folder / "bench.py").exists():
             raise ValueError("the benchmarks are not part of the installed package: run this from a checkout of the source")
-    if str(root) not in sys.path:
-        sys.path.insert(0, str(root))
+        from sdesam.reproduce import import_folder
+
+        import_folder(folder)
     from benchmarks import bench as benchmark
 
-    quiet = json_file == "-"
     data = benchmark.run(workloads or tuple(benchmark.WORKLOADS), quick, lambda what: click.echo(what, err=True))
     absent = sorted({name for result in data["results"].values() for name, why in result["not_taking_part"].items() if "not installed" in why})
     if absent:
         click.echo(f"not taking part because they are not installed: {', '.join(absent)}; pip install 'sdesam[bench]' adds them", err=True)
-    stem = folder / "bench"
-    store.write_json(stem.with_suffix(".json"), data)
-    store.write_atomically(stem.with_suffix(".md"), lambda file: file.write(f"{benchmark.table(data)}\n".encode()))
-    written = [stem.with_suffix(".json"), stem.with_suffix(".md"), *(benchmark.draw(data, stem) if "W1" in data["results"] else [])]
-    if json_file is not None:
-        _write_or_print(json_file, data)
-    if not quiet:
-        click.echo(benchmark.table(data))
-        click.echo("wrote " + ", ".join(str(path) for path in written))
+    stem = Path(output, "bench")
+    deliver(
+        None if json_file == "-" else benchmark.table(data),
+        partial(_write_or_print, f"{stem}.json", data),
+        partial(_write_text, Path(f"{stem}.md"), f"{benchmark.table(data)}\n"),
+        *([partial(benchmark.draw, data, stem)] if "W1" in data["results"] else []),
+        partial(_write_or_print, json_file, data),
+    )
 
 
 @cli.command()
@@ -517,8 +570,8 @@ def bench(workloads: tuple[str, ...], quick: bool, output: str, json_file: str |
     "--minutes", type=float, default=None, help="End within these minutes, with fewer runs and on CIFAR-10 fewer epochs; say what is left out."
 )
 @click.option("--scheduler", default=None, metavar="ADDRESS", help="A Dask scheduler whose workers make the runs, such as tcp://host:8786.")
-@click.option("--store", "store_folder", default="runs", show_default=True, type=click.Path(), help="Folder of the runs; a sweep goes on there.")
-@click.option("--output", default="figures", show_default=True, type=click.Path(), help="Folder for the pictures and their data.")
+@click.option("--store", "store_folder", default="runs", show_default=True, type=_Folder(), help="Folder of the runs; a sweep goes on there.")
+@click.option("--output", default="figures", show_default=True, type=_Folder(), help="Folder for the pictures and their data.")
 def reproduce(
     names: tuple[str, ...],
     listing: bool,
@@ -539,23 +592,20 @@ def reproduce(
     Example: sdesam reproduce escape --preset quick
              sdesam reproduce escape --preset full --data cifar-10-python.tar.gz --minutes 60
     """
-    with _usage_errors():
-        from sdesam import reproduce as work
-        from sdesam import store
-        from sdesam.runs import RunStore
+    from sdesam import reproduce as work
+    from sdesam.runs import RunStore
 
+    with checking():
+        known = work.names()
         if listing:
-            for name in work.names():
+            for name in known:
                 quick, full = work.experiment(name), work.experiment(name, "full")
-                click.echo(f"{name:<22}{quick.title} ({quick.shows}); options: {_listed(quick.defaults)}")
-                click.echo(
-                    f"{'':<22}  --preset full: "
-                    + ("the same with more seeds" if quick is full else f"{full.title}; options: {_listed(full.defaults)}")
-                )
+                more = "the same with more seeds" if quick is full else f"{full.title}; options: {_listed(full.defaults)}"
+                say(f"{name:<22}{quick.title} ({quick.shows}); options: {_listed(quick.defaults)}\n{'':<22}  --preset full: {more}")
             return
         if not names:
-            raise ValueError(f"nothing to reproduce: name experiments, or all ({', '.join(work.names())})")
-        chosen = [work.experiment(name, preset) for name in (work.names() if "all" in names else dict.fromkeys(names))]  # type: ignore[arg-type]
+            raise ValueError(f"nothing to reproduce: name experiments, or all ({', '.join(known)})")
+        chosen = [work.experiment(name, preset) for name in (known if "all" in names else dict.fromkeys(names))]  # type: ignore[arg-type]
         if data is not None and not any(what.data for what in chosen):
             raise ValueError(f"--data: {', '.join(what.name for what in chosen)} with --preset {preset} needs no data set; leave it out")
         for what in chosen:
@@ -563,61 +613,53 @@ def reproduce(
             work.check(what, minutes, data)
         runs = RunStore(store_folder)
         runs.check_room()
-        folder = store.check_folder(output)
+        folder = Path(output)
+        _check_outputs(None, output=[file for what in chosen for file in work.files(what, folder, preset)])  # type: ignore[arg-type]
     for what in chosen:
         begun = monotonic()
-        try:
+        with checking(ValueError):  # minutes, or a store in use; a run that fails is a RuntimeError
             fitting, left_out = work.fit(what, dict(options), runs, minutes, data)
             configs = what.configurations(preset, fitting)  # type: ignore[arg-type]
             remaining = None if minutes is None else max(minutes - (monotonic() - begun) / 60, 1e-3)
             done = work.sweep(what, configs, runs, minutes=remaining, scheduler=scheduler, data=data if what.data else None)
-            click.echo(f"{what.name}: {done}")
-            given = "".join(f" --option {name}={_word(value)}" for name, value in fitting.items())
-            command = f"sdesam reproduce {what.name} --preset {preset}{given}{' --data PATH' if what.data else ''}"
-            found = work.collect(what, configs, runs, preset, command, left_out)  # type: ignore[arg-type]
-        except ValueError as error:  # minutes or a scheduler that do not do; a run that fails is a RuntimeError
-            raise click.UsageError(str(error)) from error
-        click.echo(work.text(found))
-        click.echo("wrote " + ", ".join(str(path) for path in work.write(what, found, folder)))
+        given = "".join(f" --option {name}={_word(value)}" for name, value in fitting.items())
+        command = f"sdesam reproduce {what.name} --preset {preset}{given}{' --data PATH' if what.data else ''}"
+        found = work.collect(what, configs, runs, preset, command, left_out)  # type: ignore[arg-type]
+        deliver(f"{what.name}: {done}\n{work.text(found)}", partial(work.write, what, found, folder))
 
 
 @cli.command()
 @click.argument("names", metavar="[NAME...]", nargs=-1)
-@click.option("--output", default="figures", show_default=True, type=click.Path(), help="Folder of the data and the pictures.")
+@click.option("--output", default="figures", show_default=True, type=_Folder(), help="Folder of the data and the pictures.")
 def figures(names: tuple[str, ...], output: str) -> None:
     """Draw the pictures of experiments from their stored data, and from nothing else; without NAME, all whose data are there.
 
     \b
     Example: sdesam figures escape
     """
-    with _usage_errors():
-        from sdesam import reproduce as work
+    from sdesam import reproduce as work
 
-        folder = Path(output)
+    folder = Path(output)
+    with checking():
         presets = {work.experiment(name).name: work.drawable(name, folder) for name in names or work.names()}
         if not any(presets.values()) and not names:
             raise ValueError(f"there are no data in {output!r}: make them with `sdesam reproduce all`")
-        for name in presets:
-            for preset in presets[name] or (["quick"] if names else []):  # without data: the sentence that says so
-                click.echo("wrote " + ", ".join(str(path) for path in work.draw(work.experiment(name, preset), folder, preset)))
+        drawn = [
+            (work.experiment(name, preset), preset, work.read(name, folder, preset))
+            for name in presets
+            for preset in presets[name] or (["quick"] if names else [])  # without data: the sentence that says so
+        ]
+        _check_outputs(None, output=[file for what, preset, _ in drawn for file in work.files(what, folder, preset)])
+    for what, preset, _ in drawn:
+        deliver("", partial(work.draw, what, folder, preset))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; unexpected failures end with status 3 and one sentence."""
+    """Run the command line."""
     use_all_cores()
-    try:
-        sys.exit(cli.main(args=arguments, prog_name="sdesam", standalone_mode=False))
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; nothing half-written", err=True)
-        sys.exit(3)
-    except Exception as error:
-        if os.environ.get("SDESAM_TRACEBACK"):
-            raise
-        click.echo(f"could not finish: {type(error).__name__}: {error}  (SDESAM_TRACEBACK=1 shows where)", err=True)
-        sys.exit(3)
+    if "jax" not in sys.modules and os.environ.get("SDESAM_TRACEBACK", "0") not in ("", "0"):
+        os.environ.setdefault("JAX_TRACEBACK_FILTERING", "off")
+    cli.main(args=arguments, prog_name="sdesam")
 
 
 def use_all_cores() -> None:
@@ -629,15 +671,6 @@ def use_all_cores() -> None:
     if "xla_force_host_platform_device_count" not in flags and "jax" not in sys.modules:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={min(cores, _MOST_DEVICES)}".strip()
-
-
-@contextmanager
-def _usage_errors() -> Iterator[None]:
-    """Bad input ends with status 2 and one sentence."""
-    try:
-        yield
-    except (ValueError, TypeError, OSError) as error:
-        raise click.UsageError(str(error)) from error
 
 
 def _norms(law: Law | None, directions: int | None, square: bool | None, delta: float | None) -> NormEstimate | None:
@@ -671,18 +704,25 @@ def _variant_or_fail(name: str) -> None:
 
 
 def _problem(name: str, arguments: tuple[tuple[str, Any], ...]) -> FiniteSum:
-    sys.path.insert(0, os.getcwd())  # module:function may lie in the folder that one works in
-    from sdesam.problems import load
+    from sdesam.problems.loading import is_users_own, load
 
-    return load(name, **dict(arguments))
+    here = os.getcwd()
+    if is_users_own(name) and here not in sys.path:
+        sys.path.append(here)  # a module may lie in the folder that one works in; it hides no installed one
+    with own_output():
+        return load(name, **dict(arguments))
 
 
-def _check_files(*files: str | None) -> None:
-    from sdesam.store import check_folder
+def _files(folder: str, stem: str, *suffixes: str) -> list[Path]:
+    return [Path(folder, f"{stem}{suffix}") for suffix in suffixes]
 
-    for file in files:
-        if file is not None and file != "-":
-            check_folder(Path(file).parent)
+
+def _check_outputs(json_file: str | None, *, output: Sequence[Path] = (), **files: str | None) -> None:
+    """See before any work that everything can be written; `files` are named as their options are."""
+    for option, file in files.items():
+        if file == "-":
+            raise ValueError(f"--{option} -: only --json goes to the standard output; name a file")
+    check_files([*files.items(), ("json", None if json_file == "-" else json_file), *(("output", file) for file in output)])
 
 
 def _report(out: Result, json_file: str | None, save: str | None, asked: dict[str, Any]) -> None:
@@ -691,17 +731,25 @@ def _report(out: Result, json_file: str | None, save: str | None, asked: dict[st
         "mean": out.mean,
         "stderr": out.stderr,
         "diverged": {"paths": out.diverged.paths, "time": out.diverged.time, "total": out.diverged.total},
+        "nonfinite": out.nonfinite,
     }
-    if save is not None:
-        out.save(save)
-    if json_file is not None:
-        _emit_json(json_file, "sdesam.run/1", {**out.config, **asked}, results)
-    if json_file != "-":
-        click.echo(_series(out))
-        click.echo(str(out.diverged))
+    deliver(
+        None if json_file == "-" else "\n".join([_series(out), str(out.diverged), *out.warnings()]),
+        partial(_write_result, out, save),
+        partial(_write_or_print, json_file, _described("sdesam.run/1", {**out.config, **asked}, results)),
+    )
     if out.diverged.count == out.diverged.total:
-        click.echo("could not finish: every path diverged; a smaller lr, dt or rho would help", err=True)
-        sys.exit(3)
+        raise CouldNotFinish("every path diverged; a smaller lr, dt or rho would help")
+    _check_finite(out)
+
+
+def _check_finite(out: Result, of: str = "") -> None:
+    """No status of success with means that are no numbers."""
+    for name, mean in out.mean.items():
+        bad = ~np.isfinite(mean)
+        if bad.any():
+            times = np.flatnonzero(bad.any(axis=tuple(range(1, bad.ndim))))
+            raise CouldNotFinish(f"{of}the mean of {name!r} is not finite at {len(times)} of {len(out.time)} times, first at {out.time[times[0]]:g}")
 
 
 def _series(out: Result) -> str:
@@ -711,23 +759,44 @@ def _series(out: Result) -> str:
     lines = [f"{'time':>8} " + " ".join(f"{name:>16}" for name in names)]
     for k, time in enumerate(out.time):
         lines.append(f"{time:>8.4g} " + " ".join(f"{with_error(out.mean[n][k], out.stderr[n][k]):>16}" for n in names))
+    lines += [f"not shown: {name}, of shape {mean.shape[1:]}; --json and --save hold it" for name, mean in out.mean.items() if mean.ndim > 1]
     return "\n".join(lines)
 
 
-def _emit_json(file: str, schema: str, config: dict[str, Any], results: dict[str, Any]) -> None:
+def _described(schema: str, config: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
+    """Results with what they are and where they came from."""
     from sdesam import store
 
-    _write_or_print(file, {"schema": schema, "config": config, "provenance": store.provenance(), "results": results})
+    return {"schema": schema, "config": config, "provenance": store.provenance(), "results": results}
 
 
-def _write_or_print(file: str, data: dict[str, Any]) -> None:
+def _write_result(out: Result, file: str | None) -> list[Path]:
+    if file is None:
+        return []
+    out.save(file)
+    return [Path(file)]
+
+
+def _write_text(file: Path, text: str) -> list[Path]:
     from sdesam import store
 
+    store.write_atomically(file, lambda stream: stream.write(text.encode()))
+    return [file]
+
+
+def _write_or_print(file: str | None, data: dict[str, Any]) -> list[Path]:
+    """Data as JSON to a file or, for `-`, to the standard output; the files that were written."""
+    from sdesam import store
+
+    if file is None:
+        return []
     if file == "-":
-        click.echo(json.dumps(store.plain(data), indent=1, allow_nan=False))
-    else:
-        store.write_json(file, data)
+        say(json.dumps(store.plain(data), indent=1, allow_nan=False))
+        return []
+    store.write_json(file, data)
+    return [Path(file)]
 
 
 if __name__ == "__main__":
+    leave_current_folder()
     main()

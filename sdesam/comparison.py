@@ -19,6 +19,7 @@ import numpy as np
 from scipy import stats
 
 from sdesam import store
+from sdesam._keys import seed_key
 from sdesam.discrete import Chain, train
 from sdesam.engine import Result, time_grid
 from sdesam.problems import FiniteSum
@@ -229,7 +230,7 @@ def compare(
     step, sde_steps = check_stepping(horizon, lr if dt is None else dt, method)
     times = time_grid(None, steps, lr, "lr") * lr
     time_grid(times, sde_steps, step, "dt")  # the SDE must come by at the same times
-    key_chain, key_sde = jax.random.split(jax.random.key(whole("seed", seed, least=0)))
+    key_chain, key_sde = jax.random.split(seed_key(seed))
     rows = []
     for chain, (full, less) in zip(chains, pairs, strict=True):
         discrete = train(chain, key_chain, runs=count, steps=steps, times=times, observe=observe, progress=progress)
@@ -332,8 +333,14 @@ def _row(micro: int, chain: Result, sde: Result, without: Result, *, observe: li
         return Row(micro, chain, sde, without, {}, "inconclusive", "; ".join(diverged))
     pairs = sde.diverged.total // 2  # antithetic pairs are the independent units
     quantile = float(stats.t.ppf(0.5 + LEVEL / 2, pairs - 1))
+    # a mean over the paths whose value happens to be finite says nothing of the others: such an observable has no share
+    partial = {name: run.warnings(judged) for name, run in runs.items() if np.any(run.nonfinite.get(judged, 0))}
+    if partial:
+        return Row(micro, chain, sde, without, {}, "inconclusive", "; ".join(f"{name}: {sentence}" for name, [sentence] in partial.items()))
     shares = {}
     for name in observe:
+        if any(np.any(run.nonfinite.get(name, 0)) for run in runs.values()):
+            continue
         table = np.stack([_pair_means(run, name) for run in (sde, without)])
         covariance = np.zeros((3, 3))
         covariance[0, 0] = chain.stderr[name][-1] ** 2

@@ -20,6 +20,7 @@ from scipy.special import gammaln
 
 from sdesam import store
 from sdesam.discrete import Chain
+from sdesam.discrete.chain import check_chain
 from sdesam.discrete.kernel import Numbers, StepKernel
 from sdesam.engine import Divergence, Plan, run, time_grid
 from sdesam.problems.finite_sum import Observer
@@ -28,7 +29,7 @@ from sdesam.sde.equation import SDE, Kernel
 
 PyTree = Any
 
-_COMMON = ("variant", "lr", "rho", "batch", "micro", "replace", "eps", "lam", "norms")
+_COMMON = ("variant", "lr", "rho", "batch", "micro", "replace", "eps", "lam", "norms", "rule")
 """What the SDE and the chain must agree in."""
 
 
@@ -42,7 +43,8 @@ class Coupled:
         stderr: its standard error; NaN where fewer than two runs are left.
         reduction: `(var phi(SDE) + var phi(chain)) / var(phi(SDE) - phi(chain))` over these runs: how many times as many independent
             runs would be needed for the same standard error; NaN where the difference has no variance, such as at time 0.
-        diverged: the runs in which either diverged, and when.
+        diverged: the runs in which the state of either diverged, and when.
+        nonfinite: per observable, how many of the other runs are left out because one of their two values is not finite, shape as `difference`.
         config: all that the result depends on, the key included.
         provenance: versions, device, revision, time.
     """
@@ -52,6 +54,7 @@ class Coupled:
     stderr: dict[str, np.ndarray]
     reduction: dict[str, np.ndarray]
     diverged: Divergence
+    nonfinite: dict[str, np.ndarray]
     config: dict[str, Any]
     provenance: dict[str, Any] = field(default_factory=store.provenance)
 
@@ -144,6 +147,7 @@ def coupled(
         difference={name: statistics[0] for name, statistics in found.items()},
         stderr={name: statistics[1] for name, statistics in found.items()},
         reduction={name: statistics[2] for name, statistics in found.items()},
+        nonfinite={name: statistics[3] for name, statistics in found.items()},
         diverged=result.diverged,
         config=result.config,
         provenance=result.provenance,
@@ -254,22 +258,29 @@ def _indices(counts: jax.Array, m: int) -> jax.Array:
     return indices
 
 
-def _statistics(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean difference, its standard error and the variance reduction, from values of shape `(runs, times, 2, ...)`."""
-    count = len(values)
-    difference = values[:, :, 1] - values[:, :, 0]
-    unknown = np.full(difference.shape[1:], np.nan)
-    if count < 2:
-        return (difference[0] if count else unknown), unknown, unknown
-    # the first run taken off, so that equal values have the variance 0 and not its rounding
-    own = np.var(values - values[0], axis=0, ddof=1).sum(axis=1)
-    joint = np.var(difference - difference[0], axis=0, ddof=1)
-    reduction = np.divide(own, joint, out=unknown, where=joint > 0)
-    return difference.mean(axis=0), np.sqrt(joint / count), reduction
+def _statistics(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Mean difference, its standard error, the variance reduction, and how many pairs are left out because one of their two values is not finite.
+
+    Args:
+        values: shape `(runs, times, 2, ...)`.
+    """
+    lost = ~np.isfinite(values).all(axis=2)
+    if not len(values):
+        unknown = np.full(lost.shape[1:], np.nan)
+        return unknown, unknown, unknown, lost.sum(axis=0)
+    known = np.ma.array(values, mask=np.broadcast_to(lost[:, :, None], values.shape))
+    difference = known[:, :, 1] - known[:, :, 0]
+    # the least is taken off, so that equal values have the variance 0 and not its rounding
+    own = (known - known.min(axis=0)).var(axis=0, ddof=1).sum(axis=1)
+    joint = (difference - difference.min(axis=0)).var(axis=0, ddof=1)
+    found = difference.mean(axis=0), np.ma.sqrt(joint / difference.count(axis=0)), np.ma.divide(own, joint)
+    mean, stderr, reduction = (np.ma.filled(part, np.nan) for part in found)
+    return mean, stderr, reduction, lost.sum(axis=0)
 
 
 def _check_pair(sde: SDE, chain: Chain) -> None:
     """Refuse an SDE and a chain that are not of one problem and one set of numbers, or have no coupling."""
+    check_chain(chain, "coupled")
     if sde.problem is not chain.problem:
         ours = repr(sde.problem) if sde.problem is not None else "none"
         raise ValueError(f"the SDE's problem is {ours}, not the chain's {chain.problem!r}: bind the SDE to chain.problem itself")

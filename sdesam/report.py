@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from sdesam import plots, store
 from sdesam.claims import Claim, Outcome, registry
 from sdesam.exact.enumerate import list_batches
+from sdesam.exact.quadratic import Quadratic, check_affine
 from sdesam.exact.weak import Signature, signature, solvers
 from sdesam.mutants import MUTANTS, RIGHT, Fate, fate
 from sdesam.problems import FiniteSum, torus
@@ -43,7 +44,9 @@ class SignatureRequest:
     def check(self) -> None:
         """Refuse a problem or numbers that do not fit before any work starts."""
         sde = derive(self.variant, self.order, self.replace).bind(self.problem, 0.1, self._rho, expectation="exact", **self._numbers)
-        next(solvers(self.problem, 1.0))
+        solver = next(solvers(self.problem, 1.0))
+        if isinstance(solver, Quadratic):
+            check_affine(sde.config["variant"])
         if self.problem.period is not None:
             list_batches(Sampling(sde.config["batch"], sde.config["micro"], self.replace), self.problem.n)
 
@@ -190,7 +193,7 @@ def run(
     for job in tqdm(jobs, desc="verify", delay=2, leave=False, disable=None):
         start = perf_counter()
         if job == "signature":
-            for request in [asked] if asked else SIGNATURES:
+            for request in _requests(asked):
                 signatures.append(request.measure())
                 tell(signatures[-1].table() + "\n")
         elif job == "mutants":
@@ -215,16 +218,33 @@ def kill_rate(fates: Sequence[Fate]) -> str:
     return f"{killed} of {len(wrong)} mutants killed, {alive} of {len(right)} right theories confirmed"
 
 
+def files(jobs: Sequence[str], asked: SignatureRequest | None, folder: Path, pictures_only: bool = False) -> list[Path]:
+    """The files that :func:`write` will write."""
+    names = [] if pictures_only else ["report.md", "report.html"]
+    if "signature" in jobs:
+        names += [f"{stem}{suffix}" for stem in _stems([(r.variant, r.micro) for r in _requests(asked)]) for suffix in (".pdf", ".png")]
+    return [folder / name for name in names]
+
+
+def _requests(asked: SignatureRequest | None) -> tuple[SignatureRequest, ...]:
+    return (asked,) if asked else SIGNATURES
+
+
+def _stems(signatures: Sequence[tuple[str, int | None]]) -> list[str]:
+    """The names of the pictures of signatures of variants and micro-batch sizes: the first of a variant has the variant's alone."""
+    variants = [variant for variant, _ in signatures]
+    return [f"signature-{name}" + (f"-m{micro}" if name in variants[:k] else "") for k, (name, micro) in enumerate(signatures)]
+
+
 def write(report: Report, folder: Path, pictures_only: bool = False) -> list[Path]:
     """`report.md`, `report.html` and the figures of a report, or only the figures."""
     written = []
     pictures: dict[int, str] = {}
-    for k, found in enumerate(report.signatures):
-        first = all(other.equation.variant != found.equation.variant for other in report.signatures[:k])
-        micro = "" if first else f"-m{found.config['micro']}"
-        files = plots.signature(found.to_json(), folder / f"signature-{found.equation.variant.name}{micro}")
-        pictures[k] = files[1].name
-        written += files
+    stems = _stems([(found.equation.variant.name, found.config["micro"]) for found in report.signatures])
+    for k, (found, stem) in enumerate(zip(report.signatures, stems, strict=True)):
+        drawn = plots.signature(found.to_json(), folder / stem)
+        pictures[k] = drawn[1].name
+        written += drawn
     if pictures_only:
         return written
     for name, text in (("report.md", _markdown(report, pictures)), ("report.html", _html(report, pictures))):

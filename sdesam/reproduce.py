@@ -9,6 +9,7 @@ collected JSON alone.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import json
 import math
@@ -18,9 +19,10 @@ import re
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -38,6 +40,12 @@ SCHEMA = "sdesam.experiment/1"
 _DIGITS = 5
 """Significant digits of the collected curves: far below their spread, and half the file."""
 _CONNECT_SECONDS = 10
+_LOOK_SECONDS = 5.0
+"""Seconds between two looks whether a cluster still has workers."""
+_LONELY_SECONDS = 30.0
+"""Seconds without a worker after which a sweep ends; a worker that its nanny starts anew is there by then."""
+_FETCH_SECONDS = 60.0
+"""Seconds in which the numbers of a run come from its worker."""
 
 
 def _nothing(config: Config) -> list[Config]:
@@ -146,7 +154,7 @@ def names() -> list[str]:
     """
     folder = _package()
     modules = sorted(m.name for m in pkgutil.iter_modules(folder.__path__) if not m.name.startswith("_"))
-    return [name for name in modules if "EXPERIMENT" in (Path(folder.__path__[0]) / f"{name}.py").read_text()]
+    return [name for name in modules if "EXPERIMENT" in _text(Path(folder.__path__[0]) / f"{name}.py")]
 
 
 def experiment(name: str, preset: Preset = "quick") -> Experiment:
@@ -185,15 +193,20 @@ def sweep(
         progress: show a bar; by default on a terminal.
 
     Raises:
-        ValueError: `minutes` too small for one epoch, no or other `data` than the experiment needs, or another sweep at work in the store.
+        ValueError: `minutes` too small for one epoch, no or other `data` than the experiment needs, a damaged run in the store, or another
+            sweep at work in it.
         OSError: the store cannot be written, or no such scheduler.
         RuntimeError: a run failed; the message says which.
+        LostCluster: the cluster has no workers any more.
     """
     check(what, minutes, data)
     begun = time.monotonic()
     result = Sweep()
     with runs.sweep():
-        stages = [[c for c in stage if c not in runs] for stage in _stages(what, configs)]
+        whole = _stages(what, configs)
+        for config in (c for stage in whole for c in stage if c in runs):
+            runs.check(config)  # a damaged one is found now, and not after hours of work
+        stages = [[c for c in stage if c not in runs] for stage in whole]
         result.found = len({key(c) for c in configs if c in runs})
         todo = sum(map(len, stages))
         workers = _Cluster(what, data, scheduler) if scheduler is not None else _Here(what, data)
@@ -319,21 +332,43 @@ def draw(what: Experiment, folder: Path, preset: Preset = "quick") -> list[Path]
     """The picture from the data in `folder/NAME`, and from nothing else.
 
     Raises:
-        ValueError: the data are not there, damaged, or of another schema.
+        ValueError: the data are not there, damaged, incomplete, or of another schema.
     """
     from sdesam import plots
 
     source = _source(what.name, folder, preset)
+    data = read(what.name, folder, preset)
     try:
-        data = json.loads(source.read_text())
+        return plots.experiment(what.figure, data, source.with_suffix(""))
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"no picture can be drawn from the data {str(source)!r} ({type(error).__name__}: {error}): "
+            f"if something is missing there, make them anew with `sdesam reproduce {what.name}`"
+        ) from error
+
+
+def read(name: str, folder: Path, preset: Preset = "quick") -> dict[str, Any]:
+    """The data of a picture, in `folder/NAME`.
+
+    Raises:
+        ValueError: they are not there, damaged, or of another schema.
+    """
+    source = _source(name, folder, preset)
+    try:
+        data = store.read_json(source)
     except FileNotFoundError:
-        raise ValueError(f"there are no data {str(source)!r}: make them with `sdesam reproduce {what.name}`") from None
-    except ValueError as error:
+        raise ValueError(f"there are no data {str(source)!r}: make them with `sdesam reproduce {name}`") from None
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"the data {str(source)!r} are damaged: {error}") from error
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA or data.get("config", {}).get("experiment") != what.name:
-        found = data.get("schema") if isinstance(data, dict) else None
-        raise ValueError(f"the data {str(source)!r} have schema {found!r}, and this version draws {SCHEMA!r} of experiment {what.name!r}")
-    return plots.experiment(what.figure, data, source.with_suffix(""))
+    schema, config = (data.get("schema"), data.get("config")) if isinstance(data, dict) else (None, None)
+    if schema != SCHEMA or not isinstance(config, dict) or config.get("experiment") != name:
+        raise ValueError(f"the data {str(source)!r} have schema {schema!r}, and this version draws {SCHEMA!r} of experiment {name!r}")
+    return dict(data)
+
+
+def files(what: Experiment, folder: Path, preset: Preset) -> list[Path]:
+    """The files that :func:`write` writes."""
+    return [_source(what.name, folder, preset).with_suffix(suffix) for suffix in (".json", ".pdf", ".png")]
 
 
 def text(data: Mapping[str, Any]) -> str:
@@ -385,11 +420,23 @@ class _Here:
         """Wait until a run is complete."""
         return wait(pending, return_when=FIRST_COMPLETED).done
 
+    def result(self, future: Any) -> tuple[Numbers, float, dict[str, Any]]:
+        """What a complete run found; an error of the run is raised."""
+        found: tuple[Numbers, float, dict[str, Any]] = future.result()
+        return found
+
     def __enter__(self) -> _Here:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.pool.shutdown(cancel_futures=True)
+
+
+class LostCluster(RuntimeError):
+    """A cluster that has no workers any more, or no scheduler."""
+
+
+_GO_ON = "the runs that came back are stored; when there are workers again, the same sweep goes on from there"
 
 
 class _Cluster(_Here):
@@ -404,10 +451,10 @@ class _Cluster(_Here):
             self.client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
         except (OSError, ValueError, TimeoutError) as error:
             raise OSError(f"no Dask scheduler answers at {address!r}: start one with `dask scheduler`, and workers with `dask worker`") from error
-        self.what, self.data = what, data
+        self.what, self.data, self.address = what, data, address
         self.feeding = True
         # some runs in store for every thread, so that none waits for this process
-        self.places = max(2, 2 * sum(self.client.nthreads().values()))
+        self.places = max(2, 2 * self._threads())
 
     def submit(self, config: Config, needed: Sequence[Run]) -> Any:
         """Send a run to the cluster."""
@@ -418,10 +465,43 @@ class _Cluster(_Here):
         from distributed import wait as wait_for
 
         with self.client.as_current():
-            return set(wait_for(list(pending), return_when="FIRST_COMPLETED").done)
+            futures = list(pending)
+            return set(self._patiently(lambda: wait_for(futures, timeout=_LOOK_SECONDS, return_when="FIRST_COMPLETED").done))
+
+    def result(self, future: Any) -> tuple[Numbers, float, dict[str, Any]]:
+        """What a run found; where its worker was lost before that was fetched, another makes the run again."""
+        found: tuple[Numbers, float, dict[str, Any]] = self._patiently(lambda: future.result(timeout=_FETCH_SECONDS), future)
+        return found
+
+    def _patiently(self, call: Callable[[], Any], future: Any = None) -> Any:
+        """Call until it comes back in time, as long as the cluster lives; `future` may have an error of its own.
+
+        Raises:
+            LostCluster: there has been no worker for a while, or the scheduler is gone.
+        """
+        begun = time.monotonic()
+        while True:
+            try:
+                return call()
+            except CancelledError:
+                raise LostCluster(f"the Dask scheduler {self.address!r} is gone: {_GO_ON}") from None
+            except TimeoutError:
+                if future is not None and future.status == "error":
+                    raise
+            if self._threads():
+                begun = time.monotonic()
+            elif time.monotonic() - begun >= _LONELY_SECONDS:
+                raise LostCluster(f"the Dask scheduler {self.address!r} has had no worker for {_LONELY_SECONDS:.0f} s: {_GO_ON}")
+
+    def _threads(self) -> int:
+        """How many runs the workers can make at a time."""
+        try:
+            return sum(self.client.nthreads(callback_timeout=_CONNECT_SECONDS).values())
+        except (OSError, RuntimeError):  # a scheduler that does not answer, or a connection that is closed
+            return 0
 
     def __exit__(self, *error: object) -> None:
-        self.client.close()
+        self.client.close(timeout=_CONNECT_SECONDS)
 
 
 def _remote(name: str, config: Config, needed: Sequence[Run], data: str | None) -> tuple[Numbers, float, dict[str, Any]]:
@@ -451,7 +531,9 @@ def _feed(stage: Sequence[Config], workers: _Here, runs: RunStore, what: Experim
         for future in workers.next(list(pending)):
             config = pending.pop(future)
             try:
-                numbers, seconds, origin = future.result()
+                numbers, seconds, origin = workers.result(future)
+            except LostCluster:
+                raise
             except Exception as error:
                 raise RuntimeError(f"the run {json.dumps(store.plain(config))} failed: {type(error).__name__}: {error}") from error
             runs.save(config, numbers, seconds, origin)
@@ -486,15 +568,42 @@ def _check_budget(what: Experiment, config: Config, minutes: float, data: str | 
         raise ValueError(f"--minutes {minutes:g} is too small: one epoch of experiment {what.name!r} takes {epoch / 60:.2g} minutes here")
 
 
-def _package() -> Any:
-    """The folder `experiments`: that of the checkout, or of the current folder."""
-    for place in (Path(__file__).resolve().parent.parent, Path.cwd()):
-        if (place / "experiments" / "__init__.py").exists() and str(place) not in sys.path:
-            sys.path.append(str(place))
-    try:
-        return importlib.import_module("experiments")
-    except ImportError:
-        raise ValueError("the folder `experiments` is not at hand: run this in a checkout of sdesam, where it lies") from None
+def import_folder(place: Path) -> ModuleType:
+    """The package in a folder, whatever else of its name lies on Python's path.
+
+    Raises:
+        ValueError: another package of the name is in use already.
+    """
+    name = place.name
+    if (known := sys.modules.get(name)) is not None:
+        if known.__file__ is not None and Path(known.__file__).resolve().parent == place.resolve():
+            return known
+        raise ValueError(f"this process has another package {name!r} in use, {known.__file__}: rename that one, or start a new process")
+    spec = importlib.util.spec_from_file_location(name, place / "__init__.py", submodule_search_locations=[str(place)])
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _package() -> ModuleType:
+    """The folder `experiments`: the first on Python's path, in the checkout or in the current folder that holds experiments."""
+    for place in (*map(Path, sys.path), Path(__file__).resolve().parent.parent, Path.cwd()):
+        if _holds_experiments(place / "experiments"):
+            return import_folder(place / "experiments")
+    raise ValueError("the folder `experiments` is not at hand: run this in a checkout of sdesam, where it lies")
+
+
+def _holds_experiments(folder: Path) -> bool:
+    """Whether a package holds an experiment of this project; it is read and not run, for it may be anyone's."""
+    if not (folder / "__init__.py").is_file():
+        return False
+    return any("EXPERIMENT" in text and "sdesam" in text for text in map(_text, folder.glob("*.py")))
+
+
+def _text(file: Path) -> str:
+    return file.read_text(errors="replace") if file.is_file() else ""
 
 
 def _plain(value: Any) -> Any:

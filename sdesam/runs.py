@@ -1,11 +1,13 @@
 """The store of runs: one folder per run, named by the hash of its configuration.
 
     STORE/store.json                    what this folder is, and its schema
-    STORE/<hash>/run.json               configuration, seconds, provenance, numbers
+    STORE/<hash>/run.json               configuration, seconds, provenance, numbers; checksums of itself and of the arrays
     STORE/<hash>/arrays.npz             arrays without pickle
+    STORE/.unfinished/                  what is being written
 
-A run appears under its name only when it is complete: its folder is written beside and renamed. So a sweep that is killed has lost the runs in
-progress and nothing else, and finds out by itself which are still to do. Experiments share the store: equal configurations are one run.
+A run appears under its name only when it is complete: its folder is written in `.unfinished` and renamed. So a sweep that is killed has
+lost the runs in progress and nothing else, and finds out by itself which are still to do. Experiments share the store: equal
+configurations are one run.
 """
 
 from __future__ import annotations
@@ -16,20 +18,20 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from sdesam import store
+from sdesam._files import opened
 
-SCHEMA = "sdesam.runs/1"
+SCHEMA = "sdesam.runs/2"
 _MARK = "store.json"
-_UNFINISHED = ".unfinished-"
-_LEAST_FREE = 64 * 2**20
+_UNFINISHED = ".unfinished"
+_LEAST_FREE = 64 * 10**6
 """Bytes that must be free on the disk before a sweep begins: many times what the quick sweeps write."""
 
 
@@ -95,40 +97,52 @@ class RunStore:
         self.folder = Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"the store {str(folder)!r} is a file: name a folder")
-        mark = self.folder / _MARK
-        if mark.exists():
-            try:
-                found = json.loads(mark.read_text())["schema"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"the store {str(folder)!r} has an unreadable {_MARK}: name another folder, or delete this one") from error
-            if found != SCHEMA:
-                raise ValueError(f"the store {str(folder)!r} has schema {found!r}, and this version reads {SCHEMA!r}: name another folder")
-        elif self.folder.exists() and any(not place.name.startswith(".") for place in self.folder.iterdir()):  # a mark being written has a dot
-            raise ValueError(f"the folder {str(folder)!r} holds other things than runs (it has no {_MARK}): name an empty or a new one")
+        try:
+            mark = store.read_json(self.folder / _MARK)
+        except FileNotFoundError:
+            if self.folder.exists() and any(not place.name.startswith(".") for place in self.folder.iterdir()):  # a mark being written has a dot
+                raise ValueError(f"the folder {str(folder)!r} holds other things than runs (it has no {_MARK}): name an empty or a new one") from None
+            return
+        except ValueError as error:
+            raise ValueError(f"the store {str(folder)!r} has an unreadable {_MARK}: name another folder, or delete this one") from error
+        found = mark.get("schema") if isinstance(mark, dict) else None
+        if found != SCHEMA:
+            raise ValueError(f"the store {str(folder)!r} has schema {found!r}, and this version reads {SCHEMA!r}: name another folder")
 
     def __contains__(self, config: Mapping[str, Any]) -> bool:
-        return (self._place(config) / "run.json").exists()
+        return os.path.lexists(self._place(config))
 
     def load(self, config: Mapping[str, Any]) -> Run:
         """The run with this configuration.
 
         Raises:
             KeyError: it is not there.
-            ValueError: what is there is damaged or has another configuration.
+            ValueError: what is there is damaged, or is another run.
         """
+        meta = self.check(config)
+        arrays, _ = store.read_arrays(self._place(config) / "arrays.npz")
+        return Run(meta["config"], Numbers(meta["values"], arrays), meta["seconds"], meta["provenance"])
+
+    def check(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The contents of `run.json`, once it is clear that the whole run is as it was written; raises as :meth:`load`."""
         place = self._place(config)
+        if config not in self:
+            raise KeyError(f"no run with configuration {_canonical(config)}")
         try:
-            meta = json.loads((place / "run.json").read_text())
-        except FileNotFoundError:
-            raise KeyError(f"no run with configuration {_canonical(config)}") from None
-        except ValueError as error:
-            raise ValueError(f"the run {str(place)!r} is damaged ({error}): delete it, and it is run again") from error
+            meta = store.read_json(place / "run.json")
+            if not isinstance(meta, dict):
+                raise ValueError("its run.json holds no dictionary")
+            if meta.get("schema") == SCHEMA and meta.get("checksum") != _checksum(meta):
+                raise ValueError("its run.json is not as it was written")
+            if meta.get("schema") == SCHEMA and meta["arrays"] != _digest(place / "arrays.npz"):
+                raise ValueError("its arrays.npz is of another run, or not as it was written")
+        except (ValueError, OSError) as error:
+            raise ValueError(f"the run {str(place)!r} is damaged ({_in_words(error)}): delete it, and it is run again") from error
         if meta.get("schema") != SCHEMA:
             raise ValueError(f"the run {str(place)!r} has schema {meta.get('schema')!r}, and this version reads {SCHEMA!r}: delete it")
         if _canonical(meta["config"]) != _canonical(config):
             raise ValueError(f"the run {str(place)!r} has another configuration than its name says: delete it, and it is run again")
-        arrays, _ = store.read_arrays(place / "arrays.npz")
-        return Run(meta["config"], Numbers(meta["values"], arrays), meta["seconds"], meta["provenance"])
+        return meta
 
     def save(self, config: Mapping[str, Any], numbers: Numbers, seconds: float, provenance: Mapping[str, Any] | None = None) -> None:
         """Write a run; it appears at once and whole. A run that is there already is left as it is.
@@ -142,28 +156,34 @@ class RunStore:
         Raises:
             OSError: it cannot be written, for instance because the disk is full; nothing is left behind.
         """
-        target = self._place(config)
         if config in self:
             return
         self._begin()
-        temporary = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self.folder))
+        unfinished = self.folder / _UNFINISHED
+        unfinished.mkdir(exist_ok=True)
+        own = Path(tempfile.mkdtemp(dir=unfinished))
         try:
-            store.write_arrays(temporary / "arrays.npz", dict(numbers.arrays), {"config": config})
-            meta = {
-                "schema": SCHEMA,
-                "config": config,
-                "seconds": round(seconds, 3),
-                "provenance": store.provenance() if provenance is None else provenance,
-                "values": numbers.values,
-            }
-            store.write_json(temporary / "run.json", meta)
-            os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp is private; a result is an ordinary folder
-            os.replace(temporary, target)
-        except BaseException as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            if isinstance(error, OSError) and config in self:
-                return  # another process wrote the same run meanwhile
-            raise
+            with store.lock(own / "run", "another process has a folder that was made here"):  # so no sweep clears it away
+                run = own / "run"
+                run.mkdir()
+                store.write_arrays(run / "arrays.npz", dict(numbers.arrays), {"config": config})
+                meta = {
+                    "schema": SCHEMA,
+                    "config": config,
+                    "seconds": round(seconds, 3),
+                    "provenance": store.provenance() if provenance is None else provenance,
+                    "values": numbers.values,
+                    "arrays": _digest(run / "arrays.npz"),
+                }
+                store.write_json(run / "run.json", {**meta, "checksum": _checksum(meta)})
+                os.replace(run, self._place(config))
+        except OSError:
+            if config not in self:  # else another process wrote the same run meanwhile
+                raise
+        finally:
+            shutil.rmtree(own, ignore_errors=True)
+            with suppress(OSError):
+                unfinished.rmdir()
 
     def check_room(self) -> None:
         """See before any work that runs can be written; nothing is created.
@@ -172,10 +192,10 @@ class RunStore:
             OSError: the folder cannot be written, or its disk has no room.
         """
         store.check_folder(self.folder)
-        place = next(place for place in (self.folder, *self.folder.absolute().parents) if place.exists())
-        free = shutil.disk_usage(place).free
-        if free < _LEAST_FREE:
-            raise OSError(f"no room for the store {str(self.folder)!r}: {free >> 20} MB are free on its disk, {_LEAST_FREE >> 20} MB are needed")
+        try:
+            store.check_room(next(place for place in (self.folder, *self.folder.absolute().parents) if place.exists()), _LEAST_FREE)
+        except OSError as error:
+            raise OSError(f"no room for the store {str(self.folder)!r}: {error.strerror}") from error
 
     @contextmanager
     def sweep(self) -> Iterator[None]:
@@ -187,22 +207,25 @@ class RunStore:
         """
         self.check_room()
         self._begin()
-        lock = FileLock(self.folder / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise ValueError(f"another sweep is at work in the store {str(self.folder)!r}: wait for it, or name another with --store") from None
-        try:
-            for left in self.folder.glob(f"{_UNFINISHED}*"):
-                shutil.rmtree(left, ignore_errors=True)
+        busy = f"another sweep is at work in the store {str(self.folder)!r}: wait for it, or name another with --store"
+        with store.lock(self.folder / _MARK, busy):
+            self._clear()
             yield
-        finally:
-            lock.release()
 
     def __iter__(self) -> Iterator[str]:
         """The names of the runs that are there."""
         if self.folder.exists():
             yield from sorted(place.name for place in self.folder.iterdir() if (place / "run.json").exists() and not place.name.startswith("."))
+
+    def _clear(self) -> None:
+        """Remove what killed processes left half-written; who is still writing holds a lock."""
+        unfinished = self.folder / _UNFINISHED
+        with suppress(OSError):
+            for left in unfinished.iterdir():
+                with suppress(ValueError), store.lock(left / "run", "it is being written") as dead:
+                    if dead:
+                        shutil.rmtree(left, ignore_errors=True)
+            unfinished.rmdir()
 
     def _place(self, config: Mapping[str, Any]) -> Path:
         return self.folder / key(config)
@@ -217,7 +240,18 @@ def _canonical(config: Mapping[str, Any]) -> str:
     return json.dumps(store.plain(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
+def _checksum(meta: Mapping[str, Any]) -> str:
+    """Of all that a `run.json` says."""
+    return hashlib.sha256(_canonical({name: value for name, value in meta.items() if name != "checksum"}).encode()).hexdigest()
+
+
+def _digest(place: Path) -> str:
+    """Of a file."""
+    with opened(place) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def _in_words(error: Exception) -> str:
+    if not isinstance(error, OSError):
+        return str(error)
+    return f"its {Path(error.filename).name} {'is missing' if isinstance(error, FileNotFoundError) else f'cannot be read: {error.strerror}'}"

@@ -1,27 +1,53 @@
-"""Results on disk: open formats, atomic writes, and where a result came from.
+"""Results on disk: JSON for numbers, npz without pickle for arrays, and where a result came from.
 
-JSON for numbers and npz without pickle for arrays. A file is written beside its final name and renamed, so that a reader sees the old
-one or the new one and never half of either.
+They are written whole or not at all (:mod:`sdesam._files`). Nothing is compressed, and what a file says of its sizes is compared with
+its own size before anything is read, so that a small file never takes much memory.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
-import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+import ml_dtypes
 import numpy as np
 
+from sdesam._files import check_folder, check_room, check_target, lock, opened, write_atomically
+
+__all__ = [
+    "Archive",
+    "check_folder",
+    "check_room",
+    "check_target",
+    "lock",
+    "open_arrays",
+    "pack",
+    "plain",
+    "provenance",
+    "read_arrays",
+    "read_json",
+    "write_arrays",
+    "write_atomically",
+    "write_json",
+]
+
 _PACKAGES = ("sdesam", "jax", "jaxlib", "numpy", "scipy", "sympy", "scikit-learn")
+_MOST_TEXT = 2**26
+"""Bytes of JSON that are read at most, far more than a result's description has."""
+_META = "__meta__"
+_MORE_DTYPES = {np.dtype(kind).name: np.dtype(kind) for kind in vars(ml_dtypes).values() if isinstance(kind, type) and issubclass(kind, np.generic)}
+"""bfloat16 and its like, which the npy format does not know: they are stored as whole numbers of the same bits."""
 
 
 def provenance() -> dict[str, Any]:
@@ -40,73 +66,151 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def check_folder(folder: str | os.PathLike[str]) -> Path:
-    """`folder`, once it is clear that files can be written there; nothing is created before there is something to write.
-
-    Raises:
-        OSError: it cannot be created or written.
-    """
-    path = Path(folder)
-    missing = [place for place in (path, *path.absolute().parents) if not place.exists()]
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise OSError(f"the output folder {str(path)!r} cannot be written: {error.strerror or error}") from error
-    finally:
-        for place in missing:  # innermost first
-            with suppress(OSError):
-                place.rmdir()
-    return path
-
-
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """`value` as JSON, atomically; numpy numbers and arrays become numbers and lists, NaN and infinity become null."""
     content = json.dumps(plain(value), indent=1, allow_nan=False) + "\n"
     write_atomically(path, lambda file: file.write(content.encode()))
 
 
-def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], Any]) -> None:
-    """Call `write` on a temporary file beside `path`, then rename it to `path`."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """A JSON value from a file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no JSON, too long to be one of ours, or no file.
+    """
+    with opened(path) as file:
+        content = file.read(_MOST_TEXT + 1)
+    if len(content) > _MOST_TEXT:
+        raise ValueError(f"{os.fspath(path)!r} has more than {_MOST_TEXT} bytes")
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp is private; a result is an ordinary file
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{os.fspath(path)!r} is no JSON: {error}") from error
 
 
-def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], *, compress: bool = True) -> None:
+def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
     """Arrays and a JSON description in one npz file, atomically, without pickle."""
-    text = np.array(json.dumps(plain(meta), allow_nan=False))
-    save = np.savez_compressed if compress else np.savez
-    write_atomically(path, lambda file: save(file, allow_pickle=False, __meta__=text, **arrays))
+    write_atomically(path, lambda file: pack(file, arrays, meta))
 
 
 def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """What :func:`write_arrays` wrote.
 
     Raises:
-        ValueError: the file is cut short or was written by something else.
+        FileNotFoundError: no such file.
+        ValueError: the file is damaged, cut short, or was written by something else.
     """
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        return arrays, json.loads(str(arrays.pop("__meta__")))
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{str(path)!r} is no sdesam result, or it is cut short: {error}") from error
+    with open_arrays(path) as archive:
+        return archive.read(), archive.meta
+
+
+@contextmanager
+def open_arrays(path: str | os.PathLike[str]) -> Iterator[Archive]:
+    """What :func:`write_arrays` wrote, with its arrays still to be read.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is damaged, cut short, or was written by something else.
+    """
+    with opened(path) as file:
+        yield Archive(file, os.fspath(path))
+
+
+def pack(file: Any, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+    """Write arrays of any dtype of jax, and a JSON description, as npz to what has `write` and `flush`.
+
+    Nothing is compressed, so that nothing expands when it is read.
+    """
+    stored, declared = {}, {}
+    for name, array in ((name, np.asarray(array)) for name, array in arrays.items()):
+        more = array.dtype.name in _MORE_DTYPES
+        if array.dtype.kind in "OV" and not more:
+            raise TypeError(f"array {name!r} has dtype {array.dtype}: numbers and text are stored, and no objects")
+        declared[name] = [array.dtype.name if more else array.dtype.str, array.shape]
+        stored[name] = array.view(_bits(array.dtype)) if more else array
+    text = json.dumps({"arrays": declared, "meta": plain(meta)}, allow_nan=False).encode()
+    if _META in stored or len(text) > _MOST_TEXT:
+        raise ValueError(f"an array has the name {_META!r}, or the description has {len(text)} bytes: at most {_MOST_TEXT} are read again")
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in {_META: np.frombuffer(text, np.uint8), **stored}.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+class Archive:
+    """An npz of :func:`pack`. Its description, and the sizes of its arrays, are known and checked before any of them is read.
+
+    Args:
+        file: open for reading.
+        name: what to call it in messages.
+
+    Raises:
+        ValueError: it is damaged, cut short, or was written by something else.
+    """
+
+    def __init__(self, file: IO[bytes], name: str):
+        self.name = name
+        with self._readable():
+            self._zip = zipfile.ZipFile(file)
+            members = {member.filename.removesuffix(".npy"): member for member in self._zip.infolist()}
+            size = file.seek(0, os.SEEK_END)
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
+                raise ValueError("its members are compressed, as another version of sdesam may have written them")
+            if len(members) < len(self._zip.infolist()) or sum(member.file_size for member in members.values()) > size:
+                raise ValueError("its members overlap")
+            self._members = members
+            if _META not in members or self._header(_META)[0] != np.uint8 or members[_META].file_size > _MOST_TEXT:
+                raise ValueError("it has no description, or one of another version of sdesam")
+            known = json.loads(self._array(_META).tobytes())
+            self.meta: dict[str, Any] = known["meta"]
+            self.arrays: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
+                name: (_MORE_DTYPES[kind] if kind in _MORE_DTYPES else np.dtype(str(kind)), tuple(shape))
+                for name, (kind, shape) in known["arrays"].items()
+            }
+            if set(self.arrays) != set(members) - {_META} or not isinstance(self.meta, dict):
+                raise ValueError("its members are not those of its description")
+            for name, (dtype, shape) in self.arrays.items():
+                if self._header(name) != (_bits(dtype) if dtype.name in _MORE_DTYPES else dtype, shape):
+                    raise ValueError(f"array {name!r} is not as its description says")
+
+    @property
+    def bytes(self) -> int:
+        """Memory that its arrays take."""
+        return sum(math.prod(shape) * dtype.itemsize for dtype, shape in self.arrays.values())
+
+    def read(self) -> dict[str, np.ndarray]:
+        """All arrays.
+
+        Raises:
+            ValueError: one is damaged.
+        """
+        with self._readable():
+            return {name: self._array(name).view(dtype) for name, (dtype, _) in self.arrays.items()}
+
+    def _header(self, name: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
+        """The dtype and shape of a member, which has as many bytes as they say."""
+        member = self._members[name]
+        with self._zip.open(member) as file:
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise ValueError(f"array {name!r} has another version of the npy format")
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            if dtype.hasobject or dtype.kind == "V" or file.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
+                raise ValueError(f"array {name!r} is no array of numbers, or has another size than it says")
+            return dtype, shape
+
+    def _array(self, name: str) -> np.ndarray:
+        with self._zip.open(self._members[name]) as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+            file.read(1)  # the end, where its checksum is compared
+            return np.asarray(array)
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise ValueError(f"{self.name!r} is no sdesam result, or it is cut short or damaged: {error}") from error
 
 
 def plain(value: Any) -> Any:
@@ -120,6 +224,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value
+
+
+def _bits(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Whole numbers of the size of another dtype."""
+    return np.dtype(f"u{dtype.itemsize}")
 
 
 @cache

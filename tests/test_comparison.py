@@ -146,6 +146,18 @@ def test_one_run_that_diverged_is_enough_not_to_judge():
     assert "optimizer: 1 of 64 paths diverged" in row.reason
 
 
+def test_an_observable_that_is_not_finite_is_not_judged():
+    chain = _result(np.ones(64) + np.arange(64) % 2, True)
+    sde, without = (_result(np.full(64, mean) + np.arange(64) % 3, False) for mean in (0.5, 9.0))
+    rows = [
+        comparison._row(1, chain, replace(sde, nonfinite={name: np.array([2])}), without, observe=["y"], judged="y", term="t")
+        for name in ("y", "another")
+    ]
+    assert (rows[0].status, rows[0].shares) == ("inconclusive", {})
+    assert rows[0].reason.startswith("SDE: y: 2 of 64 values are not finite at time")
+    assert rows[1].status == "confirmed", "the control"
+
+
 def test_diverging_runs_are_named_and_not_judged(problem):
     with pytest.warns(UserWarning, match=r"dt=5 is beyond 2 / l = 1\.44"):
         found = sdesam.compare("m-usam", problem, lr=5.0, rho=1.0, batch=8, micro=[1], steps=60, runs=8)

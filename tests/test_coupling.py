@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 import sdesam
-from sdesam.coupling import _indices, _PairStep, counts_and_weights, coupled
+from sdesam.coupling import _indices, _PairStep, _statistics, counts_and_weights, coupled
 from sdesam.exact.double import drift
 from sdesam.exact.quadratic import Quadratic
 
@@ -220,3 +220,23 @@ def test_bad_input_is_refused():
         coupled(sde, chain, 0, 4, 4)
     with pytest.raises(ValueError, match="observable"):
         coupled(sde, chain, key, 4, 4, ["los"])
+
+
+def test_values_that_are_not_finite_leave_their_own_means_alone():
+    values = np.random.default_rng(0).normal(size=(9, 2, 2, 3))
+    values[4, 1, 0, 2] = np.nan  # of the optimizer
+    values[6, 1, 1, 2] = np.inf  # of the SDE
+    mean, stderr, reduction, lost = _statistics(values)
+    assert lost.tolist() == [[0, 0, 0], [0, 0, 2]]
+    for time in (0, 1):
+        for k in range(3):
+            chain, sde = values[:, time, :, k][np.isfinite(values[:, time, :, k]).all(axis=1)].T
+            np.testing.assert_allclose(mean[time, k], np.mean(sde - chain))
+            np.testing.assert_allclose(stderr[time, k], np.std(sde - chain, ddof=1) / np.sqrt(len(sde)))
+            np.testing.assert_allclose(reduction[time, k], (np.var(sde) + np.var(chain)) / np.var(sde - chain))
+    values[1:, 1, 0, 0] = np.nan
+    mean, stderr, _, _ = _statistics(values)
+    assert np.isfinite(mean[1, 0]), "of the one pair that is left"
+    assert np.isnan(stderr[1, 0])
+    values[0, 1, 0, 0] = np.nan
+    assert np.isnan(_statistics(values)[0][1, 0])

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+import sdesam
 from sdesam import curvature, problems
 
 
@@ -36,6 +37,38 @@ def test_largest_eigenvalue(small):
     rough = curvature.largest_eigenvalue(problem, problem.x0, jax.random.key(0), iterations=3)
     assert rough.value <= values[-1] + 1e-5
     assert np.min(abs(values - rough.value)) <= rough.error + 1e-5, "some eigenvalue is as near as the residual"
+
+
+def two_by_two(x, H):
+    return x @ H @ x / 2
+
+
+def test_the_error_of_a_trace_is_that_of_few_probes():
+    """On `[[a, c], [c, b]]` a probe gives `a + b + 2c` or `a + b - 2c`: the mean says how many gave which, and so the error, by hand."""
+    c = 0.7
+    problem = sdesam.FiniteSum(two_by_two, np.array([[[1.0, c], [c, 2.0]]]), np.ones(2))
+    probes = 5
+    found = curvature.hessian_trace(problem, problem.x0, jax.random.key(3), probes=probes)
+    share = (found.value - 3 + 2 * c) / (4 * c)
+    assert 0.1 < share < 0.9, "both occur"
+    assert found.error == pytest.approx(4 * c * np.sqrt(share * (1 - share) / (probes - 1)), rel=1e-5)
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 3])
+def test_the_residual_of_few_iterations(iterations):
+    """Rayleigh and Ritz by hand, on the span of the start and its images under H."""
+    problem = problems.quadratic(dim=5, samples=3)
+    H = np.asarray(problem.data["hessian"], float).mean(axis=0)
+    columns = [np.asarray(jax.random.normal(jax.random.key(2), (5,)), float)]
+    for _ in range(iterations - 1):
+        columns.append(H @ columns[-1])
+    Q, _ = np.linalg.qr(np.stack(columns, axis=1))
+    values, vectors = np.linalg.eigh(Q.T @ H @ Q)
+    ritz = Q @ vectors[:, -1]
+    found = curvature.largest_eigenvalue(problem, problem.x0, jax.random.key(2), iterations=iterations)
+    assert found.value == pytest.approx(values[-1], rel=1e-5)
+    assert found.error == pytest.approx(np.linalg.norm(H @ ritz - values[-1] * ritz), rel=1e-3, abs=1e-5)
+    assert found.error > 1e-3
 
 
 def test_an_invariant_subspace_ends_the_iteration():

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import brentq
 
+from sdesam._keys import seed_key
 from sdesam.claims._base import Claim, Control, Measurement, Outcome, Preset
 from sdesam.discrete import Chain, train
 from sdesam.exact import Quadratic, one_step
@@ -110,7 +111,7 @@ def _simulated(setting: _Setting, paths: int, seed: int) -> dict[str, tuple[floa
     """The second moment after a long time and its tolerance: standard errors, for SDEs the error of Heun's scheme too."""
     problem = setting.problem
     chain = Chain("usam", problem, lr=setting.lr, rho=setting.rho, batch=1)
-    keys = jax.random.split(jax.random.key(seed), 3)
+    keys = jax.random.split(seed_key(seed), 3)
     steps = int(6 / (setting.lr * setting.curvature))
     last = steps * setting.lr
     out = train(chain, keys[0], runs=paths, steps=steps, times=[last], observe=["square"], progress=False)

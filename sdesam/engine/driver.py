@@ -7,11 +7,12 @@ step) depends on nothing else, so chunks, devices, processes and the choice of o
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -19,12 +20,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from tqdm.auto import tqdm
 
 from sdesam import store
 from sdesam._precision import of_products, precisely
+from sdesam._process import begin_run, check_not_forked
 from sdesam.engine import machine, program
 from sdesam.engine.layout import Layout, Plan, chunk_bytes, gigabytes, lay_out
 from sdesam.engine.program import Ensemble
@@ -40,6 +40,19 @@ _AHEAD = 4
 """Calls queued before the oldest one is waited for."""
 _ROW = 2**12
 """Numbers of a look up to which `advance` looks on its way: all rows of a call are half a megabyte then."""
+_FEW_TIMES = 1000
+"""Observation times that a snapshot lists; of more it has the hash."""
+_SETTINGS = (
+    "jax_threefry_partitionable",
+    "jax_random_seed_offset",
+    "jax_enable_x64",
+    "jax_allow_f16_reductions",
+    "jax_disable_jit",
+    "jax_disable_most_optimizations",
+    "jax_exec_time_optimization_effort",
+    "jax_optimization_level",
+)
+"""Settings of jax on which draws or the last bits of a result depend."""
 
 
 def run(
@@ -53,16 +66,19 @@ def run(
     **options: Any,
 ) -> Result:
     """Advance paths to `plan.steps` and observe them on the way; `options` are those of :func:`lay_out`."""
+    check_not_forked()
     layout = lay_out(plan, key, **options)
     layout.check_memory()
     if snapshot is not None and machine.process_count() > 1:
         snapshot = f"{os.fspath(snapshot)}.{machine.process_index()}"
-    work = _Work(layout, Snapshot.open(snapshot, snapshot_every, lambda: _identity(layout)))
-    total = (layout.last - layout.first) * plan.steps
-    # None leaves the bar to tqdm, which shows it on a terminal only
-    bar = tqdm(total=total, desc=label, delay=2, leave=False, unit="step", unit_scale=True, disable=None if progress is None else not progress)
-    with bar:
-        work.run(bar.update)
+    with Snapshot.open(snapshot, snapshot_every, lambda: _identity(layout), layout.host_bytes) as found:
+        work = _Work(layout, found)
+        total = (layout.last - layout.first) * plan.steps
+        # None leaves the bar to tqdm, which shows it on a terminal only
+        hidden = None if progress is None else not progress
+        begin_run()
+        with tqdm(total=total, desc=label, delay=2, leave=False, unit="step", unit_scale=True, disable=hidden) as bar:
+            work.run(bar.update)
     return work.result()
 
 
@@ -100,6 +116,7 @@ class Forecast:
 
 def forecast(plan: Plan, key: jax.Array, **options: Any) -> Forecast:
     """What a run needs, from its first steps; `options` are those of :func:`lay_out`."""
+    check_not_forked()
     layout = lay_out(plan, key, **options)
     layout.check_memory()
     work = _Work(layout, Snapshot(None, 0.0, {}, None))
@@ -107,7 +124,7 @@ def forecast(plan: Plan, key: jax.Array, **options: Any) -> Forecast:
     before = perf_counter()
     place = work.place(state)
     compiled = program.advance(*work.steps).lower(*work.arguments(place, ensemble, 0, [])).compile()
-    jax.block_until_ready(work.look(place, ensemble, 0))
+    jax.block_until_ready(work.look(place, ensemble))
     compile_seconds = perf_counter() - before
 
     def timed(steps: int) -> float:
@@ -122,7 +139,7 @@ def forecast(plan: Plan, key: jax.Array, **options: Any) -> Forecast:
         steps = min(2 * steps, plan.steps)
         passed = timed(steps)
     before = perf_counter()
-    jax.block_until_ready(work.look(place, ensemble, 0))
+    jax.block_until_ready(work.look(place, ensemble))
     look = perf_counter() - before
     used = compiled.memory_analysis()
     chunks = math.ceil((layout.last - layout.first) / layout.size)
@@ -190,17 +207,17 @@ class _Work:
         plan = layout.plan
         self.layout, self.snapshot = layout, snapshot
         self.rows = layout.last - layout.first
-        self.split = NamedSharding(layout.mesh, P("paths"))
+        self.split, everywhere = program.placement(layout.mesh)
         # once, not with every call
-        self.params, self.data, self.key = jax.device_put((plan.params, plan.data, layout.key), NamedSharding(layout.mesh, P()))
+        self.params, self.data, self.key = jax.device_put((plan.params, plan.data, layout.key), everywhere)
         draw = program.Draw(plan.noise_shape, np.dtype(_dtype(plan.x0)).name, plan.normals, layout.antithetic, carried=False)
         small = program.small(plan.stepper, draw, self.params, plan.x0) is not None
         self.draw = replace(draw, carried=machine.on_cpu(layout.mesh) and not small)
         self.tables = {name: np.empty((self.rows, *shape[1:]), dtype) for name, (shape, dtype) in layout.tables.items()}
         shapes = {name: (len(layout.grid), *shape.shape) for name, shape in layout.observables.items()}
-        self.moments = {name: _Moments(0, np.full(shape, np.nan), np.zeros(shape)) for name, shape in shapes.items()}
-        # of the chunk on its way, at each time and from each device: the means of all observables, then their sums of squares
-        self.part = np.zeros((len(layout.grid), layout.mesh.size, 2 * sum(math.prod(shape[1:]) for shape in shapes.values())))
+        self.moments = {name: _Moments.none(shape) for name, shape in shapes.items()}
+        # of the chunk on its way, at each time and from each device: a row of moments of all observables
+        self.part = np.zeros((len(layout.grid), layout.mesh.size, 4 * sum(math.prod(shape[1:]) for shape in shapes.values())))
         self.done = 0
         self.x0 = jax.tree.map(np.asarray, plan.x0)  # not where the user put it
         self.looking = program.Look(plan.observer, max(1, chunk_bytes(layout.mesh) // plan.observe_bytes), layout.antithetic)
@@ -242,12 +259,12 @@ class _Work:
         route[: 1 + len(legs)] = [(start, len(legs)), *legs]
         return self.params, self.key, ids, ensemble, route, (self.data, good) if self.on_the_way else ()
 
-    def look(self, place: tuple[jax.Array, jax.Array], ensemble: Ensemble, at: int) -> tuple[Any, dict[str, Any], Any]:
-        """Rows of moments, values, and what is marked."""
+    def look(self, place: tuple[jax.Array, jax.Array], ensemble: Ensemble) -> tuple[Any, dict[str, Any]]:
+        """Rows of moments, and values."""
         if not self.layout.plan.observer.names:
-            return np.zeros((self.layout.mesh.size, 1, 0)), {}, ensemble.first
-        looked = program.observe(self.looking, self.layout.mesh)(ensemble.x, ensemble.first, np.int32(at), (self.data, place[1]))
-        found: tuple[Any, dict[str, Any], Any] = looked
+            return np.zeros((self.layout.mesh.size, 1, 0)), {}
+        looked = program.observe(self.looking, self.layout.mesh)(ensemble.x, (self.data, place[1]))
+        found: tuple[Any, dict[str, Any]] = looked
         return found
 
     def _through(self, state: _Pass, ensemble: Ensemble, tick: Callable[[int], object]) -> tuple[_Pass, Ensemble] | None:
@@ -322,8 +339,7 @@ class _Work:
             pace.speed = max(steps, 1) / passed
             pace.wait = passed / looks if looks else pace.wait
         if legs[-1].look and not self.on_the_way:
-            rows, values, first = self.look(place, ensemble, legs[-1].stop)
-            ensemble = ensemble._replace(first=first)
+            rows, values = self.look(place, ensemble)
         if isinstance(rows, jax.Array):
             rows.copy_to_host_async()
         return ensemble, (rows, values if self.layout.keeps_values else {})
@@ -344,22 +360,23 @@ class _Work:
         if self.layout.keep != "means":
             for k, leaf in enumerate(jax.tree.leaves(ensemble.x)):
                 self._keep(state, f"final.{k}", leaf)
-        counts = state.good.reshape(self.layout.mesh.size, -1).sum(axis=1) // (2 if self.layout.antithetic else 1)
         in_a_row = [self.moments[name] for name in sorted(self.moments)]  # the order of jax
         ends = np.cumsum([math.prod(moments.mean.shape[1:]) for moments in in_a_row])
-        means, squares = (np.split(half.swapaxes(0, 1), ends, axis=2) for half in np.split(self.part, 2, axis=2))
-        for moments, *found in zip(in_a_row, means[:-1], squares[:-1], strict=True):
-            for count, mean, square in zip(counts, *found, strict=True):
-                moments.add(_Moments(count, mean.reshape(moments.mean.shape), square.reshape(moments.mean.shape)))
+        # (devices, times, components) of each observable, for each part of a row
+        parts = [np.split(part.swapaxes(0, 1), ends, axis=2)[:-1] for part in np.split(self.part, 4, axis=2)]
+        for moments, *found in zip(in_a_row, *parts, strict=True):
+            for of_device in zip(*found, strict=True):
+                mean, squares, count, lost = (part.reshape(moments.mean.shape) for part in of_device)
+                moments.add(_Moments(count.astype(int), mean, squares, lost.astype(int)))
 
     def _save(self, now: tuple[_Pass, Ensemble] | None) -> None:
         if self.snapshot.path is None:
             return
-        position: dict[str, Any] = {"done": self.done, "counts": {name: int(moments.count) for name, moments in self.moments.items()}}
+        position: dict[str, Any] = {"done": self.done}
         upto = self.done + (self.layout.size if now else 0)
         arrays = {f"table.{name}": table[:upto] for name, table in self.tables.items()}
         for name, moments in self.moments.items():
-            arrays |= {f"mean.{name}": moments.mean, f"squares.{name}": moments.squares}
+            arrays |= {f"{part}.{name}": array for part, array in vars(moments).items()}
         if now:
             state, ensemble = now
             position |= {"start": state.start, "at": state.at, "seen": state.seen}
@@ -377,8 +394,8 @@ class _Work:
         for name, table in self.tables.items():
             kept = arrays[f"table.{name}"]
             table[: len(kept)] = kept
-        for name, count in position["counts"].items():
-            self.moments[name] = _Moments(count, arrays[f"mean.{name}"], arrays[f"squares.{name}"])
+        for name in self.moments:
+            self.moments[name] = _Moments(**{part.name: arrays[f"{part.name}.{name}"] for part in fields(_Moments)})
         if "at" not in position:
             return None
         self.part = arrays["part"]
@@ -392,12 +409,12 @@ class _Work:
         layout, plan, names = self.layout, self.layout.plan, list(self.moments)
         own = {f"table.{name}": table for name, table in self.tables.items()}
         for k, moments in enumerate(self.moments.values()):
-            own |= {f"{k}.count": np.array(moments.count), f"{k}.mean": moments.mean, f"{k}.squares": moments.squares}
+            own |= {f"{k}.{part}": array for part, array in vars(moments).items()}
         everyone = machine.gather(own)
         if len(everyone) > 1:
             self.tables = {name: np.concatenate([one[f"table.{name}"] for one in everyone]) for name in self.tables}
             for k, name in enumerate(names):
-                parts = [_Moments(int(one[f"{k}.count"]), one[f"{k}.mean"], one[f"{k}.squares"]) for one in everyone]
+                parts = [_Moments(**{part.name: one[f"{k}.{part.name}"] for part in fields(_Moments)}) for one in everyone]
                 self.moments[name] = parts[0]
                 for part in parts[1:]:
                     parts[0].add(part)
@@ -414,6 +431,7 @@ class _Work:
             stderr={name: moments.stderr for name, moments in self.moments.items()},
             final=states("final") if layout.keep != "means" else None,
             diverged=Divergence(np.flatnonzero(first >= 0), first[first >= 0] * plan.step_time, layout.paths),
+            nonfinite={name: moments.lost for name, moments in self.moments.items()},
             config=config,
             provenance=store.provenance(),
             values={name: self.tables[f"values.{name}"] for name in names} if layout.keeps_values else None,
@@ -427,6 +445,7 @@ def _identity(layout: Layout) -> dict[str, Any]:
     keys = layout.key
     xi = None if plan.noise_shape is None else jnp.zeros(plan.noise_shape, _dtype(plan.x0))
     versions = store.provenance()["versions"]
+    times = np.asarray(layout.grid)
     return {
         **plan.config,
         "precision of products": of_products(),
@@ -435,43 +454,53 @@ def _identity(layout: Layout) -> dict[str, Any]:
         "paths": layout.paths,
         "antithetic": layout.antithetic,
         "keep": layout.keep,
-        "observation steps": layout.grid,
+        "observation steps": times if len(times) <= _FEW_TIMES else hashlib.sha256(times.astype(np.int64).tobytes()).hexdigest(),
         "observables": plan.observer.names,
         "chunk": layout.size,
         "devices": layout.mesh.size,
         "device": layout.mesh.devices.flat[0].device_kind,
         "processes": [machine.process_index(), machine.process_count()],
+        "instructions of the CPU": machine.instruction_set() if machine.on_cpu(layout.mesh) else "",
+        "flags of XLA": machine.compiler_flags(),
+        "settings of jax": {name: str(getattr(jax.config, name, None)) for name in _SETTINGS},
         "versions": {name: versions[name] for name in ("sdesam", "jax", "jaxlib")},
     }
 
 
 @dataclass
 class _Moments:
-    """Mean and sum of squared deviations over paths, merged in float64 (Chan, Golub & LeVeque 1983)."""
+    """Moments over paths of one observable, merged in float64 (Chan, Golub & LeVeque 1983); arrays of shape `(times, ...)`."""
 
-    count: int
+    count: np.ndarray
+    """How many values are in the mean: those that are finite."""
     mean: np.ndarray
     squares: np.ndarray
+    """The sum of squared deviations from the mean."""
+    lost: np.ndarray
+    """How many values are not finite."""
+
+    @classmethod
+    def none(cls, shape: tuple[int, ...]) -> _Moments:
+        """Those of no path."""
+        return cls(np.zeros(shape, int), np.full(shape, np.nan), np.zeros(shape), np.zeros(shape, int))
 
     def add(self, other: _Moments) -> None:
         """Merge those of other paths."""
-        if not other.count:
-            return
-        if not self.count:
-            self.count, self.mean, self.squares = other.count, other.mean.copy(), other.squares.copy()
-            return
         total = self.count + other.count
-        gap = other.mean - self.mean
-        self.squares = self.squares + other.squares + gap**2 * (self.count * other.count / total)
-        self.mean = self.mean + gap * (other.count / total)
-        self.count = total
+        here, there = self.count > 0, other.count > 0
+        both = here & there
+        gap = np.where(both, other.mean, 0) - np.where(both, self.mean, 0)
+        divisor = np.maximum(total, 1)
+        self.squares = self.squares + other.squares + gap**2 * (self.count * other.count / divisor)
+        self.mean = np.where(here, self.mean + gap * (other.count / divisor), other.mean)
+        self.count, self.lost = total, self.lost + other.lost
 
     @property
     def stderr(self) -> np.ndarray:
-        """The standard error of the mean."""
-        if self.count < 2:
-            return np.full(np.shape(self.mean), np.nan)
-        return np.asarray(np.sqrt(self.squares / (self.count - 1) / self.count))
+        """The standard error of the mean; NaN for fewer than two values."""
+        known = self.count > 1
+        count = np.where(known, self.count, 2)
+        return np.where(known, np.sqrt(self.squares / (count - 1) / count), np.nan)
 
 
 def _dtype(x: PyTree) -> Any:

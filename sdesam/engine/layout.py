@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from sdesam.engine import machine
 from sdesam.engine.program import Normals, Observer, Stepper
-from sdesam.sampling import whole
+from sdesam.sampling import told_count, whole
 
 PyTree = Any
 Keep = Literal["means", "statistics", "values", "trajectories"]
@@ -131,21 +131,26 @@ class Layout:
         need, available = self.host_bytes + (self.device_bytes if self.mesh.devices.flat[0].platform == "cpu" else 0), machine.available_memory()
         if available is None or need <= available:
             return
-        worst = max(self.tables, key=lambda name: math.prod(self.tables[name][0]))
+        sizes = {name: math.prod(shape) * np.dtype(dtype).itemsize for name, (shape, dtype) in self.tables.items()}
+        worst = max(sizes, key=lambda name: (sizes[name], name != "first"))  # what can be left out, where it is as large
         what = {"first": "bookkeeping", "final": "final states", "values": "values", "trajectory": "trajectories"}[worst.split(".")[0]]
-        advice = {
-            "final states": "keep='means', which keeps no states",
-            "values": "keep='statistics'",
-            "trajectories": "keep='values' or 'statistics'",
+        remedies = {
+            "bookkeeping": "fewer paths, or several runs with keys of their own",
+            "final states": "keep='means', which keeps no states, or fewer paths",
+            "values": "keep='statistics', or fewer paths",
+            "trajectories": "keep='values' or 'statistics', or fewer paths",
         }
         if self.host_bytes < self.device_bytes:
+            least = self.mesh.size * (2 if self.antithetic else 1)
+            able = ["a smaller chunk"] if self.size > least else []
+            able += ["fewer devices"] if self.mesh.size > 1 else []
+            able += ["a smaller network or data set", "a machine with more memory"]
             raise ValueError(
                 f"{self.size} paths together need about {gigabytes(self.device_bytes)} of working memory, but {gigabytes(available)} are free: "
-                "choose a smaller chunk"
+                f"choose {able[0]}, or {able[1]}"
             )
         raise ValueError(
-            f"{self.paths} paths need {gigabytes(need)}, most of it for their {what}, but {gigabytes(available)} are free: "
-            f"choose {advice.get(what, 'fewer paths')}, or fewer paths"
+            f"{self.paths} paths need {gigabytes(need)}, most of it for their {what}, but {gigabytes(available)} are free: choose {remedies[what]}"
         )
 
 
@@ -170,8 +175,6 @@ def lay_out(
         raise ValueError(f"{paths} paths cannot be paired: antithetic runs need an even number")
     if paths > 2**32:
         raise ValueError(f"{paths} paths: at most 2**32 have draws of their own; use a second key for more")
-    if plan.steps >= 2**31:
-        raise ValueError(f"{plan.steps} steps: at most 2**31 - 1 are counted; choose a larger step")
     if not machine.double_precision() and any(leaf.dtype == np.float64 for leaf in jax.tree.leaves(plan.x0)):
         raise ValueError(
             "the state is in float64, but jax has 64 bits turned off and would compute in float32: run it within `with jax.enable_x64(True):`, "
@@ -218,6 +221,8 @@ def check_key(key: Any) -> jax.Array:
 def steps_of(time: float, step_time: float, what: str, unit: str) -> int:
     """How many steps of `step_time` make `time`, or a sentence saying that no whole number does."""
     ratio = time / step_time
+    if not ratio < 2**31:
+        raise ValueError(f"{what}={time:g} is {ratio:.3g} steps of {unit}={step_time:g}: at most 2**31 - 1 are counted")
     steps = round(ratio)
     if abs(ratio - steps) > 1e-6 * max(1.0, abs(ratio)):
         raise ValueError(
@@ -229,6 +234,8 @@ def steps_of(time: float, step_time: float, what: str, unit: str) -> int:
 
 def time_grid(times: Sequence[float] | np.ndarray | None, steps: int, step_time: float, unit: str) -> np.ndarray:
     """The steps at which to observe: those of `times`, or about ten even ones with both ends."""
+    if steps >= 2**31:
+        raise ValueError(f"steps={told_count(steps)}: at most 2**31 - 1 are counted")
     if times is None:
         return np.unique(np.linspace(0, steps, 11).round().astype(int))
     instants = np.atleast_1d(np.asarray(times, dtype=float))

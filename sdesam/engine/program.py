@@ -16,9 +16,10 @@ from typing import Any, Literal, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
+from sdesam._keys import seed_key
 from sdesam._precision import of_products, precisely
 from sdesam.engine import machine
 from sdesam.engine.components import elementwise
@@ -70,7 +71,7 @@ class Ensemble(NamedTuple):
     noise: Any
     """The normals of the next step, where they are carried."""
     first: jax.Array
-    """The step after which a path was first seen to be not finite; -1 for never."""
+    """The step after which the state of a path was first seen to be not finite; -1 for never."""
 
 
 class _Keyed(NamedTuple):
@@ -163,7 +164,7 @@ def start(draw: Draw, mesh: Mesh) -> Any:
         x = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(ids), *leaf.shape)), x0)
         return Ensemble(x, draw.carry(key, jnp.int32(0), ids), jnp.full(len(ids), -1, jnp.int32))
 
-    return jax.jit(jax.shard_map(many, mesh=mesh, in_specs=(P(), P("paths"), P()), out_specs=P("paths"), check_vma=False))
+    return _on_devices(many, mesh, (P(), P("paths"), P()))
 
 
 @lru_cache(maxsize=_PROGRAMS)
@@ -178,11 +179,11 @@ def advance(stepper: Stepper, draw: Draw, look: Look | None, mesh: Mesh) -> Any:
     def follow(params: Any, key: jax.Array, ids: jax.Array, ensemble: Ensemble, route: jax.Array, of: Any) -> Any:
         (begin, count), legs = route[0], route[1:]
 
-        def seen(slot: jax.Array, at: jax.Array, ensemble: Ensemble, rows: jax.Array) -> Any:
-            row, _, first = look(ensemble.x, ensemble.first, at, of)  # type: ignore[misc]
+        def seen(slot: jax.Array, ensemble: Ensemble, rows: jax.Array) -> Any:
+            row, _ = look(ensemble.x, of)  # type: ignore[misc]
             with jax.enable_x64(True):
                 rows = jax.lax.dynamic_update_index_in_dim(rows, row, slot, 0)
-            return slot + 1, ensemble._replace(first=first), rows
+            return slot + 1, rows
 
         def leg(k: jax.Array, now: Any) -> Any:
             at, slot, ensemble, rows = now
@@ -190,30 +191,47 @@ def advance(stepper: Stepper, draw: Draw, look: Look | None, mesh: Mesh) -> Any:
             x, noise = _steps(stepper, draw, mesh, params, key, ids, (ensemble.x, ensemble.noise), at, stop)
             ensemble = Ensemble(x, noise, _mark(ensemble.first, x, stop))
             if look is not None:
-                slot, ensemble, rows = jax.lax.cond(looking == 1, seen, lambda slot, at, *rest: (slot, *rest), slot, stop, ensemble, rows)
+                slot, rows = jax.lax.cond(looking == 1, seen, lambda slot, _, rows: (slot, rows), slot, ensemble, rows)
             return stop, slot, ensemble, rows
 
-        row = jnp.zeros(0) if look is None else jax.eval_shape(look, ensemble.x, ensemble.first, begin, of)[0]
+        row = jnp.zeros(0) if look is None else jax.eval_shape(look, ensemble.x, of)[0]
         with jax.enable_x64(True):
             rows = jnp.zeros((len(legs), *row.shape), row.dtype)
         _, _, ensemble, rows = jax.lax.fori_loop(0, count, leg, (begin, jnp.int32(0), ensemble, rows))
         return ensemble, rows[None]
 
     specs = P(), P(), P("paths"), P("paths"), P(), () if look is None else (P(), P("paths"))
-    mapped = jax.shard_map(precisely(follow), mesh=mesh, in_specs=specs, out_specs=P("paths"), check_vma=False)
-    return jax.jit(mapped, donate_argnums=3, compiler_options=_compiler_options())
+    return _on_devices(precisely(follow), mesh, specs, donate_argnums=3, compiler_options=_compiler_options())
 
 
 @lru_cache(maxsize=_PROGRAMS)
 def observe(look: Look, mesh: Mesh) -> Any:
-    """`(x, first, step, (data, good))` -> on each device a row of moments, the values, and `first`; compiled."""
+    """`(x, (data, good))` -> on each device a row of moments, and the values; compiled."""
 
     def look_at(*arguments: Any) -> Any:
-        row, values, first = look(*arguments)
-        return row[None, None], values, first
+        row, values = look(*arguments)
+        return row[None, None], values
 
-    specs = P("paths"), P("paths"), P(), (P(), P("paths"))
-    return jax.jit(jax.shard_map(precisely(look_at), mesh=mesh, in_specs=specs, out_specs=P("paths"), check_vma=False))
+    specs = P("paths"), (P(), P("paths"))
+    return _on_devices(precisely(look_at), mesh, specs)
+
+
+def _on_devices(fn: Callable[..., Any], mesh: Mesh, specs: Any, **options: Any) -> Any:
+    """`fn` of one device's share, compiled for all devices of a mesh; results have a leading axis that is spread over them."""
+    if mesh.size > 1:
+        fn = jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=P("paths"), check_vma=False)
+    return jax.jit(fn, **options)
+
+
+def placement(mesh: Mesh) -> tuple[Sharding, Sharding]:
+    """Where an array lies whose leading axis is paths, and where one lies that every device needs whole.
+
+    One device needs no mesh: its arrays have the plainest type that jax has.
+    """
+    if mesh.size == 1:
+        here = SingleDeviceSharding(mesh.devices.flat[0])
+        return here, here
+    return NamedSharding(mesh, P("paths")), NamedSharding(mesh, P())
 
 
 def _steps(
@@ -300,7 +318,7 @@ def _small(stepper: Stepper, draw: Draw, structure: Any, shapes: tuple[Any, ...]
         return None
     if not dtypes <= {jnp.dtype("float32"), jnp.dtype("float64")} or math.prod(draw.shape) > _SMALL_NOISE:
         return None
-    key, xi = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct(draw.shape, draw.dtype)
+    key, xi = jax.eval_shape(lambda: seed_key(0)), jax.ShapeDtypeStruct(draw.shape, draw.dtype)
     made = elementwise(precisely(lambda params, of: stepper(params, *of)), params, (like, key, xi))
     return None if made is None else _Small(made, like)
 
@@ -319,9 +337,11 @@ class Look:
     together: int
     antithetic: bool
 
-    def __call__(self, x: PyTree, first: jax.Array, step: jax.Array, of: tuple[Any, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
-        """Means and sums of squared deviations over the good paths, of all values in one row; the values; `first` with the paths whose values are not
-        finite.
+    def __call__(self, x: PyTree, of: tuple[Any, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Moments of all values in one row, and the values.
+
+        The row has four parts, each with a number for every component of every observable: the mean over the finite values of good paths,
+        the sum of squared deviations from it, how many values are in both (pairs count once), and how many values of good paths are not finite.
         """
         data, good = of
         values: dict[str, jax.Array] = jax.lax.map(partial(self.observer, data), x, batch_size=self.together)
@@ -329,11 +349,19 @@ class Look:
         with jax.enable_x64(True):
             tables = [value.reshape(len(good), math.prod(value.shape[1:])).T.astype(jnp.float64) for value in values.values()]
             table = jnp.concatenate(tables)  # one table, so one loop for all observables
+            lost = jnp.sum(good) - _count(good & jnp.isfinite(table))  # without pairs the same sum as below: XLA makes it once
             if self.antithetic:
                 table = table.reshape(len(table), len(units), 2).mean(axis=2)
-            mean = _sum(jnp.where(units, table, 0)) / jnp.sum(units)
-            row = jnp.concatenate([mean, _sum(jnp.where(units, (table - mean[:, None]) ** 2, 0))])
-        return row, values, _mark(first, values, step)
+            used = units & jnp.isfinite(table)
+            count = _count(used)
+            mean = _sum(jnp.where(used, table, 0)) / count
+            row = jnp.concatenate([mean, _sum(jnp.where(used, (table - mean[:, None]) ** 2, 0)), count, lost])
+        return row, values
+
+
+def _count(table: jax.Array) -> jax.Array:
+    """How many of each row are true."""
+    return _sum(table.astype(jnp.float64))
 
 
 def _sum(table: jax.Array) -> jax.Array:
@@ -344,7 +372,7 @@ def _sum(table: jax.Array) -> jax.Array:
     return total
 
 
-def _mark(first: jax.Array, values: PyTree, step: jax.Array) -> jax.Array:
-    """`first`, with `step` where one of `values` (leading axis paths) is not finite and none was before."""
-    finite = [jnp.isfinite(leaf).reshape(len(first), -1).all(axis=1) for leaf in jax.tree.leaves(values)]
+def _mark(first: jax.Array, x: PyTree, step: jax.Array) -> jax.Array:
+    """`first`, with `step` where a state (leading axis paths) is not finite and was before."""
+    finite = [jnp.isfinite(leaf).reshape(len(first), -1).all(axis=1) for leaf in jax.tree.leaves(x)]
     return jnp.where((first < 0) & ~jnp.stack(finite).all(axis=0), step, first)

@@ -1,7 +1,8 @@
 """Snapshots of long runs: written atomically, read again only by the very run that wrote them.
 
-A snapshot says what it is of: configuration, numbers and functions of the step, layout, versions. Where any of these differ it is
-refused with a sentence, because a run that silently starts anew, or goes on with other numbers, is worse than one that stops.
+A snapshot says what it is of: configuration, numbers and functions of the step, layout, versions, settings of jax. Where any of these
+differ it is refused with a sentence, because a run that silently starts anew, or goes on with other numbers, is worse than one that
+stops. As long as a run uses it, no other one can.
 """
 
 from __future__ import annotations
@@ -9,17 +10,19 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import jax
 import numpy as np
+from jax.extend import core
 
 from sdesam import store
 
-SCHEMA = "sdesam.snapshot/3"
+SCHEMA = "sdesam.snapshot/4"
 
 
 class Snapshot:
@@ -37,37 +40,28 @@ class Snapshot:
         self._last = monotonic()
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str] | None, every: float, identity: Callable[[], dict[str, Any]]) -> Snapshot:
-        """The snapshot at `path`, if there is one.
+    @contextmanager
+    def open(cls, path: str | os.PathLike[str] | None, every: float, identity: Callable[[], dict[str, Any]], size: int = 0) -> Iterator[Snapshot]:
+        """The snapshot at `path`, if there is one; while it is open, no other run can use it.
+
+        Args:
+            path: the file; None writes nothing.
+            every: seconds between two snapshots.
+            identity: says what the run is.
+            size: bytes that the snapshot will have at least.
 
         Raises:
-            ValueError: it is of another run, of another version, or cut short.
-            OSError: the folder cannot be written.
+            ValueError: it is of another run, of another version, damaged, or in use by another run.
+            OSError: it cannot be written.
         """
         if path is None:
-            return cls(None, every, {}, None)
+            yield cls(None, every, {}, None)
+            return
         file, known = Path(path), store.plain(identity())
-        store.check_folder(file.parent)
-        for left in file.parent.glob(f".{file.name}.*"):
-            left.unlink(missing_ok=True)  # what a killed process was writing
-        if not file.exists():
-            return cls(file, every, known, None)
-        try:
-            arrays, meta = store.read_arrays(file)
-        except ValueError as error:
-            raise ValueError(
-                f"the snapshot {str(path)!r} cannot be read, so the run does not start: delete it, or name another file ({error})"
-            ) from None
-        if meta.get("schema") != SCHEMA:
-            raise ValueError(f"{str(path)!r} has schema {meta.get('schema')!r}, not {SCHEMA!r}: it is no snapshot of this version; name another file")
-        theirs = meta["identity"]
-        differing = [name for name in {**known, **theirs} if known.get(name) != theirs.get(name)]
-        if differing:
-            told = ", ".join(f"{name} ({_short(theirs.get(name))} there, {_short(known.get(name))} here)" for name in differing)
-            raise ValueError(
-                f"the snapshot {str(path)!r} is of another run, which differs in {told}: finish that run, delete it, or name another file"
-            )
-        return cls(file, every, known, (arrays, meta["position"]))
+        store.check_target(path, size)
+        busy = f"the snapshot {str(path)!r} is in use by another run: wait for that run to end, or name another file"
+        with store.lock(file, busy):
+            yield cls(file, every, known, _read(file, known) if file.exists() else None)
 
     def due(self) -> bool:
         """Whether it is time for the next one."""
@@ -81,27 +75,100 @@ class Snapshot:
         """
         if self.path is None:
             return
-        meta = {"schema": SCHEMA, "identity": self.identity, "position": position}
-        try:
-            store.write_arrays(self.path, arrays, meta, compress=False)
-        except OSError as error:
-            kept = "; the one before it is intact" if self.path.exists() else ""
-            raise OSError(f"the snapshot {str(self.path)!r} cannot be written: {error.strerror or error}{kept}") from error
+        store.write_arrays(self.path, arrays, {"schema": SCHEMA, "identity": self.identity, "position": position})
         self._last = monotonic()
 
 
+def _read(file: Path, known: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays and position of a snapshot of this very run."""
+    name = str(file)
+    try:
+        with store.open_arrays(file) as archive:
+            said: dict[str, Any] = {part: archive.meta.get(part) for part in ("schema", "identity", "position")}
+            schema, theirs, position = said.values()
+            if schema == SCHEMA and not (isinstance(theirs, dict) and isinstance(position, dict)):
+                raise ValueError("it does not say what it is of")
+            differing = _differing(theirs, known) if schema == SCHEMA else ""
+            arrays = archive.read() if schema == SCHEMA and not differing else {}
+    except ValueError as error:
+        raise ValueError(f"the snapshot {name!r} cannot be read, so the run does not start: delete it, or name another file ({error})") from None
+    if schema != SCHEMA:
+        raise ValueError(f"{name!r} has schema {schema!r}, not {SCHEMA!r}: it is no snapshot of this version; name another file")
+    if differing:
+        raise ValueError(f"the snapshot {name!r} is of another run, which differs in {differing}: finish that run, delete it, or name another file")
+    return arrays, position
+
+
+def _differing(theirs: dict[str, Any], known: dict[str, Any]) -> str:
+    names = [name for name in {**known, **theirs} if known.get(name) != theirs.get(name)]
+    return ", ".join(f"{name} ({_short(theirs.get(name))} there, {_short(known.get(name))} here)" for name in names)
+
+
 def fingerprint(functions: list[tuple[Callable[..., Any], tuple[Any, ...]]]) -> str:
-    """A hash of what functions compute with their arguments: the operations, and every number in them."""
-    digest = hashlib.sha256()
+    """A hash of what functions compute with their arguments: the operations, and every number in them and in functions they call.
+
+    Raises:
+        ValueError: a function asks Python for a result, which may be any.
+    """
+    parts = []
     for fn, arguments in functions:
-        closed = jax.make_jaxpr(fn)(*arguments)
-        digest.update(re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr)).encode())
-        for leaf in (*closed.consts, *jax.tree.leaves(arguments)):
-            if isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-                leaf = jax.random.key_data(leaf)
-            array = np.asarray(leaf)
-            digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
-    return digest.hexdigest()[:16]
+        known: dict[int, bytes] = {}
+        parts += [_of_value(jax.make_jaxpr(fn)(*arguments), known), _of_value(jax.tree.leaves(arguments), known)]
+    return _joined("functions", parts).hex()[:16]
+
+
+def _of_value(value: Any, known: dict[int, bytes]) -> bytes:
+    """A hash of a parameter of an operation, whatever it is; `known` are the hashes of functions by their identity."""
+    if isinstance(value, (core.Jaxpr, core.ClosedJaxpr)):
+        if id(value) not in known:  # one function is often called many times
+            known[id(value)] = _of_jaxpr(value, known)
+        return known[id(value)]
+    if isinstance(value, jax.Array) and jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return _of_value((str(jax.random.key_impl(value)), jax.random.key_data(value)), known)
+    if hasattr(value, "__array__"):
+        array = np.asarray(value)
+        return _joined(f"{array.dtype}{array.shape}", [array.tobytes()])
+    if isinstance(value, dict):
+        return _joined("dict", [_of_value((name, value[name]), known) for name in sorted(value, key=str)])
+    if isinstance(value, (set, frozenset)):
+        return _joined("set", sorted(_of_value(part, known) for part in value))
+    if isinstance(value, (tuple, list)):
+        return _joined(type(value).__name__, [_of_value(part, known) for part in value])
+    if callable(value) and hasattr(value, "__qualname__"):  # a rule of differentiation, which was applied while this was traced
+        return str(value.__qualname__).encode()
+    return re.sub(r"0x[0-9a-f]+", "", repr(value)).encode()
+
+
+def _of_jaxpr(jaxpr: Any, known: dict[int, bytes]) -> bytes:
+    """A hash of the operations of a function, of the numbers in them, and of the functions it calls."""
+    constants: list[Any] = []
+    if isinstance(jaxpr, core.ClosedJaxpr):
+        jaxpr, constants = jaxpr.jaxpr, jaxpr.consts
+    numbers: dict[Any, int] = {}
+
+    def atom(variable: Any) -> bytes:
+        if isinstance(variable, core.Literal):
+            return _joined(str(variable.aval), [_of_value(variable.val, known)])
+        return f"{numbers.setdefault(variable, len(numbers))} {variable.aval}".encode()
+
+    parts = [_of_value(constants, known), *map(atom, (*jaxpr.constvars, *jaxpr.invars))]
+    for equation in jaxpr.eqns:
+        name, prints = equation.primitive.name, equation.primitive.name in ("debug_callback", "debug_print")
+        if "callback" in name and not prints:
+            raise ValueError(
+                f"a function of the run calls back into Python ({name}), whose results a snapshot cannot know: leave the call out, or the snapshot"
+            )
+        parts += [name.encode(), *map(atom, equation.invars), *map(atom, equation.outvars)]
+        parts += [] if prints else [_of_value(equation.params, known)]
+    return _joined("jaxpr", [*parts, *map(atom, jaxpr.outvars)])
+
+
+def _joined(kind: str, parts: list[bytes]) -> bytes:
+    """A hash of parts, each with its length, so that none can run into the next."""
+    digest = hashlib.sha256(kind.encode())
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.digest()
 
 
 def _short(value: Any) -> str:

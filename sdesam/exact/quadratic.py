@@ -18,12 +18,14 @@ import numpy as np
 from scipy.sparse.linalg import expm_multiply
 
 from sdesam.discrete import Chain
+from sdesam.discrete.chain import check_chain
 from sdesam.engine import steps_of
 from sdesam.exact.double import Rebuild, drift, noise_columns, start, to_double
 from sdesam.problems import FiniteSum
 from sdesam.sampling import Sampling
 from sdesam.sde import SDE
 from sdesam.symbolic.expectation import set_partitions
+from sdesam.variants import Variant, variant
 
 MOST_PARAMETERS = 20
 
@@ -77,8 +79,8 @@ class Quadratic:
 
     def chain_path(self, chain: Chain, steps: int) -> np.ndarray:
         """The same after each of `0 .. steps` steps: shape `(steps + 1, d + d^2)`."""
-        if chain.variant.normaliser != "none":
-            raise ValueError(f"a step of {chain.variant.name} is not affine, because it normalises: its moments do not close; use a torus problem")
+        check_chain(chain, "an exact expectation")
+        check_affine(chain.variant)
         mean, square = self._step_moments(chain)
         d = self.problem.dim
         keep = np.eye(d, d + 1)
@@ -131,6 +133,13 @@ class Quadratic:
                     value = value + (1 - 1 / groups) * other
                 square = square + c * e * value
         return np.asarray(mean), square
+
+
+def check_affine(rule: str | Variant) -> None:
+    """Refuse a variant whose step is not affine on quadratic losses."""
+    rule = variant(rule)
+    if rule.normaliser != "none":
+        raise ValueError(f"a step of {rule.name} is not affine, because it normalises: its moments do not close; use a torus problem")
 
 
 def _expected(words: list[list[np.ndarray]], group: list[int], sampling: Sampling, n: int) -> np.ndarray:

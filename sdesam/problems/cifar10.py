@@ -1,21 +1,30 @@
 """CIFAR-10 from the files that people have of it: python or binary batches, or JPEG or PNG files by class; in a folder or a tar of it.
 
 60,000 colour images of 32x32 pixels in ten classes, of which 10,000 are to test on (Krizhevsky, "Learning Multiple Layers of Features
-from Tiny Images", 2009). Nothing is fetched, and nothing is written. The python batches are pickles, which may
-run any program: they are read by an unpickler that knows arrays, strings, lists and dictionaries, and nothing else.
+from Tiny Images", 2009). Nothing is fetched, and nothing is written. Files may come from anywhere: sizes are known before anything is
+read, and the python batches, pickles which may run any program, are read by an unpickler that knows bytes, lists and dictionaries and
+hands out nothing that could do anything.
 """
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import lzma
+import math
 import os
 import pickle
+import pickletools
 import tarfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -28,6 +37,34 @@ _PIXELS = 3 * _SIDE * _SIDE
 _IMAGES = {"train": 50_000, "test": 10_000}
 _BATCHES = {"train": tuple(f"data_batch_{k}" for k in range(1, 6)), "test": ("test_batch",)}
 _PICTURES = (".jpg", ".jpeg", ".png")
+_MODES = ("RGB", "RGBA", "L", "LA", "P", "1")
+"""Of pictures with 8 bits a channel or fewer: colour, grey, palette, black and white."""
+_PNG_DEPTH = slice(24, 25)
+"""Where a PNG file says how many bits a channel has."""
+_MOST_OF_PICTURE = 2**17
+"""Bytes of one picture file; its pixels have 3,072."""
+_TOGETHER = 256
+"""Pictures decoded together."""
+_MOST_OPCODES = 200_000
+"""Instructions of one pickled batch; the 10,000 labels and file names of a real one take 40,000."""
+_OPCODES = frozenset(
+    """
+    PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1
+    STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8
+    EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT SETITEM SETITEMS
+    GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL REDUCE BUILD
+    """.split()  # noqa: SIM905
+)
+"""What pickles of numbers, bytes, lists, dictionaries and arrays are made of."""
+_COMPRESSED: tuple[tuple[bytes, Callable[[Path], Any]], ...] = (
+    (b"\x1f\x8b", gzip.open),
+    (b"BZh", bz2.open),
+    (b"\xfd7zXZ", lzma.open),
+    (b"\x5d\x00\x00", lzma.open),
+)
+"""How compressed files begin, and what opens them."""
+_HEADER = 2**20
+"""Bytes of a tar that are read in one piece beside the contents of files: headers, which have 512, and long names."""
 _OF_CIFAR_100 = {"train", "test", "train.bin", "test.bin"}
 
 
@@ -94,8 +131,19 @@ def load(path: str | os.PathLike[str]) -> Images:
     place = Path(path)
     if not place.exists():
         raise FileNotFoundError(f"no CIFAR-10 at {str(path)!r}: there is no such file or folder; {GET}")
+    if not place.is_dir() and not place.is_file():
+        raise ValueError(f"no CIFAR-10 at {str(path)!r}: it is neither a file nor a folder; {GET}")
     files = _Folder(place) if place.is_dir() else _Tar(place)
     return Images(**_read(files))
+
+
+class _Wrong(ValueError):
+    """What is there is not the data set."""
+
+
+def _most_files() -> int:
+    """Files beside which the data set may lie."""
+    return 4 * sum(_IMAGES.values()) + 1000
 
 
 class _Folder:
@@ -103,11 +151,17 @@ class _Folder:
 
     def __init__(self, place: Path):
         self.place = place
-        self.names = sorted(path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file())
+        found = list(islice((path for path in place.rglob("*") if path.is_file()), _most_files() + 1))
+        if len(found) > _most_files():
+            raise _wrong(self, f"it holds more than {_most_files()} files")
+        self.names = sorted(path.relative_to(place).as_posix() for path in found)
 
-    def contents(self, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
-        for name in names:
-            yield name, (self.place / name).read_bytes()
+    def contents(self, names: Mapping[str, int]) -> Iterator[tuple[str, bytes]]:
+        """Each file of `names`, which has at most so many bytes."""
+        for name, most in names.items():
+            with open(self.place / name, "rb") as file:
+                _check_size(self, name, os.fstat(file.fileno()).st_size, most)
+                yield name, file.read(most)
 
 
 class _Tar:
@@ -115,28 +169,87 @@ class _Tar:
 
     def __init__(self, place: Path):
         self.place = place
+        self.names = sorted(name for name, _ in self._files({}))
+
+    def contents(self, names: Mapping[str, int]) -> Iterator[tuple[str, bytes]]:
+        """Each file of `names`, which has at most so many bytes."""
+        return ((name, content) for name, content in self._files(names) if name in names)
+
+    def _files(self, wanted: Mapping[str, int]) -> Iterator[tuple[str, bytes]]:
+        """Its files, with the contents of those that are wanted; what is too long is not even skipped over."""
+        most = 4 * sum(_IMAGES.values()) * (_PIXELS + 1) + 2**24
+        count = 0
         try:
-            with tarfile.open(place) as archive:
-                self.names = sorted(member.name.removeprefix("./") for member in archive if member.isfile())
+            with self._opened(most) as stream, tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r:") as archive:
+                while (member := archive.next()) is not None:
+                    archive.members.clear()  # type: ignore[attr-defined]  # it would keep millions of them
+                    name, count = member.name.removeprefix("./"), count + 1
+                    if not (member.isfile() or member.isdir()):
+                        raise _wrong(self, f"{name!r} is no file and no folder, but a link or a device")
+                    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                        raise _wrong(self, f"{name!r} lies outside of it")
+                    end = member.offset_data + member.size
+                    if count > _most_files() or end > most:
+                        raise _wrong(self, f"up to {name!r} it has {count} files and {end} bytes, and at most {most} bytes are expected")
+                    if member.isfile():
+                        yield name, self._content(archive, member, stream, wanted[name]) if name in wanted else b""
+                while stream.read(_HEADER):  # to the end, where what is compressed has its checksum
+                    pass
+        except _Wrong:
+            raise
         except Exception as error:  # lzma and zlib have error types of their own
-            raise self._cut_short(error) from error
+            words = str(error).partition("\n")[0]
+            raise _Wrong(f"{str(self.place)!r} is no tar file, or it is cut short ({words}); {GET}") from error
 
-    def contents(self, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
-        wanted = set(names)
-        try:
-            with tarfile.open(self.place) as archive:
-                for member in archive:
-                    name = member.name.removeprefix("./")
-                    if name in wanted and member.isfile():
-                        file = archive.extractfile(member)
-                        assert file is not None
-                        yield name, file.read()
-        except Exception as error:
-            raise self._cut_short(error) from error
+    def _content(self, archive: tarfile.TarFile, member: tarfile.TarInfo, stream: _Bounded, most: int) -> bytes:
+        _check_size(self, member.name, member.size, most)
+        file = archive.extractfile(member)
+        assert file is not None
+        stream.piece = max(member.size, _HEADER)
+        content = file.read()
+        stream.piece = _HEADER
+        return content
 
-    def _cut_short(self, error: Exception) -> ValueError:
-        words = str(error).partition("\n")[0].rstrip(":")  # tarfile goes on with a line for each kind of compression
-        return ValueError(f"{str(self.place)!r} is no tar file, or it is cut short ({words}); {GET}")
+    def _opened(self, most: int) -> _Bounded:
+        with open(self.place, "rb") as file:
+            begin = file.read(6)
+        plain: Callable[[Path], Any] = partial(open, mode="rb")
+        opener = next((opener for mark, opener in _COMPRESSED if begin.startswith(mark)), plain)
+        return _Bounded(opener(self.place), most)
+
+
+class _Bounded:
+    """What is in a tar, compressed or not: neither in one piece nor in all is more read than its limits."""
+
+    def __init__(self, file: IO[bytes], most: int):
+        self.file, self.most, self.piece = file, most, _HEADER
+
+    def read(self, size: int) -> bytes:
+        self._check(size, self.piece)
+        self._check(self.tell(), self.most)
+        return self.file.read(size)
+
+    def seek(self, place: int) -> int:
+        self._check(place, self.most)
+        return self.file.seek(place)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def _check(self, asked: int, most: int) -> None:
+        if not 0 <= asked <= most:
+            raise ValueError(f"it has {asked} bytes where at most {most} are expected")
+
+    def __enter__(self) -> _Bounded:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+
+
+def _check_size(files: Files, name: str, size: int, most: int) -> None:
+    if size > most:
+        raise _wrong(files, f"{name} has {size} bytes, and at most {most} are expected")
 
 
 Files = _Folder | _Tar
@@ -148,12 +261,13 @@ def _read(files: Files) -> dict[str, np.ndarray]:
     for name in files.names:
         by_name.setdefault(PurePosixPath(name).name, name)
     needed = [name for names in _BATCHES.values() for name in names]
-    for suffix, parse in (("", _python_batch), (".bin", _binary_batch)):
+    # bytes of a batch with 1024 for each file name, and bytes that are pickled as text, which takes up to two for one
+    for suffix, parse, most in (("", _python_batch, lambda images: 2**16 + images * (2 * _PIXELS + 1024)), (".bin", _binary_batch, _binary_size)):
         if any(name + suffix in by_name for name in needed):
             missing = [name + suffix for name in needed if name + suffix not in by_name]
             if missing:
                 raise _wrong(files, f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
-            return _read_batches(files, {name: by_name[name + suffix] for name in needed}, parse)
+            return _read_batches(files, {name: by_name[name + suffix] for name in needed}, parse, most)
     pictures = [name for name in files.names if PurePosixPath(name).suffix.lower() in _PICTURES]
     if pictures:
         return _read_pictures(files, pictures)
@@ -163,9 +277,15 @@ def _read(files: Files) -> dict[str, np.ndarray]:
     raise _wrong(files, f"there are {len(files.names)} files, but neither data_batch_1 nor train/<class>/*.jpg; the first are: {shown}")
 
 
-def _read_batches(files: Files, places: Mapping[str, str], parse: Callable[[bytes], tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
+def _read_batches(
+    files: Files,
+    places: Mapping[str, str],
+    parse: Callable[[bytes], tuple[np.ndarray, np.ndarray]],
+    most: Callable[[int], int],
+) -> dict[str, np.ndarray]:
     parsed = {}
-    for place, content in files.contents(list(places.values())):
+    sizes = {places[name]: most(_IMAGES[part] // len(names)) for part, names in _BATCHES.items() for name in names}
+    for place, content in files.contents(sizes):
         try:
             parsed[place] = parse(content)
         except Exception as error:
@@ -191,43 +311,119 @@ def _binary_batch(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     return rows[:, 1:], rows[:, 0]
 
 
+def _binary_size(images: int) -> int:
+    return images * (_PIXELS + 1)
+
+
 def _python_batch(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """A pickled dictionary with `data` (n, 3072) and `labels`."""
+    _check_opcodes(content)
     batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     if not isinstance(batch, dict):
         raise ValueError(f"it holds a {type(batch).__name__}, not a dictionary")
     named = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
     if "labels" not in named and "fine_labels" in named:
         raise ValueError("fine_labels in place of labels: this is CIFAR-100")
-    pixels, labels = named.get("data"), named.get("labels")
-    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != _PIXELS:
+    data, labels = named.get("data"), named.get("labels")
+    if not isinstance(data, _Array) or len(data.shape) != 2 or data.shape[1] != _PIXELS:
         raise ValueError(f"data is no uint8 array of shape (n, {_PIXELS})")
-    if not isinstance(labels, list) or not all(isinstance(label, int) for label in labels):
-        raise ValueError("labels is no list of whole numbers")
-    return pixels, np.array(labels)
+    if not isinstance(labels, list) or not all(isinstance(label, int) and 0 <= label < 256 for label in labels):
+        raise ValueError("labels is no list of whole numbers from 0 to 9")
+    pixels = np.frombuffer(data.content, np.uint8).reshape(data.shape, order="F" if data.fortran else "C")
+    return pixels, np.array(labels, np.uint8)
+
+
+def _check_opcodes(content: bytes) -> None:
+    """See that a pickle has no instruction, and not so many of them, that no batch has: a few bytes may ask for gigabytes."""
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        if opcode.name not in _OPCODES or ("PUT" in opcode.name and int(argument or 0) > count):
+            raise pickle.UnpicklingError(f"it has the instruction {opcode.name} {argument!r:.20}, which no CIFAR-10 batch needs: not opened")
+        if count > _MOST_OPCODES:
+            raise pickle.UnpicklingError(f"it has more than {_MOST_OPCODES} instructions: not opened")
 
 
 class _Unpickler(pickle.Unpickler):
-    """Arrays of numbers and python's own containers: a pickle that names anything else is refused before it is called."""
+    """Arrays of bytes and python's own containers: a pickle that names anything else is refused before it is called.
+
+    What a batch may name is answered by stand-ins of our own. Nothing of numpy is handed out: `numpy.ndarray` can be called, and would
+    take any place in memory for its contents.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            # pickles give it the subtype, shape and dtype of an empty array to be filled in: the function itself, under the name of any version
-            return np.zeros(0).__reduce__()[0]
-        if (module, name) == ("numpy", "ndarray"):
-            return np.ndarray
-        if (module, name) == ("numpy", "dtype"):
-            return np.dtype
-        if (module, name) == ("_codecs", "encode"):
-            return _latin1
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR-10 batch needs: not opened")
+            return _RECONSTRUCT
+        found = {("numpy", "ndarray"): _NDARRAY, ("numpy", "dtype"): _DTYPE, ("_codecs", "encode"): _LATIN1}.get((module, name))
+        if found is None:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR-10 batch needs: not opened")
+        return found
 
 
-def _latin1(text: str, encoding: str = "latin1") -> bytes:
+class _StandIn:
+    """Of a name in a pickle; without attributes, so that no pickle can set any."""
+
+    __slots__ = ()
+
+
+class _Reconstruct(_StandIn):
+    """How numpy begins an array: empty, to be filled in."""
+
+    __slots__ = ()
+
+    def __call__(self, kind: Any, shape: Any, dtype: Any) -> _Array:
+        if kind is not _NDARRAY or shape != (0,) or dtype not in ("b", b"b"):
+            raise pickle.UnpicklingError("an array that does not begin empty: not opened")
+        return _Array()
+
+
+class _Uint8(_StandIn):
+    """The one dtype there is."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        """Byte order and such, which a byte does not have."""
+
+
+class _Dtype(_StandIn):
+    """How numpy makes a dtype: from its name."""
+
+    __slots__ = ()
+
+    def __call__(self, name: Any, *rest: Any) -> _Uint8:
+        if name not in ("u1", b"u1"):
+            raise pickle.UnpicklingError(f"it asks for the dtype {name!r:.20}, where pixels are bytes (u1): not opened")
+        return _Uint8()
+
+
+class _Latin1(_StandIn):
     """How Python 3 pickles bytes for old protocols."""
-    if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"bytes in {encoding!r}")
-    return text.encode("latin1")
+
+    __slots__ = ()
+
+    def __call__(self, text: Any, encoding: Any = "latin1") -> bytes:
+        if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+            raise pickle.UnpicklingError("bytes that are not pickled as latin1: not opened")
+        return text.encode("latin1")
+
+
+_NDARRAY, _RECONSTRUCT, _DTYPE, _LATIN1 = _StandIn(), _Reconstruct(), _Dtype(), _Latin1()
+
+
+class _Array:
+    """The shape and the bytes of a pickled array."""
+
+    __slots__ = ("content", "fortran", "shape")
+
+    def __init__(self) -> None:
+        self.shape: tuple[int, ...] = (0,)
+        self.content, self.fortran = b"", False
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, content = state
+        whole = isinstance(shape, tuple) and all(type(size) is int and size >= 0 for size in shape)
+        if not whole or not isinstance(dtype, _Uint8) or type(content) is not bytes or len(content) != math.prod(shape):
+            raise pickle.UnpicklingError("an array that has not as many bytes as its shape says: not opened")
+        self.shape, self.content, self.fortran = shape, content, bool(fortran)
 
 
 def _read_pictures(files: Files, names: list[str]) -> dict[str, np.ndarray]:
@@ -252,16 +448,33 @@ def _read_pictures(files: Files, names: list[str]) -> dict[str, np.ndarray]:
     def decode(item: tuple[str, bytes]) -> tuple[str, np.ndarray]:
         name, content = item
         try:
-            with Image.open(io.BytesIO(content)) as picture:
+            with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as picture:
+                size, mode, form = picture.size, picture.mode, picture.format
+                picture.verify()
+        except Image.DecompressionBombError as error:
+            raise _wrong(files, f"{name} has far more pixels than CIFAR-10's {_SIDE}x{_SIDE}") from error
+        except Exception as error:
+            raise _wrong(files, f"{name} is no JPEG or PNG picture, or it is cut short") from error
+        if size != (_SIDE, _SIDE):
+            raise _wrong(files, f"{name} has {size[0]}x{size[1]} pixels: CIFAR-10 has {_SIDE}x{_SIDE}")
+        if mode not in _MODES or (form == "PNG" and content[_PNG_DEPTH] == b"\x10"):
+            raise _wrong(files, f"{name} has no 8 bits of red, green and blue, but pixels of the kind {mode}")
+        try:
+            with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as picture:
+                opaque = mode not in ("RGBA", "LA") or picture.getchannel("A").getextrema() == (255, 255)
                 pixels = np.asarray(picture.convert("RGB"))
         except Exception as error:
-            raise _wrong(files, f"{name} is no picture, or it is cut short") from error
-        if pixels.shape != (_SIDE, _SIDE, 3):
-            raise _wrong(files, f"{name} has {pixels.shape[1]}x{pixels.shape[0]} pixels: CIFAR-10 has {_SIDE}x{_SIDE}")
+            raise _wrong(files, f"{name} is no JPEG or PNG picture, or it is cut short") from error
+        if not opaque:
+            raise _wrong(files, f"{name} is transparent, so that its pixels have no colour of their own")
         return name, pixels
 
-    with ThreadPoolExecutor() as pool:  # decoding lets go of the interpreter's lock
-        decoded = dict(pool.map(decode, files.contents(list(chosen))))
+    contents = files.contents(dict.fromkeys(chosen, _MOST_OF_PICTURE))
+    decoded: dict[str, np.ndarray] = {}
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:  # decoding lets go of the interpreter's lock
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what is too large is refused anyway
+        while some := list(islice(contents, _TOGETHER)):
+            decoded.update(pool.map(decode, some))
     arrays = {}
     for part in _IMAGES:
         own = sorted((name for name in chosen if chosen[name][0] == part), key=lambda name: (PurePosixPath(name).stem, name))
@@ -270,5 +483,5 @@ def _read_pictures(files: Files, names: list[str]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _wrong(files: Files, what: str) -> ValueError:
-    return ValueError(f"{str(files.place)!r} is not the whole of CIFAR-10: {what}; {GET}")
+def _wrong(files: Files, what: str) -> _Wrong:
+    return _Wrong(f"{str(files.place)!r} is not the whole of CIFAR-10: {what}; {GET}")

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdesam._functions import check_known
+from sdesam._keys import seed_key
 from sdesam._names import unknown
 from sdesam._precision import lenient
 from sdesam.engine import Forecast, Keep, Normals, Plan, Result, forecast, machine, run, steps_of, time_grid
@@ -236,7 +237,7 @@ def plan(
     """
     made, grid = _plan("plan", sde, None, horizon, dt, method, times, observe, normals, dtype)
     options: dict[str, Any] = {"keep": keep, "antithetic": antithetic, "chunk": chunk, "devices": devices}
-    return forecast(made, jax.random.key(0), paths=whole("paths", paths), grid=grid, **options)
+    return forecast(made, seed_key(0), paths=whole("paths", paths), grid=grid, **options)
 
 
 def _plan(
@@ -283,7 +284,7 @@ def _check_sde(call: str, sde: Any) -> None:
     }
     if not isinstance(sde, SDE):
         told = meant.get(type(sde).__name__, "make one by sdesam.SDE(...), or by binding a derived equation to a problem")
-        raise TypeError(f"{call} takes a sdesam.SDE, not a {type(sde).__name__}: {told}")
+        raise TypeError(f"{call} takes a sdesam.SDE, not {type(sde).__name__}: {told}")
 
 
 def _in_precision(x0: PyTree, dtype: str | None) -> PyTree:

@@ -99,11 +99,18 @@ def test_antithetic_pairs():
 
 def test_merged_moments_equal_those_of_the_whole():
     values = 1e6 + np.random.default_rng(0).normal(size=(101, 2))
-    moments = _Moments(0, np.full(2, np.nan), np.zeros(2))
+    values[:45, 1] = np.nan  # the second component has values in the last two parts alone
+    moments = _Moments.none((2,))
     for part in np.split(values, [1, 1, 40, 99]):
-        moments.add(_Moments(len(part), part.mean(axis=0) if len(part) else np.full(2, np.nan), part.var(axis=0) * len(part) if len(part) else 0))
-    np.testing.assert_allclose(moments.mean, values.mean(axis=0), rtol=1e-14)
-    np.testing.assert_allclose(moments.stderr, values.std(axis=0, ddof=1) / np.sqrt(101), rtol=1e-9)
+        finite = np.isfinite(part)
+        count = finite.sum(axis=0)
+        mean = np.array([np.mean(part[finite[:, k], k]) if count[k] else np.nan for k in (0, 1)])
+        squares = np.where(finite, (part - mean) ** 2, 0).sum(axis=0)
+        moments.add(_Moments(count, mean, squares, len(part) - count))
+    for k, known in enumerate((values[:, 0], values[45:, 1])):
+        np.testing.assert_allclose(moments.mean[k], known.mean(), rtol=1e-14)
+        np.testing.assert_allclose(moments.stderr[k], known.std(ddof=1) / np.sqrt(len(known)), rtol=1e-9)
+    np.testing.assert_array_equal(moments.lost, [0, 45])
 
 
 def test_divergence_is_counted_reported_and_left_out():
@@ -123,6 +130,22 @@ def test_divergence_is_counted_reported_and_left_out():
     assert np.isfinite(out.mean["x"]).all()
 
 
+@pytest.mark.parametrize("size", [1, 3])  # small states are observed on the way, others in calls of their own
+def test_a_pair_of_which_one_half_diverged_is_in_no_mean(size):
+    """Neither at the end nor before: the pairs are the units, and half of one is none."""
+    sde = sdesam.SDE(lambda x: jnp.where(x > 1.5, x**9, -x), lambda x, xi: xi, noise_shape=(size,), x0=jnp.eye(size)[0])
+    out = sdesam.simulate(sde, jax.random.key(2), 40, 3.0, 0.1, observe={"x": lambda x: x[0]}, keep="values", antithetic=True, chunk=14)
+    bad = ~np.isfinite(out.final).all(axis=1)
+    np.testing.assert_array_equal(out.diverged.paths, np.flatnonzero(bad))
+    halves = bad.reshape(-1, 2)
+    assert (halves.any(axis=1) & ~halves.all(axis=1)).any(), "of some pairs one half diverged"
+    pairs = out.values["x"].astype(float).reshape(20, 2, -1)[~halves.any(axis=1)].mean(axis=1)
+    assert 3 < len(pairs) < 20
+    np.testing.assert_allclose(out.mean["x"], pairs.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(out.stderr["x"], pairs.std(axis=0, ddof=1) / np.sqrt(len(pairs)), rtol=1e-4, atol=1e-7)
+    assert not out.nonfinite["x"].any()
+
+
 def test_all_paths_diverge():
     sde = sdesam.SDE(lambda x: x**9, lambda x, xi: xi, noise_shape=(), x0=3.0)
     out = sdesam.simulate(sde, jax.random.key(2), 4, 1.0, 0.1, observe={"x": lambda x: x})
@@ -131,11 +154,59 @@ def test_all_paths_diverge():
     assert np.isnan(out.stderr["x"]).all()
 
 
-def test_an_observable_that_is_not_finite_counts_as_divergence():
-    sde = sdesam.SDE(lambda x: -x, lambda x, xi: xi, noise_shape=(), x0=1.0)
-    out = sdesam.simulate(sde, jax.random.key(2), 50, 1.0, 0.1, observe={"log": jnp.log})
-    assert 0 < out.diverged.count < 50
-    assert np.isfinite(out.mean["log"]).all()
+@pytest.mark.parametrize("size", [1, 3])  # small states are observed on the way, others in calls of their own
+@pytest.mark.parametrize("options", [{}, {"antithetic": True}, {"chunk": 7}, {"keep": "values"}])
+def test_an_observable_that_is_not_finite_counts_for_itself_alone(size, options, tmp_path):
+    """Brownian motion from 0.5: its logarithm is undefined for some paths, which spoils no other mean and is no divergence."""
+
+    def first(x):
+        return x[0]
+
+    observe = {"x": first, "log": lambda x: jnp.log(x[0]), "both": lambda x: jnp.stack([x[0], jnp.sqrt(x[0]), 1 / (x[0] > 0)])}
+    sde = sdesam.SDE(lambda x: 0 * x, lambda x, xi: xi, noise_shape=(size,), x0=0.5 * jnp.ones(size))
+    alone = sdesam.simulate(sde, jax.random.key(1), 100, 1.0, 0.25, observe={"x": first}, **options)
+    out = sdesam.simulate(sde, jax.random.key(1), 100, 1.0, 0.25, observe=observe, **options)
+    x = out.final[:, 0].astype(float)
+    assert not out.diverged
+    np.testing.assert_array_equal(out.mean["x"], alone.mean["x"])
+    np.testing.assert_array_equal(out.stderr["x"], alone.stderr["x"])
+    lost = int((x <= 0).sum())
+    assert 10 < lost < 90
+    assert out.nonfinite["x"].tolist() == [0] * 5
+    assert out.nonfinite["log"][0] == 0
+    assert out.nonfinite["log"][-1] == lost
+    np.testing.assert_array_equal(out.nonfinite["both"][-1], [0, lost, lost])
+    with np.errstate(invalid="ignore"):
+        values = np.log(x)
+    if options.get("antithetic"):
+        values = values.reshape(-1, 2).mean(axis=1)  # a pair with one value that is not finite has no mean
+    known = values[np.isfinite(values)]
+    np.testing.assert_allclose(out.mean["log"][-1], known.mean(), rtol=1e-5)
+    np.testing.assert_allclose(out.stderr["log"][-1], known.std(ddof=1) / np.sqrt(len(known)), rtol=1e-5)
+    assert [sentence.split(":")[0] for sentence in out.warnings()] == ["log", "both"]
+    assert f"up to {out.nonfinite['log'].max()} of 100 values are not finite between times 0.25 and 1" in out.warnings()[0]
+    assert alone.warnings() == []
+    out.save(tmp_path / "out.npz")
+    np.testing.assert_array_equal(sdesam.Result.load(tmp_path / "out.npz").nonfinite["log"], out.nonfinite["log"])
+
+
+def test_an_observable_without_one_finite_value_has_no_mean():
+    sde = sdesam.SDE(lambda x: -x, lambda x, xi: 0 * xi, noise_shape=(), x0=-1.0)
+    observe = {"x": lambda x: x, "log": lambda x: jnp.where(x > -0.99, jnp.log(x), 0)}
+    out = sdesam.simulate(sde, jax.random.key(0), 4, 1.0, 0.5, observe=observe)
+    np.testing.assert_array_equal(np.isnan(out.mean["log"]), [False, True, True])
+    np.testing.assert_allclose(out.mean["x"], [-1, -0.5, -0.25])
+    assert out.nonfinite["log"].tolist() == [0, 4, 4]
+
+
+def test_paths_that_diverge_are_not_counted_as_values_that_are_not_finite():
+    sde = sdesam.SDE(lambda x: jnp.where(x > 1.5, x**9, -x), lambda x, xi: xi, noise_shape=(), x0=1.0)
+    out = sdesam.simulate(sde, jax.random.key(2), 40, 3.0, 0.1, observe={"x": lambda x: x, "log": jnp.log}, keep="values")
+    assert 0 < out.diverged.count < 40
+    assert out.nonfinite["x"].sum() == 0
+    kept = np.delete(out.values["log"], out.diverged.paths, axis=0)
+    np.testing.assert_array_equal(out.nonfinite["log"], (~np.isfinite(kept)).sum(axis=0))
+    assert f"log: up to {out.nonfinite['log'].max()} of {40 - out.diverged.count} values are not finite" in out.warnings()[0]
 
 
 def test_save_and_load(sde, tmp_path):
@@ -250,6 +321,9 @@ def test_states_and_observables_that_do_not_do():
     decay, shift = lambda x: -x, lambda x, xi: xi
     with pytest.raises(TypeError, match="observable 'turn' is complex: observe its real and its imaginary part, or its size"):
         sdesam.simulate(sdesam.SDE(decay, shift, (2,), np.ones(2)), jax.random.key(0), 4, 0.2, 0.1, observe={"turn": lambda x: x * 1j})
+    for value, told in (("text", "str"), (np.array("text"), "an array of <U4"), (None, "None"), ((1.0, 2.0), r"\('float32\[\]', ")):
+        with pytest.raises(TypeError, match=f"observable 'odd' must return one array, or a number, but it returns {told}"):
+            sdesam.simulate(sdesam.SDE(decay, shift, (2,), np.ones(2)), jax.random.key(0), 4, 0.2, 0.1, observe={"odd": lambda x, value=value: value})
     with jax.enable_x64(True):
         double = sdesam.SDE(decay, shift, (2,), np.ones(2))
         assert sdesam.simulate(double, jax.random.key(0), 4, 0.2, 0.1).final.dtype == np.float64

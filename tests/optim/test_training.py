@@ -139,6 +139,16 @@ def test_of_random_keys_among_auxiliary_values_the_first_is_kept(groups):
     np.testing.assert_allclose(info.aux["mean"], np.mean(BATCH["target"]), rtol=1e-5)
 
 
+@pytest.mark.parametrize("groups", ["vmap", "accumulate"])
+def test_of_whole_numbers_among_auxiliary_values_the_largest_is_kept(groups):
+    def counted(params, batch):
+        return loss(params, batch), jnp.max(batch["count"])
+
+    opt = optim.m_sam(counted, momentum(), 0.1, 4, groups=groups, has_aux=True)
+    batch = {**BATCH, "count": np.array([1, 3, 0, 2, 9, 4, 4, 1, 5, 0, 0, 2])}
+    assert int(jax.jit(opt.step)(START, opt.init(START), batch)[2].aux) == 9
+
+
 def with_noise(params, batch, key):
     """Dropout on the inputs, and their mean for an auxiliary value."""
     kept = jax.random.bernoulli(key, 0.5, batch["input"].shape)

@@ -2,6 +2,7 @@
 
 import types
 
+import equinox
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,7 +58,10 @@ BAD = {
     "strings": (["a", "b"], r"data\[0\] is the string 'a'"),
     "array of strings": ({"x": np.array(["a", "b"])}, r"data\['x'\] has the dtype <U1"),
     "objects": ((ONES, np.array([1, None, 2], object)), r"data\[1\] has the dtype object"),
-    "ragged array": (np.array([np.ones(2), np.ones(3)], object), r"dtype object: data must be arrays of numbers, and row 1 has the shape \(3,\), row 0 \(2,\)"),
+    "ragged array": (
+        np.array([np.ones(2), np.ones(3)], object),
+        r"dtype object: data must be arrays of numbers, and row 1 has the shape \(3,\), row 0 \(2,\)",
+    ),
     "dates": (np.array(["2020-01-01"], "M8[D]"), "data has the dtype datetime64"),
     "records": (STRUCTURED, "data has the dtype"),
     "nothing": (None, "data is None"),
@@ -126,28 +130,27 @@ def test_data_that_is_an_array(kind):
     [
         (Pairs(), TypeError, "x0 is a Pairs"),
         ({"w": "abc"}, TypeError, r"x0\['w'\] is the string 'abc'"),
-        ({"w": np.array([None])}, TypeError, r"x0\['w'\] is a ndarray"),
+        ({"w": np.array([None])}, TypeError, r"x0\['w'\] is an array of object"),
         (1 + 2j, TypeError, "x0 must hold floating-point arrays"),
         ({"w": np.ones(2), "k": 3}, TypeError, r"x0 must hold floating-point arrays, not .*write 1\.0 for 1"),
         ((k for k in range(3)), TypeError, "x0 is a generator"),
         (None, ValueError, "x0 has no parameters"),
         (lambda x: x, ValueError, "x0 has no parameters"),
-        (np.array([1.0, np.nan]), ValueError, r"the loss at the start x0 is nan: it must be finite \(x0 is nan\)"),
     ],
 )
 def test_starts_that_are_no_parameters(x0, error, message):
-    for make in (lambda: sdesam.FiniteSum(loss, ONES, x0), lambda: sdesam.SDE(lambda x: x, lambda x, xi: 0 * x, (), x0)):
-        with pytest.raises(error, match=message.replace("the loss at the start x0 is nan: it must be finite \\(x0 is nan\\)", "is nan")):
-            make()
-    if error is ValueError and x0 is not None and not callable(x0):
-        with pytest.raises(error, match=message):
-            sdesam.FiniteSum(loss, ONES, x0)
+    with pytest.raises(error, match=message):
+        sdesam.FiniteSum(loss, ONES, x0)
+    with pytest.raises(error, match=message):
+        sdesam.SDE(lambda x: x, lambda x, xi: 0 * x, (), x0)
 
 
 def test_empty_fields_of_a_type_of_its_own():
     """Such as the bias that a layer of a module has not."""
-    data = jax.tree_util.Partial(loss, np.array([1.0, 2.0, 3.0]), None)
-    assert sdesam.FiniteSum(lambda x, s: x * s.args[0], data, 1.0).loss(1.0) == 2
+    data = equinox.nn.Linear(1, 3, use_bias=False, key=KEY)
+    assert data.bias is None
+    data = equinox.tree_at(lambda layer: layer.weight, data, jnp.array([1.0, 2.0, 3.0]))
+    assert sdesam.FiniteSum(lambda x, s: x * s.weight, data, 1.0).loss(1.0) == 2
 
 
 def test_points_that_are_no_arrays():
@@ -161,6 +164,8 @@ def test_what_is_not_finite_is_named():
     def square(x, s):
         return jnp.sum((x - s["a"]) ** 2)
 
+    with pytest.raises(ValueError, match=r"the loss at the start x0 is nan: it must be finite \(x0 is nan\)"):
+        sdesam.FiniteSum(loss, ONES, np.array([1.0, np.nan]))
     data = {"a": np.ones((5, 2)), "b": np.ones(5)}
     data["a"][3, 1] = np.nan
     with pytest.raises(ValueError, match=r"the loss at the start x0 is nan: it must be finite \(data\['a'\] is nan in row 3\)"):
@@ -233,7 +238,7 @@ def test_keys_of_samples():
 
 def test_problems_are_made_outside_of_jit():
     for data, x0 in ((lambda a: a * np.ones(2), lambda a: 1.0), (lambda a: np.ones(2), lambda a: a), (lambda a: np.ones(2), lambda a: 1.0)):
-        with pytest.raises(TypeError, match="is traced by jax, inside jax.jit, jax.grad or jax.vmap: make a problem outside"):
+        with pytest.raises(TypeError, match=r"is traced by jax, inside jax.jit, jax.grad or jax.vmap: make a problem outside"):
             jax.jit(lambda a, data=data, x0=x0: sdesam.FiniteSum(lambda x, s: x * s, data(a), x0(a)).n)(1.0)
     with pytest.raises(TypeError, match="'a', which the loss reads, is traced by jax"):
         jax.grad(lambda a: sdesam.FiniteSum(lambda x, s: a * x * s, np.ones(2), 1.0).loss(1.0))(1.0)
@@ -257,7 +262,7 @@ def test_strict_promotion():
         runs = [sdesam.simulate(sde, KEY, 2, 0.2, 0.1, observe=names), sdesam.train(chain, KEY, 2, 2, observe=names)]
         runs += [sdesam.simulate(written, KEY, 2, 0.5, 0.25, "heun", observe={"x": lambda x: x})]
         assert [run.diverged.count for run in runs] == [0, 0, 0]
-        with pytest.raises(ValueError, match="fails with .*rank"):
+        with pytest.raises(ValueError, match=r"fails with .*rank"):
             sdesam.FiniteSum(lambda x, s: jnp.sum(x["w"] + x["b"]) * s["y"], data, x0)
 
 

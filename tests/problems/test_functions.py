@@ -313,13 +313,13 @@ def test_modules_of_flax():
             return linen.Dense(1)(jnp.tanh(linen.Dense(3)(x)))
 
     inputs, module = np.ones((4, 2), np.float32), Dense()
-    with pytest.raises(TypeError, match="x0 is a flax.linen module, which holds no parameters: `x0 = module.init"):
+    with pytest.raises(TypeError, match=r"x0 is a flax.linen module, which holds no parameters: `x0 = module.init"):
         sdesam.FiniteSum(lambda x, s: x(s), inputs, module)
     x0 = module.init(KEY, inputs[0])
     problem = sdesam.FiniteSum(lambda x, s: module.apply(x, s)[0] ** 2, inputs, x0)
     assert float(problem.loss(x0)) == pytest.approx(float(module.apply(x0, inputs[0])[0] ** 2))
     net = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
-    with pytest.raises(TypeError, match="x0 is a flax.nnx module: its parameters are `graph, x0, rest = nnx.split"):
+    with pytest.raises(TypeError, match=r"x0 is a flax.nnx module: its parameters are `graph, x0, rest = nnx.split"):
         sdesam.FiniteSum(lambda x, s: x(s), inputs, net)
     graph, x0, rest = nnx.split(net, nnx.Param, ...)
     problem = sdesam.FiniteSum(lambda x, s: nnx.merge(graph, x, rest)(s)[0] ** 2, inputs, x0, observables={"net": lambda x: net(inputs[0])})
@@ -342,9 +342,7 @@ def test_what_cannot_be_called(make, message):
         make()
 
 
-@pytest.mark.parametrize(
-    ("value", "told"), [((1, 2), "a tuple"), (None, "a NoneType"), ({"a": 1}, "a dict"), ([1.0], "a list"), ("text", "a str")]
-)
+@pytest.mark.parametrize(("value", "told"), [((1, 2), "a tuple"), (None, "a NoneType"), ({"a": 1}, "a dict"), ([1.0], "a list"), ("text", "a str")])
 def test_observables_return_one_array(value, told):
     problem = sdesam.FiniteSum(lambda x, a: x * a, np.ones(2), 1.0, observables={"odd": lambda x: value})
     sde = sdesam.SDE(lambda x: -x, lambda x, xi: xi, (), 1.0)

@@ -24,6 +24,57 @@ def test_functions_of_a_finite_sum():
         np.testing.assert_allclose(problem.trace_cov(x), g.var(axis=0).sum())
 
 
+def test_linear_regression_has_the_noise_that_was_asked_for():
+    """What is left at the least-squares solution, of `n - d` degrees of freedom, within 5 standard errors."""
+    for noise in (0.0, 0.5, 2.0):
+        problem = sdesam.problems.linear_regression(dim=3, samples=4000, noise=noise, seed=1)
+        a, y = (np.asarray(problem.data[name], float) for name in ("input", "target"))
+        left = y - a @ np.linalg.lstsq(a, y, rcond=None)[0]
+        assert left @ left / (4000 - 3) == pytest.approx(noise**2, rel=5 * np.sqrt(2 / 4000), abs=1e-9)
+        assert (a**2).mean() == pytest.approx(1, rel=5 * np.sqrt(2 / 12_000))
+
+
+def test_data_of_quadratics_and_tori():
+    problem = sdesam.problems.quadratic(dim=3, samples=2000, seed=4)
+    A, a = (np.asarray(problem.data[name], float) for name in ("hessian", "centre"))
+    # G G^T / d + I / 2 with G of normal entries: mean 3/2 I, variance of an off-diagonal entry 1/d
+    assert np.linalg.eigvalsh(A).min() > 0.5 - 1e-6
+    assert abs(A.mean(axis=0) - 1.5 * np.eye(3)).max() < 5 * np.sqrt(2 / 3 / 2000)
+    assert (a**2).mean() == pytest.approx(1, rel=5 * np.sqrt(2 / 6000))
+    for dim, waves in ((1, 2), (2, 12)):
+        data = sdesam.problems.torus(dim=dim, samples=3000, seed=2).data
+        k = np.asarray(data["frequency"], int)
+        assert k.shape == (3000, waves, dim)
+        assert len({frozenset([tuple(v), tuple(-v)]) for v in k[0]}) == waves, "each pair once, not 0"
+        assert abs(k).max() == 2
+        size = 0.1 / (1 + (k[0] ** 2).sum(axis=1))
+        for name in ("cos", "sin"):
+            np.testing.assert_allclose(np.asarray(data[name], float).std(axis=0), size, rtol=5 / np.sqrt(6000))
+
+
+def test_the_start_of_digits_has_its_law():
+    """`W1 ~ N(0, 1/64)`, `W2 ~ N(0, 1/width)`, within 5 standard errors."""
+    x = sdesam.problems.digits(train=2, width=100, seed=2).x0
+    for name, fan in (("W1", 64), ("W2", 100)):
+        z = np.asarray(x[name], float) * np.sqrt(fan)
+        assert abs(z.mean()) < 5 / np.sqrt(z.size)
+        assert abs((z**2).mean() - 1) < 5 * np.sqrt(2 / z.size)
+    assert not x["b1"].any()
+    assert not x["b2"].any()
+
+
+def test_a_fingerprint_is_of_data_and_start():
+    def loss(x, a):
+        return jnp.sum((x - a) ** 2)
+
+    def of(data, x0):
+        return sdesam.FiniteSum(loss, data, x0).fingerprint
+
+    assert of(np.arange(3.0), np.ones(2)) == of(np.arange(3.0), np.ones(2))
+    others = [(np.arange(3.0) + 1, np.ones(2)), (np.arange(3.0), np.zeros(2)), (np.arange(3), np.ones(2))]
+    assert len({of(*other) for other in [(np.arange(3.0), np.ones(2)), *others]}) == 4
+
+
 def test_digits_are_the_real_ones():
     source = load_digits()
     problem = sdesam.problems.digits(train=100, width=8)
@@ -61,6 +112,20 @@ def test_a_torus_problem_is_periodic():
         ((lambda x, s: x * s, np.ones(3), np.ones(0)), ValueError, "x0 has no parameters"),
         ((lambda x, s: x * s, np.ones(3), np.ones(2)), ValueError, r"must return one floating-point scalar.*float32\[2\]"),
         ((lambda x, s: (x, s), np.ones(3), 1.0), ValueError, r"must return one floating-point scalar"),
+        ((lambda x, s: "text", np.ones(3), 1.0), ValueError, r"must return one floating-point scalar, but it returns str"),
+        ((lambda x, s: np.array("text"), np.ones(3), 1.0), ValueError, r"floating-point scalar, but it returns an array of <U4"),
+        ((lambda x, s: None, np.ones(3), 1.0), ValueError, r"must return one floating-point scalar, but it returns None"),
+        ((lambda x, s: 1, np.ones(3), 1.0), ValueError, r"floating-point scalar, but it returns int"),
+        ((lambda x, s: x[1], np.ones(3), {1: 2.0, "b": 3.0}), TypeError, "x0 is no pytree.*the keys of a dictionary must be of one type"),
+        ((lambda x, s: x, {1: np.ones(3), "b": np.ones(3)}, 1.0), TypeError, "data is no pytree.*keys of a dictionary must be of one type"),
+        ((lambda x, s: x, np.ones(3), np.array(["a", "b"])), TypeError, "x0 is an array of <U1: x0 must hold floating-point arrays"),
+        ((lambda x, s: x, np.ones(3), np.array([1], "datetime64[s]")), TypeError, r"x0 is an array of datetime64\[s\]: x0 must hold"),
+        ((lambda x, s: x, np.ones(3), np.array([None])), TypeError, "x0 is an array of object: x0 must hold floating-point arrays"),
+        ((lambda x, s: x, np.ones(3), {"a": jax.random.key(0)}), TypeError, r"x0\['a'\] is a PRNGKeyArray"),
+        ((lambda x, s: 1 / 0, np.ones(3), 1.0), ValueError, r"sample_loss\(x0, sample 0\) fails with ZeroDivisionError: division by zero$"),
+        ((lambda x, s: x if x > 0 else s, np.ones(3), 1.0), ValueError, r"sample_loss\(x0, sample 0\) asks in Python for .*use jnp"),
+        ((lambda x, s: np.sin(x), np.ones(3), 1.0), ValueError, r"sample_loss\(x0, sample 0\) asks in Python for .*use jnp"),
+        ((lambda x, s: range(3)[s], np.arange(3), 1.0), ValueError, r"sample_loss\(x0, sample 0\) asks in Python for .*use jnp"),
         ((lambda x, s: jnp.log(x) * s, np.ones(3), -1.0), ValueError, "the loss at the start x0 is nan"),
         ((lambda x, s: x @ s, np.ones(3), 1.0), ValueError, r"sample_loss\(x0, sample 0\) fails with"),
     ],
@@ -70,9 +135,26 @@ def test_bad_problems(arguments, error, message):
         sdesam.FiniteSum(*arguments)
 
 
+def test_empty_arrays_beside_parameters():
+    def loss(x, a):
+        return jnp.sum(x["empty"]) + 0.5 * jnp.sum((x["b"] - a) ** 2)
+
+    problem = sdesam.FiniteSum(loss, np.array([0.0, 2.0]), {"b": np.ones(2), "empty": np.ones((0, 3))})
+    assert (problem.dim, float(problem.trace_cov(problem.x0)), float(problem.curvature)) == (2, 2.0, 1.0)
+    chain = sdesam.Chain("usam", problem, lr=0.5, rho=1.0, batch=2, replace=False)
+    out = sdesam.train(chain, jax.random.key(0), runs=2, steps=1, observe=["loss"])
+    np.testing.assert_allclose(out.final["b"], 1.0)  # the whole set, whose gradient there is 0
+    assert out.final["empty"].shape == (2, 0, 3)
+    sde = sdesam.derive("usam").bind(problem, lr=0.5, rho=1.0, batch=2)
+    assert sdesam.simulate(sde, jax.random.key(0), paths=2, horizon=0.5, dt=0.5).final["empty"].shape == (2, 0, 3)
+
+
 def test_more_bad_problems():
     with pytest.raises(ValueError, match=r"does not have the period 6\.28.* in coordinate 0"):
         sdesam.FiniteSum(lambda x, s: s * jnp.sum(x**2), np.ones(2), np.ones(2), period=6.28)
+    sdesam.FiniteSum(lambda x, s: s * jnp.cos(x), np.ones(2), 1.0, period=2 * np.pi)
+    with pytest.raises(ValueError, match=r"does not have the period 6\.28 in coordinate 0"):  # 0.05 % too short
+        sdesam.FiniteSum(lambda x, s: s * jnp.cos(x), np.ones(2), 1.0, period=6.28)
     with pytest.raises(ValueError, match="'loss' is built in"):
         sdesam.FiniteSum(lambda x, s: x * s, np.ones(2), 1.0, observables={"loss": lambda x: x})
     with pytest.raises(ValueError, match="torus problems have 1 or 2 dimensions"):

@@ -60,6 +60,42 @@ def test_excess_covariance_falls_with_the_number():
     assert excess(4) / excess(22) == pytest.approx(7, rel=0.2)
 
 
+def test_a_drawn_noise_is_a_sample_covariance():
+    """`sum_i w_i g_i`, and `rho scale` times the covariance, over the micro-batches drawn, of `W_I` (n times the mean weight) with `H_I u_I`."""
+    n, b, m, lr, rho, eps, q = 5, 4, 2, 0.1, 0.3, 0.2, 6
+    factor, scale = (n - b) / (b * (n - 1)), m * (n - 1) / (n - m)  # without replacement
+    with jax.enable_x64(True):
+        problem = sdesam.FiniteSum(polynomial_loss, vars(LOSSES), np.array([0.3, -0.2]))
+        numbers = {"lr": lr, "rho": rho, "batch": b, "micro": m, "eps": eps, "micro_batches": q}
+        sde = sdesam.derive("m-sam", replace=False).bind(problem, **numbers)
+        xi, key, x = np.random.default_rng(3).normal(size=n), jax.random.key(2), np.asarray(problem.x0)
+        found = np.asarray(sde.step_noise(x, xi, key))
+        drawn = np.asarray(sde.kernel.draw(key).indices)
+    g, H = LOSSES.g(x), LOSSES.H(x)
+    w = (xi - xi.mean()) * np.sqrt(lr * factor / n)
+    v = g[drawn].mean(axis=1)
+    F = np.einsum("qjk,qk->qj", H[drawn].mean(axis=1), v / np.sqrt(np.sum(v**2, axis=1, keepdims=True) + eps**2))
+    W = n * w[drawn].mean(axis=1)
+    np.testing.assert_allclose(found, w @ g + rho * scale * (W - W.mean()) @ F / (q - 1), rtol=1e-10)
+
+
+def test_draws_are_apart():
+    """Batches and directions have keys of their own; by default n/2 are drawn for the noise, an eighth of that for a drift."""
+    draw = _Draw(64, 2, 50, True, True)
+    batches = draw(jax.random.key(0))
+    assert len(np.unique(jax.random.key_data(batches.keys), axis=0)) == 64, "every micro-batch has a direction of its own"
+    assert len(np.unique(batches.indices, axis=0)) > 55
+    np.testing.assert_allclose(batches.chance, 1 / 64)
+    np.testing.assert_array_equal(batches.indices, draw(jax.random.key(0)).indices)
+    assert (np.asarray(batches.indices) != draw(jax.random.key(1)).indices).any()
+    data = np.ones((300, 2), np.float32)
+    sde = sdesam.derive("sam").bind(sdesam.FiniteSum(lambda x, a: jnp.sum(jnp.cos(a * x)), data, np.ones(2)), 0.1, 0.1, 2)
+    assert (sde.kernel.draw.count, sde.kernel.draw.for_drift.count) == (150, 18)
+    assert sde.config["micro_batches"] == 150
+    listed = sdesam.derive("sam").bind(sdesam.FiniteSum(lambda x, a: jnp.sum(jnp.cos(a * x)), data[:10], np.ones(2)), 0.1, 0.1, 2)
+    assert listed.config["micro_batches"] == "all", "55 of them, no more than 64"
+
+
 def test_subsets_are_uniform():
     drawn = np.asarray(_Draw(6000, 3, 5, False, False)(jax.random.key(0)).indices)
     assert all(len(set(row)) == 3 for row in drawn)
@@ -76,6 +112,12 @@ def test_chances_of_large_micro_batches(n, m):
     np.testing.assert_allclose(chance, stats.multinomial.pmf(counts, m, np.full(n, 1 / n)), rtol=1e-9, atol=1e-300)
     assert chance.sum() == pytest.approx(1, abs=1e-12)
     assert abs(chance - stats.multinomial.pmf(counts, m - 1, np.full(n, 1 / n))).max() > 1e-4, "control: another size"
+
+
+def test_subsets_are_listed_with_one_chance():
+    indices, chance = list_micro_batches(2, 4, replace=False)
+    assert sorted(map(tuple, indices.tolist())) == list(itertools.combinations(range(4), 2))
+    np.testing.assert_allclose(chance, 1 / 6)
 
 
 def test_an_exact_drift_of_large_micro_batches():

@@ -93,6 +93,10 @@ def test_richardson_halves_share_their_noise():
     out = sdesam.simulate(sde, jax.random.key(0), 5, 1.0, 0.25, "richardson", observe={"x": lambda x: x}, keep="trajectories", dtype="float32")
     np.testing.assert_allclose(out.values["x"], out.trajectory, atol=1e-5)  # without drift, fine and coarse are the same path
     assert out.final.shape == (5, 3)
+    still = sdesam.SDE(lambda x: -x, lambda x, xi: 0 * xi, (), START)
+    out = sdesam.simulate(still, jax.random.key(0), 2, 1.0, 0.25, "richardson", observe={"x": lambda x: x})
+    np.testing.assert_allclose(out.final, START * (1 - 0.125) ** 8, rtol=1e-6)  # the states are those of the fine path
+    np.testing.assert_allclose(out.mean["x"][-1], START * (2 * (1 - 0.125) ** 8 - (1 - 0.25) ** 4), rtol=1e-6)
 
 
 class ProbedDrift:
@@ -131,3 +135,33 @@ def test_predictor_and_corrector_have_probes_of_their_own(scheme, biased):
     assert (abs(mean - (1 - dt + dt**2 / 2)) > SIGMAS * error) == biased
     if biased:
         assert abs(mean - (1 - dt + 5 * dt**2 / 2)) < SIGMAS * error
+
+
+class Listening(ProbedDrift):
+    """Notes every key that it is given."""
+
+    def __init__(self):
+        self.keys = []
+
+    def note(self, key):
+        self.keys.append(tuple(jax.random.key_data(key).tolist()))
+
+    def step_drift(self, params, x, key):
+        self.note(key)
+        return -x
+
+    def step_noise(self, params, x, xi, key):
+        self.note(key)
+        return 0.0 * x
+
+    def step_both(self, params, x, dt, xi, keys):
+        return dt * self.step_drift(params, x, keys[1]) + self.step_noise(params, x, xi, keys[0])
+
+
+@pytest.mark.parametrize(("scheme", "evaluations"), [(stepping.Euler, 2), (stepping.Heun, 3), (stepping.Richardson, 6)])
+def test_no_two_evaluations_of_a_step_share_a_key(scheme, evaluations):
+    """Noise and drift, predictor and corrector, both levels of Richardson's and both halves of the finer one."""
+    kernel, x = Listening(), jnp.float32(1)
+    start, xi = ((x, x), jnp.zeros(2)) if scheme is stepping.Richardson else (x, jnp.zeros(()))
+    scheme(kernel)(stepping._StepNumbers((), 0.5), start, jax.random.key(4), xi)
+    assert len(kernel.keys) == len(set(kernel.keys)) == evaluations

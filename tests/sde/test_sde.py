@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import sdesam
+from sdesam.sde import compile as compile_module
 from sdesam.sde import equation as sde_equation
 
 DRAWS = 20_000
@@ -49,6 +50,16 @@ def test_step_drift_is_unbiased(small, order):
     less = sdesam.derive("m-usam", order=order).without("rho^2 variance" if order == (2, 3) else "rho^3 variance")
     wrong = np.asarray(less.bind(small, lr=0.2, rho=1.0, batch=4, micro=2).drift(sde.x0), float)
     assert not np.all(abs(drawn.mean(axis=0) - wrong) < SIGMAS * error)
+
+
+@pytest.mark.parametrize(("size", "moments"), [(2, {1: 0, 2: 1}), (3, {1: 0, 2: 1, 3: 1})])
+def test_the_laws_of_probes(size, moments):
+    """The moments that make a probe unbiased: with a million weights a chance that is 0.005 off shows at ten standard errors."""
+    e = np.asarray(compile_module._probe(jax.random.key(6), size, jnp.ones(10**6)), float)
+    for k, moment in moments.items():
+        assert abs(np.mean(e**k) - moment) < SIGMAS * np.std(e**k) / 1000 + 1e-6
+    few = np.asarray(compile_module._probe(jax.random.key(6), size, jnp.full(10**6, 1 / 8)), float)
+    np.testing.assert_allclose(few, e * (1 / 8) ** (1 / size), rtol=1e-6)
 
 
 def ridge(x, s):
@@ -220,6 +231,8 @@ def test_batch_larger_than_the_data_set(small):
 def test_losses_with_kinks_are_refused_at_second_order():
     kinked = sdesam.FiniteSum(lambda x, a: jax.nn.relu(x - a), jnp.arange(3.0), 0.5)
     sdesam.derive("m-usam", order=(1, 2)).bind(kinked, lr=0.1, rho=0.1, batch=2)
+    with pytest.raises(ValueError, match=r"not smooth enough for order \(1, 3\)"):  # third derivatives at rho^2
+        sdesam.derive("m-usam", order=(1, 3)).bind(kinked, lr=0.1, rho=0.1, batch=2)
     with pytest.raises(ValueError, match=r"not smooth enough for order \(2, 3\).*contains max \(ReLU has such a kink\)"):
         sdesam.derive("m-usam").bind(kinked, lr=0.1, rho=0.1, batch=2)
 
@@ -263,6 +276,14 @@ def test_bad_points_and_functions(small):
         sde.apply_noise(sde.x0, jnp.zeros(4))
     with pytest.raises(ValueError, match=r"drift\(x0\) must have the shapes of x0"):
         sdesam.SDE(lambda x: x[0], lambda x, xi: xi, (2,), jnp.zeros(2))
+    with pytest.raises(TypeError, match=r"drift\(x0\) must hold real numbers, but it returns an array of <U4"):
+        sdesam.SDE(lambda x: np.array("text"), lambda x, xi: xi, (), 1.0)
+    with pytest.raises(ValueError, match=r"drift\(x0\) asks in Python for a value that jax only traces, as `if`"):
+        sdesam.SDE(lambda x: x if x > 0 else -x, lambda x, xi: xi, (), 1.0)
+    with pytest.raises(ValueError, match=r"apply_noise\(x0, xi\) fails with ZeroDivisionError: integer division or modulo by zero"):
+        sdesam.SDE(lambda x: x, lambda x, xi: 1 // 0, (), 1.0)
+    with pytest.raises(ValueError, match=r"observable 'half' fails with ZeroDivisionError: integer division or modulo by zero"):
+        sdesam.simulate(scalar_sde(lambda x: -x, lambda x, xi: xi), jax.random.key(0), observe={"half": lambda x: 1 // 0}, **RUN)
     with pytest.raises(ValueError, match="must be a tuple of sizes"):
         sdesam.SDE(lambda x: x, lambda x, xi: xi, 2, jnp.zeros(2))
     with pytest.raises(TypeError, match=r"write 1\.0 for 1"):

@@ -1,5 +1,6 @@
 """Training networks with batch norm: the network against numpy, an epoch against a loop of steps written out, divergence, bad input."""
 
+from dataclasses import dataclass
 from functools import cache, partial
 
 import jax
@@ -7,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import stats
 
 from sdesam.problems.cifar10 import Images
 from sdesam.training import Recipe, ResNet, Trainer, measure, steps_in_turn
 from sdesam.training.resnet import batch_norm, convolution, convolution_by_patches
 from sdesam.training.throughput import PLAIN
-from sdesam.training.trainer import PADDING, shift_and_mirror
+from sdesam.training.trainer import PADDING, augmented, shift_and_mirror
 
 RNG = np.random.default_rng(0)
 PIXELS, LABELS = RNG.integers(0, 256, (70, 8, 8, 3), np.uint8), RNG.integers(0, 10, 70)
@@ -37,6 +39,70 @@ def test_resnet_18():
     assert scores.shape == (2, 10)
 
 
+def test_the_start_has_its_law():
+    """Kernels of variance 2/(k k channels out), a uniform last layer, plain norms; within 5 standard errors, 6e-7 each."""
+    params, statistics = jax.jit(ResNet(blocks=(1, 1), width=16).init)(jax.random.key(1))
+    layers = [params["stem"], *(layer for block in params["stages"] for layer in block.values())]
+    assert [layer["kernel"].shape for layer in layers] == [(3, 3, 3, 16), *2 * [(3, 3, 16, 16)], (3, 3, 16, 32), (3, 3, 32, 32), (1, 1, 16, 32)]
+    for layer in layers:
+        kernel = np.asarray(layer["kernel"], float)
+        z = kernel * np.sqrt(kernel.shape[0] ** 2 * kernel.shape[-1] / 2)
+        assert abs(np.mean(z)) < 5 / np.sqrt(z.size)
+        assert abs(np.mean(z**2) - 1) < 5 * np.sqrt(2 / z.size)
+        assert (np.asarray(layer["scale"]) == 1).all()
+        assert not np.asarray(layer["bias"]).any()
+    assert abs(layers[1]["kernel"] - layers[2]["kernel"]).min() > 0, "each has numbers of its own"
+    assert not any(leaf.any() for leaf in leaves([statistics["stem"]["mean"], statistics["stages"][1]["shortcut"]["mean"]]))
+    assert all((leaf == 1).all() for leaf in leaves([statistics["stem"]["variance"], statistics["stages"][1]["shortcut"]["variance"]]))
+    head = np.concatenate([np.ravel(params["head"][name]) for name in ("weight", "bias")]) * np.sqrt(32)
+    assert 0.95 < abs(head).max() <= 1
+    assert abs(np.mean(head**2) - 1 / 3) < 5 * np.sqrt(4 / 45 / head.size)
+
+
+def in_numpy(params, statistics, images, group):
+    """The network written out: scores, and what the stem and the second stage's shortcut saw."""
+    seen = {}
+
+    def layer(name, p, s, x, stride):
+        size = p["kernel"].shape[0]
+        padded = np.pad(x, ((0, 0), (size // 2,) * 2, (size // 2,) * 2, (0, 0)))
+        places = [range(0, x.shape[axis], stride) for axis in (1, 2)]
+        x = np.stack([np.stack([np.einsum("nhwc,hwcd->nd", padded[:, r : r + size, c : c + size], p["kernel"]) for c in places[1]], 1)
+                      for r in places[0]], 1)  # fmt: skip
+        parts = x.reshape(-1, group or len(x), *x.shape[1:])
+        mean, variance = (parts.mean((1, 2, 3), keepdims=True), parts.var((1, 2, 3), keepdims=True)) if group else (s["mean"], s["variance"])
+        seen[name] = np.mean(mean, axis=(0, 1, 2, 3)) if group else None
+        return ((parts - mean) / np.sqrt(variance + 1e-5) * p["scale"] + p["bias"]).reshape(x.shape)
+
+    mean, deviation = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]  # of CIFAR-10
+    x = np.maximum(layer("stem", params["stem"], statistics["stem"], (images / 255 - mean) / deviation, 1), 0)
+    for number, (p, s) in enumerate(zip(params["stages"], statistics["stages"], strict=True)):
+        stride = 2 if number == 1 else 1
+        y = np.maximum(layer("first", p["first"], s["first"], x, stride), 0)
+        y = layer("second", p["second"], s["second"], y, 1)
+        x = layer("shortcut", p["shortcut"], s["shortcut"], x, stride) if number == 1 else x
+        x = np.maximum(x + y, 0)
+    return x.mean((1, 2)) @ params["head"]["weight"] + params["head"]["bias"], seen
+
+
+def test_the_network_in_numpy():
+    """Two stages, the second of half the size and two blocks, with running statistics and with those of every two images."""
+    network = ResNet(blocks=(1, 2), width=2)
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    params, statistics = jax.tree.map(lambda leaf: RNG.uniform(0.5, 1.5, leaf.shape).astype(np.float32), shapes)
+    for layer in (params["stem"], *(layer for block in params["stages"] for layer in block.values())):
+        layer["kernel"] = RNG.normal(size=layer["kernel"].shape).astype(np.float32)
+    call = jax.jit(network, static_argnames=("train", "ghost"))
+    for options, group in (({"train": False}, None), ({"train": True, "ghost": 2}, 2)):
+        scores, new = call(params, statistics, PIXELS[:4], **options)
+        wanted, seen = in_numpy(params, statistics, PIXELS[:4], group)
+        assert np.ptp(wanted) > 0.5
+        np.testing.assert_allclose(scores, wanted, rtol=1e-3, atol=1e-3)
+        for name, of in (("stem", lambda s: s["stem"]["mean"]), ("shortcut", lambda s: s["stages"][1]["shortcut"]["mean"])):
+            old, now = of(statistics), of(new)
+            np.testing.assert_allclose(now, 0.9 * old + 0.1 * seen[name] if group else old, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("convolve", [convolution, convolution_by_patches])
 @pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (1, 2)])
 def test_convolutions(convolve, size, stride):
@@ -53,7 +119,7 @@ def test_convolutions(convolve, size, stride):
 def test_batch_norm(group):
     x = RNG.normal(2.0, 3.0, size=(6, 4, 4, 3)).astype(np.float32)
     p = {"scale": np.array([1.0, 2.0, 3.0], np.float32), "bias": np.array([0.0, 1.0, -1.0], np.float32)}
-    s = {"mean": np.array([1.0, 0.0, 2.0], np.float32), "variance": np.array([1.0, 4.0, 9.0], np.float32)}
+    s = {"mean": np.array([1.0, 0.0, 2.0], np.float32), "variance": np.array([1e-5, 4.0, 9.0], np.float32)}
     found, new = batch_norm(p, s, jnp.asarray(x), group, decay=0.9)
     if group is None:
         np.testing.assert_allclose(found, (x - s["mean"]) / np.sqrt(s["variance"] + 1e-5) * p["scale"] + p["bias"], rtol=1e-4, atol=1e-4)
@@ -64,6 +130,85 @@ def test_batch_norm(group):
     np.testing.assert_allclose(np.asarray(found).reshape(normal.shape), normal, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(new["mean"], 0.9 * s["mean"] + 0.1 * parts.mean((0, 1)), rtol=1e-5)
     np.testing.assert_allclose(new["variance"], 0.9 * s["variance"] + 0.1 * parts.var(1, ddof=1).mean(0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("group", [2, 6])
+def test_derivatives_of_batch_norm(group):
+    """`scale/s (w - mean w - n mean(w n))` with `n` the normalised values: through the mean and through the variance, by hand."""
+    x, w = RNG.normal(2.0, 1.5, size=(6, 2, 2, 3)), RNG.normal(size=(6, 2, 2, 3))
+    p = {"scale": np.array([1.0, 2.0, -0.5]), "bias": np.array([0.0, 1.0, -1.0])}
+    s = {"mean": jnp.zeros(3), "variance": jnp.ones(3)}
+
+    def weighted(p, x):
+        return jnp.sum(w * batch_norm(p, s, x, group, 0.9)[0])
+
+    found, along = jax.jit(jax.grad(weighted, argnums=(0, 1)))(jax.tree.map(jnp.float32, p), jnp.float32(x))
+    parts, weights = x.reshape(-1, group * 4, 3), w.reshape(-1, group * 4, 3)
+    size = np.sqrt(parts.var(1, keepdims=True) + 1e-5)
+    normal = (parts - parts.mean(1, keepdims=True)) / size
+    wanted = p["scale"] / size * (weights - weights.mean(1, keepdims=True) - normal * (weights * normal).mean(1, keepdims=True))
+    np.testing.assert_allclose(np.asarray(along).reshape(wanted.shape), wanted, atol=1e-4)
+    np.testing.assert_allclose(found["scale"], (weights * normal).sum((0, 1)), atol=1e-3)
+    np.testing.assert_allclose(found["bias"], w.sum((0, 1, 2)), atol=1e-4)
+
+
+def test_crops_reach_every_place_equally_often():
+    """Pixels say where they were: 9 rows by 9 columns by 2 sides, uniform by a chi-square test of false-alarm rate 1e-6."""
+    n, middle = 8100, 6
+    place = np.stack([*np.meshgrid(np.arange(12), np.arange(12), indexing="ij"), np.zeros((12, 12), int)], axis=-1).astype(np.uint8)
+    found = np.asarray(jax.jit(augmented)(jnp.broadcast_to(place, (n, *place.shape)), jax.random.key(5)), int)
+    here, left = found[:, middle, middle], found[:, middle, middle - 1]
+    mirrored = here[:, 1] < left[:, 1]
+    rows, columns = here[:, 0] - middle + PADDING, np.where(mirrored, left[:, 1], here[:, 1]) - middle + PADDING
+    counts = np.zeros((9, 9, 2))
+    np.add.at(counts, (rows, columns, mirrored.astype(int)), 1)
+    assert stats.chisquare(counts.ravel()).pvalue > 1e-6
+
+
+@dataclass(frozen=True)
+class Linear:
+    """In place of a network: scores linear in the mean colour. Its statistics note a number that tells batches apart."""
+
+    def init(self, key):
+        return {"w": jnp.zeros((3, 10))}, {"seen": jnp.zeros(12), "at": jnp.zeros(())}
+
+    def __call__(self, params, statistics, images, *, train, ghost=None):
+        told = jnp.sum(images[0].astype(jnp.float32).ravel() * jnp.arange(images[0].size))
+        seen = {"seen": statistics["seen"].at[statistics["at"].astype(int)].set(told), "at": statistics["at"] + 1}
+        return jnp.mean(images.astype(jnp.float32) / 255, axis=(1, 2)) @ params["w"], seen if train else statistics
+
+
+def test_every_batch_is_shifted_by_a_key_of_its_own(monkeypatch):
+    def drawn(images, key):
+        return jax.random.bits(key, images.shape, jnp.uint8)
+
+    monkeypatch.setattr("sdesam.training.trainer.augmented", drawn)
+    run = Trainer(Linear(), Recipe(batch=8)).run(DATA, seed=0, epochs=2, samples=2)
+    seen = np.asarray(run.state.statistics["seen"])
+    assert len(np.unique(seen)) == 12, "two epochs of six batches"
+
+
+@pytest.mark.parametrize(("schedule", "momentum", "decay"), [("constant", 0.0, 0.0), ("cosine", 0.5, 0.1)])
+def test_records_of_softmax_regression(schedule, momentum, decay):
+    """Losses, accuracies and parameters of two epochs in numpy: means over batches, each before its step."""
+    recipe = Recipe(batch=16, lr=2.0, schedule=schedule, momentum=momentum, weight_decay=decay, augment=False)
+    run = Trainer(Linear(), recipe).run(DATA, seed=3, epochs=2, samples=2)
+    x, w, v, count = PIXELS[:50].mean((1, 2)) / 255, np.zeros((3, 10)), np.zeros((3, 10)), 0
+    for epoch in range(2):
+        key, _ = jax.random.split(jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 1), epoch))
+        losses, right = [], []
+        for part in np.asarray(jax.random.permutation(key, 50))[:48].reshape(3, 16):
+            scores = x[part] @ w
+            chance = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+            losses.append(-np.log(chance[np.arange(16), LABELS[part]]).mean())
+            right.append((scores.argmax(1) == LABELS[part]).mean())
+            v = momentum * v + x[part].T @ (chance - np.eye(10)[LABELS[part]]) / 16 + decay * w
+            w = w - 2.0 * (1 if schedule == "constant" else (1 + np.cos(np.pi * count / 6)) / 2) * v
+            count += 1
+        assert run.records["train_loss"][epoch + 1] == pytest.approx(np.mean(losses), rel=1e-4)
+        assert run.records["train_accuracy"][epoch + 1] == pytest.approx(np.mean(right), abs=1e-5)
+    np.testing.assert_allclose(run.state.params["w"], w, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(run.records["images_per_second"][1:] * run.records["seconds"][1:], 48)
 
 
 def test_shift_and_mirror():
@@ -178,6 +323,13 @@ def test_half_precision_is_near():
     assert narrow[0].dtype == np.float32
     assert 1e-5 < gap(wide[0], narrow[0]) < 0.1
     assert {leaf.dtype for leaf in leaves(narrow[1])} == {np.dtype(np.float32)}
+
+
+def test_times_are_those_of_one_step(monkeypatch):
+    for name, seconds in (("_plain", 0.01), ("_of", 0.1)):
+        monkeypatch.setattr(f"sdesam.training.throughput.{name}", lambda *of, seconds=seconds: lambda steps: seconds * steps)
+    found = steps_in_turn({"SGD": Trainer(Linear(), Recipe(batch=16))}, DATA, rounds=2)
+    assert [found[name] for name in (PLAIN, "SGD")] == [pytest.approx([0.01] * 2), pytest.approx([0.1] * 2)]
 
 
 def test_steps_are_timed_in_turn(monkeypatch):
