@@ -191,11 +191,11 @@ def test_what_is_simulated(given, told):
 @pytest.mark.parametrize("observe", [lambda x: x, [lambda x: x], 3, {"x": 3}, {3: lambda x: x}])
 def test_what_is_observed(observe):
     bound = sdesam.derive("sgd", order=(1, 2)).bind(PROBLEM, lr=0.1, batch=2)
-    with pytest.raises(TypeError, match="observe=|observables are named functions"):
+    with pytest.raises(TypeError, match=r"observe=|observables are named functions"):
         sdesam.simulate(bound, KEY, 1, 0.2, 0.1, observe=observe)
-    with pytest.raises((TypeError, ValueError), match="observables have names|observables are named functions"):
+    with pytest.raises((TypeError, ValueError), match=r"observables have names|observables are named functions"):
         sdesam.simulate(OU, KEY, 1, 0.2, 0.1, observe=observe)
-    with pytest.raises(TypeError, match="observe=.* must be a list of names"):
+    with pytest.raises(TypeError, match=r"observe=.* must be a list of names"):
         sdesam.train(CHAIN, KEY, 1, 1, observe=observe)
 
 
@@ -211,12 +211,20 @@ class Rate(equinox.Module):
         return -self.rate * x
 
 
+def run(made, observe=()):
+    return sdesam.simulate(made, KEY, 1, 1.0, 0.5, observe=observe).final
+
+
+def pulled(drift):
+    return sdesam.SDE(drift, lambda x, xi: xi, (), 1.0)
+
+
 INSIDE = {
     "a number that the drift reads": (mean, "'rate'"),
-    "an array of a module": (lambda rate: sdesam.simulate(sdesam.SDE(Rate(rate), lambda x, xi: xi, (), 1.0), KEY, 1, 1.0, 0.5).final, "'an argument'"),
-    "a number that an observable reads": (lambda rate: sdesam.simulate(OU, KEY, 1, 1.0, 0.5, observe={"x": lambda x: rate * x}).final, "'rate'"),
-    "the start": (lambda rate: sdesam.simulate(sde(lambda x, xi: xi, (), x0=rate), KEY, 1, 1.0, 0.5).final, "'an argument'"),
-    "the forecast": (lambda rate: sdesam.plan(sdesam.SDE(lambda x: -rate * x, lambda x, xi: xi, (), 1.0), 1, 1.0, 0.5).steps, "'rate'"),
+    "an array of a module": (lambda rate: run(pulled(Rate(rate))), "'an argument'"),
+    "a number that an observable reads": (lambda rate: run(OU, {"x": lambda x: rate * x}), "'rate'"),
+    "the start": (lambda rate: run(sde(lambda x, xi: xi, (), x0=rate)), "'an argument'"),
+    "the forecast": (lambda rate: sdesam.plan(pulled(lambda x: -rate * x), 1, 1.0, 0.5).steps, "'rate'"),
 }
 
 
