@@ -1,7 +1,7 @@
 """The command line: `sdesam derive`, `simulate`, `train`, `compare`, `verify`, `reproduce`, `figures`, `bench`.
 
-Exit status: 0 as recorded or confirmed, 1 refuted, inconclusive or other than recorded, 2 bad usage (one sentence, nothing written), 3 could
-not finish.
+Exit status: 0 as recorded or confirmed, 1 refuted, inconclusive, outside the range or other than recorded, 2 bad usage (one sentence,
+nothing written), 3 could not finish.
 """
 
 from __future__ import annotations
@@ -281,6 +281,9 @@ def train(
 @click.option("--runs", type=int, default=64, show_default=True, help="Runs of the optimizer and paths of each SDE.")
 @_options(_steps, _dt, _method, _observe)
 @click.option("--judge", "judged", default="trace_cov", show_default=True, help="The observable that the verdict is about.")
+@click.option(
+    "--halving/--no-halving", default=True, show_default=True, help="Where the SDE is refuted, see whether it holds at half and a quarter of lr."
+)
 @_seed
 @click.option("--output", default="figures", show_default=True, type=click.Path(), help="Folder for the figure and the numbers.")
 @click.option("--name", default=None, help="Name of the files.  [default: compare-VARIANT-PROBLEM]")
@@ -309,6 +312,7 @@ def compare(
     method: str,
     observe: tuple[str, ...],
     judged: str,
+    halving: bool,
     seed: int,
     output: str,
     name: str | None,
@@ -355,6 +359,7 @@ def compare(
             lam=lam,
             norms=_norms(law, directions, square, delta),
             micro_batches=micro_batches,
+            halving=halving,
         )
     from sdesam import plots
 
