@@ -74,8 +74,9 @@ def summarise(stored: Sequence[Run]) -> dict[str, Any]:
         shares[called] = {"status": v["status"], "without": v["term"], **v["shares"]}
         lines.append(f"{called}, without {v['term']!r}: {v['status']} - {v['reason']}")
     states = [run.numbers.values["status"] for run in stored]
-    status = "refuted" if "refuted" in states else "confirmed" if set(states) == {"confirmed"} else "inconclusive"
-    counts = ", ".join(f"{states.count(s)} {s}" for s in ("confirmed", "refuted", "inconclusive"))
+    worse = next((state for state in ("refuted", "outside the range") if state in states), "inconclusive")
+    status = "confirmed" if set(states) == {"confirmed"} else worse
+    counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(("confirmed", "refuted", "inconclusive", *states)))
     return {"shares": shares, "lines": lines, "verdicts": {"the SDE follows the optimizer in tr V": {"status": status, "reason": counts}}}
 
 

@@ -323,6 +323,9 @@ def train(
 @click.option("--runs", type=_Integer(max=_MOST_PATHS), default=64, show_default=True, help="Runs of the optimizer and paths of each SDE.")
 @_options(_steps, _dt, _method, _observe)
 @click.option("--judge", "judged", default="trace_cov", show_default=True, help="The observable that the verdict is about.")
+@click.option(
+    "--halving/--no-halving", default=True, show_default=True, help="Where the SDE is refuted, see whether it holds at half and a quarter of lr."
+)
 @_seed
 @click.option("--output", default="figures", show_default=True, type=_Folder(), help="Folder for the figure and the numbers.")
 @click.option("--name", default=None, help="Name of the files.  [default: compare-VARIANT-PROBLEM]")
@@ -351,6 +354,7 @@ def compare(
     method: str,
     observe: tuple[str, ...],
     judged: str,
+    halving: bool,
     seed: int,
     output: str,
     name: str | None,
@@ -396,6 +400,7 @@ def compare(
                 lam=lam,
                 norms=_norms(law, directions, square, delta),
                 micro_batches=micro_batches,
+                halving=halving,
             )
     data = found.to_json()
     data["config"] |= {"problem_spec": problem_name, "problem_args": dict(problem_args)}

@@ -9,10 +9,10 @@ with an interval, and whether the data could have told the two apart at all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from math import inf, sqrt
-from typing import Any, Literal, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -20,6 +20,7 @@ from scipy import stats
 
 from sdesam import store
 from sdesam._keys import seed_key
+from sdesam._names import Status
 from sdesam.discrete import Chain, train
 from sdesam.engine import Result, time_grid
 from sdesam.problems import FiniteSum
@@ -32,13 +33,21 @@ from sdesam.variants import variant as find_variant
 
 SCHEMA = "sdesam.comparison/1"
 LEVEL = 0.95
+"""Of the intervals that are shown. A verdict rests on one end of such an interval, and is wrong with probability 2.5 % at most."""
+FAMILY = 0.05
+"""The chance that any verdict of a comparison is wrong, however many values of `m` it has: where there are more than two, each is first
+asked for `5 % / number`, and what is settled is no longer counted (S. Holm 1979, Scand. J. Stat. 6). Observables that are not judged
+have no verdict."""
 ENOUGH = 0.9
 """The share whose lower confidence bound confirms."""
 VISIBLE = 4.0
 """Standard errors by which the knock-out must miss the chain to count as rejected; a true theory is rejected by chance with
 probability 6e-5 per comparison (two-sided, normal)."""
-
-Status = Literal["confirmed", "refuted", "inconclusive"]
+HALVINGS = 2
+"""How often `eta` is halved, and `rho` with it, to see whether a theory that is refuted holds at smaller step sizes."""
+APPROACH = 2 / 3
+"""If what is left unexplained falls below this part of what it was, the theory may hold at smaller step sizes still: for a wrong term
+it stays as it is, for a right theory of order 2 and the term `rho^1` it falls by 0.4 with each halving."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +70,24 @@ class Share:
     knock_out: float
     effect: float
 
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.lower:.3f}, {self.upper:.3f}]"
+
 
 @dataclass(frozen=True)
 class Row:
-    """One micro-batch size: three runs and what they say."""
+    """One micro-batch size: three runs and what they say.
+
+    Args:
+        micro: `m`.
+        chain: the optimizer.
+        sde: its SDE.
+        without: the SDE without the term.
+        shares: by observable, each with its 95 % interval.
+        status: of the judged observable.
+        reason: for the status.
+        smaller: the same at smaller step sizes, where they were tried.
+    """
 
     micro: int
     chain: Result
@@ -73,6 +96,22 @@ class Row:
     shares: dict[str, Share]
     status: Status
     reason: str
+    smaller: tuple[Smaller, ...] = ()
+
+
+class Smaller(NamedTuple):
+    """The comparison at a smaller step size, down the path `rho = c eta^(alpha/beta)`."""
+
+    lr: float
+    rho: float
+    share: Share | None
+    status: Status
+    reason: str
+
+    @property
+    def sizes(self) -> str:
+        """The step sizes, for a sentence."""
+        return _sizes(self.lr, self.rho)
 
 
 @dataclass(frozen=True)
@@ -88,19 +127,21 @@ class Comparison:
 
     @property
     def status(self) -> Status:
-        """`refuted` if any row is, else `confirmed` if any row is, else `inconclusive`.
+        """`refuted` if any row is, else `outside the range` if any row is, else `confirmed` if any row is, else `inconclusive`.
 
         A row that is inconclusive says that its runs were too few, nothing about the theory; it is named, not counted.
         """
         found = {row.status for row in self.rows}
-        return "refuted" if "refuted" in found else "confirmed" if "confirmed" in found else "inconclusive"
+        order: tuple[Status, ...] = ("refuted", "outside the range", "confirmed")
+        return next((status for status in order if status in found), "inconclusive")
 
     def table(self) -> str:
         """Means with standard errors at the final time, and the shares, as text."""
         lines = [
             f"at time {self.rows[0].chain.time[-1]:g}; in brackets the standard error of the last digits;",
             "gap: SDE - optimizer, in standard errors;",
-            f"share: of the effect of {self.term!r} that the SDE explains, with its 95 % interval",
+            f"share: of the effect of {self.term!r} that the SDE explains, with its 95 % interval; verdicts are about {self.judged} alone,",
+            f"and any of them is wrong with probability {FAMILY:.0%} at most",
             "",
             f"{'m':>4}  {'':<14} {'optimizer':>15} {'SDE':>15} {'SDE without':>15} {'gap':>6}  share",
         ]
@@ -108,7 +149,7 @@ class Comparison:
             for name, share in row.shares.items():
                 cells = [with_error(r.mean[name][-1], r.stderr[name][-1]) for r in (row.chain, row.sde, row.without)]
                 # an unbounded interval says nothing: the term moves this observable too little
-                told = f"{share.value:.3f} [{share.lower:.3f}, {share.upper:.3f}]" if share.lower > -inf else "-"
+                told = str(share) if share.lower > -inf else "-"
                 lines.append(f"{row.micro:>4}  {name:<14} {cells[0]:>15} {cells[1]:>15} {cells[2]:>15} {share.gap:>6.1f}  {told}")
         lines.append("")
         lines += [f"m = {row.micro}: {row.status}: {row.reason}" for row in self.rows]
@@ -134,6 +175,7 @@ class Comparison:
                 "status": row.status,
                 "reason": row.reason,
                 "shares": {name: vars(share) for name, share in row.shares.items()},
+                "smaller": [{**one._asdict(), "share": vars(one.share) if one.share else None} for one in row.smaller],
                 "time": row.chain.time,
                 "chain": run(row.chain),
                 "sde": run(row.sde),
@@ -169,6 +211,7 @@ def compare(
     lam: float | None = None,
     norms: NormEstimate | None = None,
     micro_batches: int | None = None,
+    halving: bool = True,
 ) -> Comparison:
     """Run, for each micro-batch size, the optimizer, its SDE, and the SDE without one term, and judge.
 
@@ -196,10 +239,14 @@ def compare(
         lam: inverse temperature of rw-sam's weights.
         norms: how rw-sam estimates gradient norms.
         micro_batches: how many fresh micro-batches a step of the SDE draws; see :func:`sdesam.sde.bind`.
+        halving: whether a row that would be refuted is run again with `lr` halved, once or twice, and `rho` smaller by `2^(-alpha/beta)`: no
+            SDE holds at step sizes that are too large.
 
     Returns:
-        A :class:`Comparison`. A row is `confirmed` if the share's lower 95 % bound is at least 0.9 and the knock-out misses the chain by
-        more than four standard errors, `refuted` if the knock-out does and the share's upper bound is below 0.9, else `inconclusive`.
+        A :class:`Comparison`. A row is `confirmed` if the share's lower bound is at least 0.9 and the knock-out misses the chain by
+        more than four standard errors, `refuted` if the knock-out does and the share's upper bound is below 0.9, at smaller step sizes
+        too; `outside the range` if at smaller step sizes it is confirmed; else `inconclusive`. With up to two values of `m` the bounds are those of
+        the 95 % interval, with more of wider ones, so that any verdict is wrong with probability 5 % at most.
 
     Raises:
         ValueError: numbers that do not fit, an unknown variant, term or observable; before any run starts.
@@ -221,36 +268,41 @@ def compare(
     if count % 2:
         raise ValueError(f"runs={runs}: an even number is needed, for antithetic pairs")
     sizes: list[int | None] = [whole("micro", m) for m in micro] or [None]
-    chains = [Chain(declared, problem, lr, rho, batch, m, replace, eps=eps, lam=lam, norms=norms) for m in sizes]
-    pairs = [
-        tuple(eq.bind(problem, lr, rho, batch, m, eps=eps, lam=lam, norms=norms, micro_batches=micro_batches) for eq in (equation, knocked_out))
-        for m in sizes
-    ]
-    horizon = steps * lr
-    step, sde_steps = check_stepping(horizon, lr if dt is None else dt, method)
-    times = time_grid(None, steps, lr, "lr") * lr
-    time_grid(times, sde_steps, step, "dt")  # the SDE must come by at the same times
+    if not isinstance(halving, bool):
+        raise TypeError(f"halving={halving!r}: it must be True or False")
+    options: Any = {"eps": eps, "lam": lam, "norms": norms}
+    horizon, step = steps * lr, lr if dt is None else dt
     key_chain, key_sde = jax.random.split(seed_key(seed))
-    rows = []
-    for chain, (full, less) in zip(chains, pairs, strict=True):
-        discrete = train(chain, key_chain, runs=count, steps=steps, times=times, observe=observe, progress=progress)
-        continuous = [
-            simulate(
-                sde,
-                key_sde,
-                paths=count,
-                horizon=horizon,
-                dt=step,
-                method=method,
-                times=times,
-                observe=observe,
-                keep="values",
-                antithetic=True,
-                progress=progress,
-            )
-            for sde in (full, less)
-        ]
-        rows.append(_row(chain.sampling.m, discrete, *continuous, observe=observe, judged=judged, term=term))
+
+    def prepared(m: int | None, halvings: int = 0) -> tuple[Chain, Callable[[], tuple[Result, Result, Result]]]:
+        """The optimizer at a micro-batch size, `eta` halved so often, and what runs it, its SDE, and the SDE without the term."""
+        rate = lr / 2**halvings
+        radius = None if rho is None else rho / 2 ** (halvings * equation.order[0] / equation.order[1])
+        chain = Chain(declared, problem, rate, radius, batch, m, replace, **options)
+        pair = [eq.bind(problem, rate, radius, batch, m, micro_batches=micro_batches, **options) for eq in (equation, knocked_out)]
+        own, sde_steps = check_stepping(horizon, step / 2**halvings, method)
+        # the observation times are those of the first step sizes
+        times = time_grid(None, steps, lr, "lr") * lr
+        time_grid(times, sde_steps, own, "dt")  # the SDE must come by at the same times
+        first, second = (jax.random.fold_in(key, halvings) if halvings else key for key in (key_chain, key_sde))
+
+        def results() -> tuple[Result, Result, Result]:
+            common: Any = {"times": times, "observe": observe, "progress": progress}
+            discrete = train(chain, first, runs=count, steps=steps * 2**halvings, **common)
+            full, less = (simulate(sde, second, count, horizon, own, method, keep="values", antithetic=True, **common) for sde in pair)
+            return discrete, full, less
+
+        return chain, results
+
+    ready = [prepared(m) for m in sizes]
+    chains = [chain for chain, _ in ready]
+    told: Any = {"observe": observe, "judged": judged, "term": term}
+    rows = [_row(chain.sampling.m, *results(), **told) for chain, results in ready]
+    rows = corrected(rows, judged, term)
+    if halving:
+        for k, row in enumerate(rows):
+            if row.status == "refuted":
+                rows[k] = _at_smaller_steps(row, judged, lambda h, m=sizes[k]: _smaller(*prepared(m, h), **told))  # type: ignore[misc]
     config = {
         **{name: value for name, value in chains[0].config.items() if name != "micro"},
         "micro": [chain.sampling.m for chain in chains],
@@ -262,9 +314,10 @@ def compare(
         "method": method,
         "dt": step,
         "seed": seed,
+        "halving": halving,
     }
-    if "micro_batches" in pairs[0][0].config:
-        config["micro_batches"] = [full.config["micro_batches"] for full, _ in pairs]
+    if "micro_batches" in rows[0].sde.config:
+        config["micro_batches"] = [row.sde.config["micro_batches"] for row in rows]
     return Comparison(equation, term, judged, tuple(rows), config)
 
 
@@ -326,33 +379,108 @@ def _telling_term(equation: ModifiedEquation) -> str:
 
 
 def _row(micro: int, chain: Result, sde: Result, without: Result, *, observe: list[str], judged: str, term: str) -> Row:
+    """A row judged alone."""
     runs = {"optimizer": chain, "SDE": sde, "SDE without the term": without}
     diverged = [f"{name}: {run.diverged}" for name, run in runs.items() if run.diverged]
     if diverged:
         # the survivors are a selected sample, and one-sided divergence is a disagreement of its own
         return Row(micro, chain, sde, without, {}, "inconclusive", "; ".join(diverged))
-    pairs = sde.diverged.total // 2  # antithetic pairs are the independent units
-    quantile = float(stats.t.ppf(0.5 + LEVEL / 2, pairs - 1))
     # a mean over the paths whose value happens to be finite says nothing of the others: such an observable has no share
     partial = {name: run.warnings(judged) for name, run in runs.items() if np.any(run.nonfinite.get(judged, 0))}
     if partial:
         return Row(micro, chain, sde, without, {}, "inconclusive", "; ".join(f"{name}: {sentence}" for name, [sentence] in partial.items()))
-    shares = {}
-    for name in observe:
-        if any(np.any(run.nonfinite.get(name, 0)) for run in runs.values()):
-            continue
-        table = np.stack([_pair_means(run, name) for run in (sde, without)])
-        covariance = np.zeros((3, 3))
-        covariance[0, 0] = chain.stderr[name][-1] ** 2
-        covariance[1:, 1:] = np.cov(table) / pairs
-        means = table.mean(axis=1)
-        shares[name] = share_explained(float(chain.mean[name][-1]), float(means[0]), float(means[1]), covariance, quantile)
+    finite = [name for name in observe if not any(np.any(run.nonfinite.get(name, 0)) for run in runs.values())]
+    shares = {name: _share(chain, sde, without, name, 1 - LEVEL) for name in finite}
     return Row(micro, chain, sde, without, shares, *judge(shares[judged], judged, term))
+
+
+def _share(chain: Result, sde: Result, without: Result, name: str, outside: float) -> Share:
+    """The share in one observable; the chance that the interval misses it is `outside`."""
+    pairs = sde.diverged.total // 2  # antithetic pairs are the independent units
+    table = np.stack([_pair_means(run, name) for run in (sde, without)])
+    covariance = np.zeros((3, 3))
+    covariance[0, 0] = chain.stderr[name][-1] ** 2
+    covariance[1:, 1:] = np.cov(table) / pairs
+    means = table.mean(axis=1)
+    quantile = float(stats.t.ppf(1 - outside / 2, pairs - 1))
+    return share_explained(float(chain.mean[name][-1]), float(means[0]), float(means[1]), covariance, quantile)
+
+
+def corrected(rows: Sequence[Row], judged: str, term: str) -> list[Row]:
+    """Rows judged together, so that any verdict is wrong with probability 5 % at most: Holm's procedure.
+
+    A verdict rests on one end of an interval. Each row is first asked for an end that is wrong with probability `5 % / number of rows`, but never for
+    less than the 2.5 % of the 95 % interval; rows that are settled so are not counted any more.
+    """
+    judged_rows = {k: row for k, row in enumerate(rows) if row.shares}
+    waiting, found = dict(judged_rows), list(rows)
+    while waiting:
+        end = min((1 - LEVEL) / 2, FAMILY / len(waiting))
+        told = "" if 2 * end == 1 - LEVEL else f", at {1 - 2 * end:.1%} because {len(rows)} values of m are judged"
+        for k, row in waiting.items():
+            status, reason = judge(_share(row.chain, row.sde, row.without, judged, 2 * end), judged, term)
+            found[k] = replace(row, status=status, reason=reason + told)
+        settled = [k for k in waiting if found[k].status in ("confirmed", "refuted")]
+        if not settled:
+            break
+        for k in settled:
+            del waiting[k]
+    return found
+
+
+def _smaller(chain: Chain, results: Callable[[], tuple[Result, Result, Result]], *, observe: list[str], judged: str, term: str) -> Smaller:
+    """The comparison at smaller step sizes; that two of them are tried is corrected for."""
+    found = results()
+    row = _row(chain.sampling.m, *found, observe=observe, judged=judged, term=term)
+    if not row.shares:
+        return Smaller(chain.lr, chain.rho, None, row.status, row.reason)
+    share = _share(*found, judged, (1 - LEVEL) / HALVINGS)
+    return Smaller(chain.lr, chain.rho, share, *judge(share, judged, term))
+
+
+def _at_smaller_steps(row: Row, judged: str, at: Callable[[int], Smaller]) -> Row:
+    """A refuted row, with what is found at smaller step sizes.
+
+    A wrong theory stays wrong there. A right one comes to hold; that it does not hold where it was asked for refutes nothing.
+    """
+    tried: list[Smaller] = []
+    for halvings in range(1, HALVINGS + 1):
+        tried.append(at(halvings))
+        if tried[-1].status == "confirmed":
+            break
+    status, reason = weigh(row, judged, tried)
+    return replace(row, smaller=tuple(tried), status=status, reason=reason)
+
+
+def weigh(row: Row, judged: str, tried: Sequence[Smaller]) -> tuple[Status, str]:
+    """The verdict on a row that is refuted at its own step sizes, from what was found at smaller ones."""
+    here, last = _sizes(row.chain.config["lr"], row.chain.config["rho"]), tried[-1]
+    if last.status == "confirmed":
+        assert last.share is not None
+        return "outside the range", (
+            f"at {here} the step sizes are too large for the SDE: it explains a share {row.shares[judged]} of the term's effect on {judged} "
+            f"there, and {last.share} at {last.sizes}, where it starts to hold, as far as seen"
+        )
+    refuted = [one for one in tried if one.status == "refuted"]
+    if not refuted:
+        why = "; ".join(f"at {one.sizes}: {one.reason}" for one in tried)
+        return "inconclusive", f"at {here} {row.reason}; whether it does at smaller step sizes cannot be said: {why}"
+    share = refuted[-1].share
+    assert share is not None
+    if 1 - share.lower < APPROACH * (1 - row.shares[judged].upper):
+        return "inconclusive", (
+            f"at {here} {row.reason}; what is left falls with the step sizes, to a share {share} at {refuted[-1].sizes}, so that these may be "
+            "too large for any SDE; smaller lr and rho would decide"
+        )
+    return "refuted", f"at {here} {row.reason}; at {refuted[-1].sizes} it does not explain it either, with a share {share}"
+
+
+def _sizes(lr: float, rho: float) -> str:
+    return f"lr = {lr:.3g}" + (f", rho = {rho:.3g}" if rho else "")
 
 
 def judge(share: Share, observable: str, term: str) -> tuple[Status, str]:
     """The verdict on one share, and its reason."""
-    interval = f"{share.value:.3f} [{share.lower:.3f}, {share.upper:.3f}]"
     if share.effect == 0:
         return "inconclusive", f"{term!r} does not move {observable} at all here: the term vanishes on this problem or at these numbers"
     if not min(abs(share.knock_out), abs(share.effect)) > VISIBLE:
@@ -362,10 +490,10 @@ def judge(share: Share, observable: str, term: str) -> tuple[Status, str]:
         )
     seen = f"without {term!r} it misses by {abs(share.knock_out):.1f} standard errors"
     if share.lower >= ENOUGH:
-        return "confirmed", f"the SDE explains a share {interval} of the term's effect on {observable}; {seen}"
+        return "confirmed", f"the SDE explains a share {share} of the term's effect on {observable}; {seen}"
     if share.upper < ENOUGH:
-        return "refuted", f"the SDE explains only a share {interval} of the term's effect on {observable}; {seen}"
-    return "inconclusive", f"the share {interval} of the term's effect on {observable} may be above or below {ENOUGH}; {seen}"
+        return "refuted", f"the SDE explains only a share {share} of the term's effect on {observable}; {seen}"
+    return "inconclusive", f"the share {share} of the term's effect on {observable} may be above or below {ENOUGH}; {seen}"
 
 
 def _pair_means(run: Result, name: str) -> np.ndarray:

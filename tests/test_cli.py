@@ -55,6 +55,10 @@ def test_compare(tmp_path):
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["mine.json", "mine.pdf", "mine.png"]
     assert json.loads((tmp_path / "new" / "mine.json").read_text())["results"]["verdict"] == "confirmed"
     assert invoke(*arguments, "--micro", "8").exit_code == 1, "inconclusive is no success"
+    coarse = [*arguments, "--micro", "1", "--lr", 0.2, "--rho", 0.5, "--steps", 5, "--runs", 1000]
+    out = invoke(*coarse)
+    assert (out.exit_code, "verdict: outside the range" in out.output) == (1, True), "nor is a range that was left"
+    assert "verdict: refuted" in invoke(*coarse, "--no-halving").output
 
 
 def test_the_options_of_norms_reach_the_optimizer():

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import sympy as sp
 from scipy import stats
 
 import sdesam
@@ -137,6 +138,123 @@ def test_standard_errors_of_a_row():
     assert 0.85 < np.std(gaps) < 1.2  # standard errors of the right size; false alarms below 1e-4
 
 
+def row_of(truth, rng, micro=1, noise=0.03):
+    """A row of 64 made-up runs whose SDE explains the share `truth`."""
+    chain = _result(1.0 + noise * rng.normal(size=64), True)
+    pairs = np.repeat(rng.normal(size=32), 2)
+    sde = _result(2.0 - truth + noise * pairs, False)
+    without = _result(2.0 + noise * pairs, False)
+    return comparison._row(micro, chain, sde, without, observe=["y"], judged="y", term="t")
+
+
+@pytest.mark.parametrize(("truth", "wrong"), [(0.8999, "confirmed"), (0.9001, "refuted")])
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_many_values_of_m_are_not_many_chances_to_be_wrong(count, truth, wrong):
+    """At the border, where it is easiest, any of the verdicts is wrong in 5 % at most: of 400 comparisons in 36 with probability 1e-3."""
+    rng = np.random.default_rng(count)
+    alone = together = 0
+    for _ in range(400):
+        rows = [row_of(truth, rng, m) for m in range(count)]
+        alone += any(row.status == wrong for row in rows)
+        together += any(row.status == wrong for row in comparison.corrected(rows, "y", "t"))
+    assert together <= 36
+    assert (alone > 36) == (count == 8), "the 95 % intervals alone are wrong too often where there are eight"
+
+
+def test_holm_gives_back_what_is_settled():
+    """Three values of m of which two are clear: the third is judged by its own 95 % interval; among three that are not clear, by a wider one."""
+    rng = np.random.default_rng(0)
+    while True:
+        close = row_of(0.925, rng)
+        if close.shares["y"].lower > 0.9 and comparison._share(close.chain, close.sde, close.without, "y", 2 * 0.05 / 3).lower < 0.9:
+            break
+    clear = [row_of(0.99, rng), row_of(0.5, rng)]
+    assert [row.status for row in comparison.corrected([*clear, close], "y", "t")] == ["confirmed", "refuted", "confirmed"]
+    together = comparison.corrected([close] * 3, "y", "t")
+    assert [row.status for row in together] == ["inconclusive"] * 3
+    assert "at 96.7% because 3 values of m are judged" in together[0].reason
+    gone = replace(close, shares={}, status="inconclusive", reason="diverged")
+    assert [row.status for row in comparison.corrected([gone, close], "y", "t")] == ["inconclusive", "confirmed"]
+
+
+COARSE = {"lr": 0.2, "rho": 0.5, "batch": 8, "micro": [1], "steps": 5, "runs": 1000}
+
+
+@pytest.mark.parametrize("judged", ["trace_cov", "loss"])
+def test_step_sizes_too_large_for_any_sde_refute_nothing(problem, judged):
+    found = sdesam.compare("m-usam", problem, judged=judged, **COARSE)
+    (row,) = found.rows
+    assert found.status == row.status == "outside the range"
+    assert row.shares[judged].upper < 0.9
+    assert [one.status for one in row.smaller] == ["confirmed"]
+    assert "and 0.9" in row.reason
+    assert "at lr = 0.1, rho = 0.315, where it starts to hold, as far as seen" in row.reason
+    assert "verdict: outside the range (outside the range at m = 1)" in found.table()
+    smaller = found.to_json()["results"]["rows"][0]["smaller"]
+    assert smaller[0]["rho"] == pytest.approx(0.5 / 2 ** (2 / 3))
+    assert smaller[0]["share"]["lower"] >= 0.9
+    plain = sdesam.compare("m-usam", problem, judged=judged, halving=False, **COARSE)
+    assert plain.status == "refuted"
+    assert plain.rows[0].smaller == ()
+    assert plain.rows[0].shares == row.shares, "the same runs"
+
+
+def test_a_wrong_theory_stays_wrong_at_smaller_step_sizes(problem, monkeypatch):
+    """A term that is too small by 30 %: beside errors of large steps it may even look right, and then does not."""
+    monkeypatch.setattr(comparison, "derive", wrong({"rho^1": sp.Rational(7, 10)}))
+    found = sdesam.compare("m-usam", problem, lr=0.02, rho=0.05, batch=8, micro=[1], steps=50, runs=1000)
+    assert found.status == "refuted"
+    assert [one.status for one in found.rows[0].smaller] == ["refuted"] * 2
+    assert "at lr = 0.005, rho = 0.0198 it does not explain it either" in found.rows[0].reason
+
+
+def share(value, spread):
+    return Share(value, value - spread, min(1.0, value + spread), 9.0, 30.0, 30.0)
+
+
+def smaller(status, value=0.5, spread=0.02):
+    return comparison.Smaller(0.1, 0.2, share(value, spread), status, "because")
+
+
+@pytest.mark.parametrize(
+    ("tried", "status"),
+    [
+        ([smaller("confirmed", 0.95)], "outside the range"),
+        ([smaller("refuted", 0.7), smaller("confirmed", 0.95)], "outside the range"),
+        ([smaller("inconclusive"), smaller("confirmed", 0.95)], "outside the range"),
+        ([smaller("refuted"), smaller("refuted")], "refuted"),
+        ([smaller("refuted"), smaller("inconclusive")], "refuted"),
+        ([smaller("refuted", 0.6), smaller("refuted", 0.65)], "refuted"),
+        # what is left fell from a half to less than a third: smaller steps would tell
+        ([smaller("refuted", 0.6), smaller("refuted", 0.75)], "inconclusive"),
+        ([smaller("refuted", 0.75), smaller("inconclusive", 0.85)], "inconclusive"),
+        ([smaller("refuted", 0.75, 0.1), smaller("inconclusive")], "refuted"),
+        ([smaller("inconclusive"), smaller("inconclusive")], "inconclusive"),
+        ([comparison.Smaller(0.1, 0.2, None, "inconclusive", "diverged")] * 2, "inconclusive"),
+    ],
+)
+def test_what_smaller_step_sizes_say(tried, status):
+    here = comparison.Row(1, _result(np.arange(64.0), True), None, None, {"y": share(0.5, 0.02)}, "refuted", "the SDE explains only a half")
+    here.chain.config.update(lr=0.2, rho=0.3)
+    found, reason = comparison.weigh(here, "y", tried)
+    assert found == status
+    assert "at lr = 0.2, rho = 0.3" in reason
+
+
+@pytest.mark.parametrize(
+    ("rows", "status"),
+    [
+        (["confirmed", "refuted"], "refuted"),
+        (["outside the range", "refuted"], "refuted"),
+        (["confirmed", "outside the range"], "outside the range"),
+        (["confirmed", "inconclusive"], "confirmed"),
+        (["inconclusive", "inconclusive"], "inconclusive"),
+    ],
+)
+def test_status_of_a_comparison(rows, status, right):
+    assert replace(right, rows=tuple(replace(right.rows[0], status=each) for each in rows)).status == status
+
+
 def test_one_run_that_diverged_is_enough_not_to_judge():
     chain = _result(np.ones(64) + np.arange(64) % 2, True)
     gone = replace(chain, diverged=Divergence(np.array([3]), np.array([0.5]), 64))
@@ -186,6 +304,7 @@ def test_other_variants(problem):
         ({"steps": 0}, "steps=0"),
         ({"method": "euler"}, "Euler at dt >= lr is the chain with Gaussian noise and proves nothing"),
         ({"order": (1, 2), "without": "noise"}, "no weak error can judge the noise"),
+        ({"lr": 0.0}, "lr=0.0: it must be a finite number above 0"),
     ],
 )
 def test_bad_input_before_any_run(problem, change, message, monkeypatch):
