@@ -124,7 +124,7 @@ def coupled(
         steps=count,
         step_time=chain.lr,
         # both sides' own, and normal numbers, counts and weights of every sample
-        step_bytes=problem.vector_bytes * (4 + 4 * groups + 8 * problem.chunk) + 16 * groups * problem.n,
+        step_bytes=problem.vector_bytes * (4 + 4 * groups + 8 * problem.chunk) + 16 * groups * problem.n + 8 * sampling.batch,
         observe_bytes=problem.vector_bytes * 4 * problem.chunk,
         config={**sde.config, "method": "heun", "dt": chain.lr, "steps": count},
     )

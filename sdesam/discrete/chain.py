@@ -224,7 +224,8 @@ def train(
         data=data,
         steps=count,
         step_time=chain.lr,
-        step_bytes=problem.vector_bytes * (4 + 4 * chain.kernel.copies(problem.x0)),
+        # vectors, or the indices and losses of a batch, which are more where it is large and the problem small
+        step_bytes=max(problem.vector_bytes * (4 + 4 * chain.kernel.copies(problem.x0)), 8 * chain.sampling.batch),
         observe_bytes=problem.vector_bytes * 4 * problem.chunk,
         config={**chain.config, "steps": count},
     )
