@@ -26,6 +26,7 @@ from sdesam.engine import Divergence, Plan, run, time_grid
 from sdesam.problems.finite_sum import Observer
 from sdesam.sampling import whole
 from sdesam.sde.equation import SDE, Kernel
+from sdesam.sde.stepping import check_sde
 
 PyTree = Any
 
@@ -280,6 +281,7 @@ def _statistics(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray,
 
 def _check_pair(sde: SDE, chain: Chain) -> None:
     """Refuse an SDE and a chain that are not of one problem and one set of numbers, or have no coupling."""
+    check_sde("coupled", sde)
     check_chain(chain, "coupled")
     if sde.problem is not chain.problem:
         ours = repr(sde.problem) if sde.problem is not None else "none"
