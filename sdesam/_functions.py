@@ -42,13 +42,18 @@ def failure(what: str, error: Exception) -> ValueError:
     >>> str(failure("drift(x0)", ZeroDivisionError("division by zero")))
     'drift(x0) fails with ZeroDivisionError: division by zero'
     """
+    kind = "" if isinstance(error, _ASKS_FOR_VALUES) else f" with {type(error).__name__}"
+    return ValueError(f"{what} fails{kind}: {words(error)}")
+
+
+def words(error: Exception) -> str:
+    """What an error says, in one line."""
     if isinstance(error, _ASKS_FOR_VALUES):
-        return ValueError(
-            f"{what} asks in Python for a value that jax only traces, as `if`, `float()` and functions of numpy do: "
+        return (
+            "it asks in Python for a value that jax only traces, as `if`, `float()` and functions of numpy do; "
             "use jnp.where or jax.lax.cond, and functions of jax.numpy"
         )
-    words = " ".join(str(error).strip().partition("\n")[0].split())
-    return ValueError(f"{what} fails with {type(error).__name__}{f': {words}' if words else ''}")
+    return " ".join(str(error).strip().partition("\n")[0].split()) or "without a word"
 
 
 def compiled(static: int) -> Callable[[Callable[..., T]], Callable[..., T]]:

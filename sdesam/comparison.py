@@ -23,7 +23,7 @@ from sdesam._keys import seed_key
 from sdesam._names import Status
 from sdesam.discrete import Chain, train
 from sdesam.engine import Result, time_grid
-from sdesam.problems import FiniteSum
+from sdesam.problems import FiniteSum, check_problem
 from sdesam.sampling import whole
 from sdesam.sde import simulate
 from sdesam.sde.stepping import check_stepping
@@ -251,6 +251,7 @@ def compare(
     Raises:
         ValueError: numbers that do not fit, an unknown variant, term or observable; before any run starts.
     """
+    check_problem(problem)
     declared = find_variant(variant)
     equation = derive(declared, order, replace)
     term = without if without is not None else _telling_term(equation)
@@ -259,7 +260,9 @@ def compare(
     if method == "euler" and (dt is None or dt >= lr):
         raise ValueError("Euler at dt >= lr is the chain with Gaussian noise and proves nothing: choose method='heun', or dt well below lr")
     knocked_out = equation.without(term)
-    observe = list(dict.fromkeys([*observe, judged]))
+    if not isinstance(judged, str):
+        raise TypeError(f"judged={judged!r}: it must be the name of an observable, such as 'trace_cov'")
+    observe = list(dict.fromkeys([*([observe] if isinstance(observe, str) else observe), judged]))
     for name, shape in jax.eval_shape(*problem.observer(observe), problem.x0).items():
         if shape.shape != ():
             raise ValueError(f"observable {name!r} has shape {shape.shape}: a comparison takes scalars")

@@ -26,6 +26,7 @@ from sdesam.engine import Divergence, Plan, run, time_grid
 from sdesam.problems.finite_sum import Observer
 from sdesam.sampling import whole
 from sdesam.sde.equation import SDE, Kernel
+from sdesam.sde.stepping import check_sde
 
 PyTree = Any
 
@@ -124,7 +125,7 @@ def coupled(
         steps=count,
         step_time=chain.lr,
         # both sides' own, and normal numbers, counts and weights of every sample
-        step_bytes=problem.vector_bytes * (4 + 4 * groups + 8 * problem.chunk) + 16 * groups * problem.n,
+        step_bytes=problem.vector_bytes * (4 + 4 * groups + 8 * problem.chunk) + 16 * groups * problem.n + 8 * sampling.batch,
         observe_bytes=problem.vector_bytes * 4 * problem.chunk,
         config={**sde.config, "method": "heun", "dt": chain.lr, "steps": count},
     )
@@ -280,6 +281,7 @@ def _statistics(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray,
 
 def _check_pair(sde: SDE, chain: Chain) -> None:
     """Refuse an SDE and a chain that are not of one problem and one set of numbers, or have no coupling."""
+    check_sde("coupled", sde)
     check_chain(chain, "coupled")
     if sde.problem is not chain.problem:
         ours = repr(sde.problem) if sde.problem is not None else "none"

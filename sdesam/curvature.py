@@ -12,7 +12,7 @@ from scipy.linalg import eigh_tridiagonal
 
 from sdesam._functions import compiled
 from sdesam.engine import check_key
-from sdesam.problems import FiniteSum
+from sdesam.problems import FiniteSum, check_problem
 from sdesam.problems.finite_sum import hessian_product
 from sdesam.sampling import whole
 
@@ -58,7 +58,9 @@ def hessian_trace(problem: FiniteSum, x: PyTree, key: jax.Array, probes: int = 6
     True
     """
     count = whole("probes", probes, least=2)
-    values = np.asarray(_probe(problem.sample_loss, problem.chunk, count, problem.data, problem.check_params(x), check_key(key)), np.float64)
+    values = np.asarray(
+        _probe(problem.sample_loss, problem.chunk, count, problem.data, check_problem(problem).check_params(x), check_key(key)), np.float64
+    )
     return Estimate(float(values.mean()), float(values.std(ddof=1)) / sqrt(count))
 
 
@@ -86,11 +88,9 @@ def largest_eigenvalue(problem: FiniteSum, x: PyTree, key: jax.Array, iterations
     >>> abs(found.value - exact) < 1e-5
     True
     """
+    x = check_problem(problem).check_params(x)
     count = min(whole("iterations", iterations), problem.dim)
-    a, b = (
-        np.asarray(part, np.float64)
-        for part in _lanczos(problem.sample_loss, problem.chunk, count, problem.data, problem.check_params(x), check_key(key))
-    )
+    a, b = (np.asarray(part, np.float64) for part in _lanczos(problem.sample_loss, problem.chunk, count, problem.data, x, check_key(key)))
     # an invariant subspace: the vectors after it are rounding
     small = np.flatnonzero(b < 1e-6 * max(abs(a).max(), b.max()))
     count = int(small[0]) + 1 if len(small) else count

@@ -17,7 +17,7 @@ from sdesam._functions import compiled
 from sdesam._precision import like, wide
 from sdesam.discrete.kernel import check_delta_on, estimated_norms, gibbs, inverse_norm
 from sdesam.engine import check_key
-from sdesam.problems import FiniteSum
+from sdesam.problems import FiniteSum, check_problem
 from sdesam.problems.finite_sum import SampleLoss, fold_samples, mean_grad, mean_grad_wide
 from sdesam.sampling import check_step, whole
 from sdesam.variants import NormEstimate, variant
@@ -138,7 +138,7 @@ def effective_micro_batch(
     >>> found.step.share < 0 < found.weighted.share
     True
     """
-    number = check_step(variant("rw-sam"), problem.n, 1.0, 0.0, batch, None, replace, eps, lam, norms)
+    number = check_step(variant("rw-sam"), check_problem(problem).n, 1.0, 0.0, batch, None, replace, eps, lam, norms)
     if number.sampling.batch < 2:
         raise ValueError("batch=1: a single sample has all the weight, so RW-SAM is SAM; choose batch >= 2")
     assert number.norms is not None

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from sdesam._functions import words
 from sdesam._names import Status
 from sdesam.coefficients import Expansion, Finding, Setting, expand, nearer_than_read, summarised
 from sdesam.discrete import Chain
@@ -26,7 +27,8 @@ from sdesam.exact.double import Rebuild, directions, start, to_double
 from sdesam.exact.enumerate import MOST_BATCHES, count_batches, list_batches, one_step
 from sdesam.exact.torus import Torus
 from sdesam.exact.weak import TOLERANCE, fit_slope
-from sdesam.problems import FiniteSum, torus
+from sdesam.problems import FiniteSum, check_problem, torus
+from sdesam.problems.arrays import describe, numeric, shapes
 from sdesam.sampling import Sampling, check_perturbation
 from sdesam.symbolic import check_order
 from sdesam.variants import NormEstimate, Variant
@@ -69,6 +71,9 @@ class Hypothesis:
             raise ValueError("a hypothesis states a drift or a potential, not both")
         if self.drift is None and self.potential is None and self.covariance is None:
             raise ValueError("a hypothesis must state a drift, a potential or a covariance")
+        for name, fn in vars(self).items():
+            if fn is not None and not callable(fn):
+                raise TypeError(f"{name}={fn!r}: it must be a function (problem, x, lr, rho, batch, micro)")
 
 
 @dataclass(frozen=True)
@@ -178,10 +183,12 @@ def check(
       weak error falls like eta^0.4...; order asks for 1
     covariance: not stated
     """
+    if not isinstance(hypothesis, Hypothesis):
+        raise TypeError(f"hypothesis={hypothesis!r}: it must be a sdesam.Hypothesis(drift=... or potential=..., covariance=...)")
     declared, (alpha, beta) = find_variant(variant), check_order(order)
     numbers = _Numbers(declared, replace, eps, lam)
     own = own_settings(numbers)
-    extra = _settings_on(problem, numbers) if problem is not None else []
+    extra = _settings_on(check_problem(problem), numbers) if problem is not None else []
     note = ""
     if problem is not None and not extra:
         note = (
@@ -246,6 +253,7 @@ class Stated:
         self.points = setting.points if points is None else points
         self.has_drift = hypothesis.drift is not None or hypothesis.potential is not None
         self.has_covariance = hypothesis.covariance is not None
+        self.what = "drift" if hypothesis.potential is None else "potential"
         problem, sampling, d = setting.problem, setting.sampling, setting.problem.dim
         rebuild = Rebuild(problem.x0)
         with jax.enable_x64(True):
@@ -265,26 +273,23 @@ class Stated:
                 descent: jax.Array = jax.grad(lambda y: -_scalar(hypothesis.potential(self.problem, rebuild(y), *numbers)))(x)  # type: ignore[misc]
                 return descent
             value = hypothesis.drift(self.problem, rebuild(x), *numbers)  # type: ignore[misc]
-            if jax.tree.map(jnp.shape, value) != jax.tree.map(jnp.shape, problem.x0):
-                raise ValueError(
-                    f"the drift has the shapes {jax.tree.map(jnp.shape, value)}: it must have those of the parameters, "
-                    f"{jax.tree.map(jnp.shape, problem.x0)}"
-                )
+            if shapes(value) != shapes(problem.x0) or not all(map(_real, jax.tree.leaves(value))):
+                raise ValueError(f"the drift is {describe(value)}: it must be real, of the shapes of the parameters, {describe(problem.x0)}")
             flat: jax.Array = ravel_pytree(value)[0]
             return flat
 
         def covariance(x: jax.Array, lr: jax.Array, rho: jax.Array) -> jax.Array:
-            value: jax.Array = jnp.asarray(hypothesis.covariance(self.problem, rebuild(x), lr, rho, sampling.batch, sampling.m))  # type: ignore[misc]
-            if value.shape != (d, d):
-                raise ValueError(f"the covariance has shape {value.shape}: it must be dense, ({d}, {d})")
-            return value
+            value = hypothesis.covariance(self.problem, rebuild(x), lr, rho, sampling.batch, sampling.m)  # type: ignore[misc]
+            if not _real(value) or jnp.shape(value) != (d, d):
+                raise ValueError(f"the covariance is {describe(value)}: it must be real and dense, of shape ({d}, {d})")
+            return jnp.asarray(value)
 
         self._drift = jax.jit(jax.vmap(drift, (0, None, None)))
         self._covariance = jax.jit(jax.vmap(covariance, (0, None, None)))
 
     def drift(self, lr: float, rho: float) -> np.ndarray:
         """`B` at the points, shape `(p, d)`."""
-        return self._evaluate("drift", self._drift, lr, rho)
+        return self._evaluate(self.what, self._drift, lr, rho)
 
     def covariance(self, lr: float, rho: float) -> np.ndarray:
         """The diffusion matrix at the points, shape `(p, d, d)`, checked to be symmetric."""
@@ -309,7 +314,7 @@ class Stated:
         except Exception as error:
             own = jax.tree.map(jnp.shape, self.setting.problem.x0)
             raise ValueError(
-                f"the {what} fails on {self.setting}, whose parameters have the shapes {own} (a hypothesis must hold for any problem): {error}"
+                f"the {what} fails on {self.setting}, whose parameters have the shapes {own} (a hypothesis must hold for any problem): {words(error)}"
             ) from error
 
 
@@ -467,6 +472,11 @@ def _optimizer_on(grid: Torus, variant: Variant, sampling: Sampling, eps: float,
 
 
 def _scalar(value: Any) -> jax.Array:
-    if jnp.shape(value) != ():
-        raise ValueError(f"the potential has shape {jnp.shape(value)}: it must be a scalar, the modified loss")
-    return jnp.asarray(value)
+    if not _real(value) or jnp.shape(value) != ():
+        raise ValueError(f"the potential is {describe(value)}: it must be a scalar, the modified loss")
+    return jnp.asarray(value, float)
+
+
+def _real(value: Any) -> bool:
+    """Whether it is a real number, or an array of them."""
+    return numeric(value) and not jnp.issubdtype(jnp.result_type(value), jnp.complexfloating)

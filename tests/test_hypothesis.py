@@ -247,13 +247,27 @@ def test_bad_hypotheses(parts, message):
         sdesam.Hypothesis(**parts)
 
 
+@pytest.mark.parametrize("part", ["drift", "potential", "covariance"])
+def test_what_is_no_function_is_no_hypothesis(part):
+    for other in (3, "loss", jnp.ones(2), [len]):
+        with pytest.raises(TypeError, match=f"{part}=.*: it must be a function "):
+            sdesam.Hypothesis(**{part: other})
+
+
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
         ({"drift": lambda p, x, lr, rho, b, m: x[0]}, "it must have those of the parameters"),
         ({"drift": lambda p, x, lr, rho, b, m: x * jnp.nan}, "the drift is not finite"),
         ({"potential": lambda p, x, lr, rho, b, m: x}, "it must be a scalar, the modified loss"),
-        ({"covariance": lambda p, x, lr, rho, b, m: x}, r"it must be dense, \(2, 2\)"),
+        ({"covariance": lambda p, x, lr, rho, b, m: x}, r"it must be real and dense, of shape \(2, 2\)"),
+        ({"covariance": lambda p, x, lr, rho, b, m: None}, "the covariance is None: it must be real and dense"),
+        ({"drift": lambda p, x, lr, rho, b, m: "text"}, r"the drift is str: .*of the shapes of the parameters, float64\[2\]"),
+        ({"drift": lambda p, x, lr, rho, b, m: x * 1j}, r"the drift is complex128\[2\]: it must be real"),
+        ({"potential": lambda p, x, lr, rho, b, m: "text"}, "the potential fails on torus2d .*: the potential is str: it must be a scalar"),
+        ({"potential": lambda p, x, lr, rho, b, m: (1.0, 2.0)}, "the potential is .*it must be a scalar"),
+        ({"potential": lambda p, x, lr, rho, b, m: p.loss(x) * 1j}, r"the potential is complex128\[\]: it must be a scalar"),
+        ({"potential": lambda p, x, lr, rho, b, m: x[0] if x[0] > 0 else x[1]}, "the potential fails on torus2d.*: it asks in Python for"),
         ({"covariance": lambda p, x, lr, rho, b, m: lr * jnp.array([[1.0, 1.0], [0.0, 1.0]])}, "is not symmetric"),
         ({"covariance": lambda p, x, lr, rho, b, m: -lr * jnp.eye(2)}, "is not positive semi-definite: it has the eigenvalue -0.1 at lr=0.1"),
     ],

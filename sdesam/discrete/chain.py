@@ -14,7 +14,7 @@ from sdesam._functions import check_known, compiled
 from sdesam._precision import lenient
 from sdesam.discrete.kernel import Numbers, StepKernel, check_delta_on, random_key
 from sdesam.engine import Keep, Plan, Result, run, time_grid
-from sdesam.problems import FiniteSum
+from sdesam.problems import FiniteSum, check_problem
 from sdesam.sampling import check_step, positive, whole
 from sdesam.variants import NormEstimate, Variant
 from sdesam.variants import variant as find_variant
@@ -65,9 +65,7 @@ class Chain:
         norms: NormEstimate | None = None,
     ):
         self.variant = find_variant(variant)
-        if not isinstance(problem, FiniteSum):
-            raise TypeError(f"problem={problem!r}: it must be a sdesam.FiniteSum, such as sdesam.problems.digits()")
-        self.problem = problem
+        self.problem = check_problem(problem)
         if not isinstance(replace, (bool, np.bool_)):
             raise TypeError(f"replace={replace!r}: it must be True (with replacement) or False (without)")
         step = check_step(self.variant, problem.n, lr, rho, batch, micro, bool(replace), eps, lam, norms)
@@ -224,7 +222,8 @@ def train(
         data=data,
         steps=count,
         step_time=chain.lr,
-        step_bytes=problem.vector_bytes * (4 + 4 * chain.kernel.copies(problem.x0)),
+        # vectors, or the indices and losses of a batch, which are more where it is large and the problem small
+        step_bytes=max(problem.vector_bytes * (4 + 4 * chain.kernel.copies(problem.x0)), 8 * chain.sampling.batch),
         observe_bytes=problem.vector_bytes * 4 * problem.chunk,
         config={**chain.config, "steps": count},
     )

@@ -144,7 +144,7 @@ class Layout:
             least = self.mesh.size * (2 if self.antithetic else 1)
             able = ["a smaller chunk"] if self.size > least else []
             able += ["fewer devices"] if self.mesh.size > 1 else []
-            able += ["a smaller network or data set", "a machine with more memory"]
+            able += ["a smaller network, batch or data set", "a machine with more memory"]
             raise ValueError(
                 f"{self.size} paths together need about {gigabytes(self.device_bytes)} of working memory, but {gigabytes(available)} are free: "
                 f"choose {able[0]}, or {able[1]}"

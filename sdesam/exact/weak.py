@@ -20,7 +20,7 @@ from sdesam.discrete import Chain
 from sdesam.engine import steps_of
 from sdesam.exact.quadratic import Quadratic
 from sdesam.exact.torus import Torus
-from sdesam.problems import FiniteSum
+from sdesam.problems import FiniteSum, check_problem
 from sdesam.sampling import positive
 from sdesam.sde import SDE
 from sdesam.symbolic import ModifiedEquation
@@ -407,6 +407,9 @@ def _measure(
     options: _Options,
 ) -> tuple[dict[Any, Curve], list[int]]:
     """The curves of the full error (key None), and of `(term, "change")` and `(term, "knock-out")`; the torus grid that each rate took."""
+    check_problem(problem)
+    if not isinstance(equation, ModifiedEquation):
+        raise TypeError(f"equation={equation!r}: it must be what sdesam.derive gives")
     grid = check_rates(rates if rates is not None else FINE_RATES if problem.period is None else RATES, horizon)
     alpha, beta = equation.order
     unperturbed = equation.variant.perturbation == "none"

@@ -254,6 +254,13 @@ def check_observables(functions: Any) -> dict[str, Callable[[Any], Any]]:
     return dict(functions)
 
 
+def check_problem(problem: Any) -> FiniteSum:
+    """`problem`, or a sentence saying that it is none."""
+    if not isinstance(problem, FiniteSum):
+        raise TypeError(f"problem={problem!r}: it must be a sdesam.FiniteSum, such as sdesam.problems.digits()")
+    return problem
+
+
 def fold_samples(fn: Callable[[Any], Any], per_sample: PyTree, chunk: int) -> Any:
     """`fn` of chunks of `per_sample` (leading axis: samples), summed over the chunks, in float32 at least."""
     n = jax.tree.leaves(per_sample)[0].shape[0]

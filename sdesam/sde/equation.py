@@ -21,7 +21,7 @@ from sdesam._functions import Function, bare, compiled, failure
 from sdesam._precision import like, wide
 from sdesam.discrete.kernel import check_delta_on
 from sdesam.engine import check_key
-from sdesam.problems import FiniteSum
+from sdesam.problems import FiniteSum, check_problem
 from sdesam.problems.arrays import check_structure, describe, numeric, parameters, shapes
 from sdesam.problems.finite_sum import computes_in_half, samples_without_vectors
 from sdesam.problems.ghost import dense_layers
@@ -465,8 +465,7 @@ def bind(
     >>> sde.drift(sde.x0).shape, sde.noise_shape
     ((2,), (8,))
     """
-    if not isinstance(problem, FiniteSum):
-        raise TypeError(f"problem={problem!r}: it must be a sdesam.FiniteSum, such as sdesam.problems.digits()")
+    check_problem(problem)
     if expectation not in ("exact", "sampled"):
         raise ValueError(f"expectation={expectation!r}: choose 'exact' or 'sampled'")
     step = check_step(equation.variant, problem.n, lr, rho, batch, micro, equation.replace, eps, lam, norms)

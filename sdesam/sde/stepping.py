@@ -244,7 +244,7 @@ def _plan(
     call: str, sde: SDE, key: Any, horizon: float, dt: float, method: str, times: Any, observe: Any, normals: Normals, dtype: str | None
 ) -> tuple[Plan, np.ndarray]:
     """What to run and the steps at which to observe, or one sentence saying what does not fit."""
-    _check_sde(call, sde)
+    check_sde(call, sde)
     dt, steps = check_stepping(horizon, dt, method)
     grid = time_grid(times, steps, dt, "dt")
     observer, data = _observer(sde, observe)
@@ -275,7 +275,7 @@ def _plan(
     return made, grid
 
 
-def _check_sde(call: str, sde: Any) -> None:
+def check_sde(call: str, sde: Any) -> None:
     """Say which call is meant."""
     meant = {
         "ModifiedEquation": "an equation has no numbers: bind it first, sde = equation.bind(problem, lr=..., batch=...)",

@@ -7,6 +7,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 import sdesam
+from sdesam import curvature
 from sdesam.problems.smoothness import nonsmooth_operations
 
 
@@ -123,9 +124,9 @@ def test_a_torus_problem_is_periodic():
         ((lambda x, s: x, np.ones(3), np.array([None])), TypeError, "x0 is an array of object: x0 must hold floating-point arrays"),
         ((lambda x, s: x, np.ones(3), {"a": jax.random.key(0)}), TypeError, r"x0\['a'\] is a PRNGKeyArray"),
         ((lambda x, s: 1 / 0, np.ones(3), 1.0), ValueError, r"sample_loss\(x0, sample 0\) fails with ZeroDivisionError: division by zero$"),
-        ((lambda x, s: x if x > 0 else s, np.ones(3), 1.0), ValueError, r"sample_loss\(x0, sample 0\) asks in Python for .*use jnp"),
-        ((lambda x, s: np.sin(x), np.ones(3), 1.0), ValueError, r"sample_loss\(x0, sample 0\) asks in Python for .*use jnp"),
-        ((lambda x, s: range(3)[s], np.arange(3), 1.0), ValueError, r"sample_loss\(x0, sample 0\) asks in Python for .*use jnp"),
+        ((lambda x, s: x if x > 0 else s, np.ones(3), 1.0), ValueError, r"sample_loss\(x0, sample 0\) fails: it asks in Python for .*use jnp"),
+        ((lambda x, s: np.sin(x), np.ones(3), 1.0), ValueError, r"sample_loss\(x0, sample 0\) fails: it asks in Python for .*use jnp"),
+        ((lambda x, s: range(3)[s], np.arange(3), 1.0), ValueError, r"sample_loss\(x0, sample 0\) fails: it asks in Python for .*use jnp"),
         ((lambda x, s: jnp.log(x) * s, np.ones(3), -1.0), ValueError, "the loss at the start x0 is nan"),
         ((lambda x, s: x @ s, np.ones(3), 1.0), ValueError, r"sample_loss\(x0, sample 0\) fails with"),
     ],
@@ -147,6 +148,40 @@ def test_empty_arrays_beside_parameters():
     assert out.final["empty"].shape == (2, 0, 3)
     sde = sdesam.derive("usam").bind(problem, lr=0.5, rho=1.0, batch=2)
     assert sdesam.simulate(sde, jax.random.key(0), paths=2, horizon=0.5, dt=0.5).final["empty"].shape == (2, 0, 3)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda problem: sdesam.Chain("sgd", problem, lr=0.1),
+        lambda problem: sdesam.derive("sgd").bind(problem, lr=0.1),
+        lambda problem: sdesam.weak_error(sdesam.derive("sgd"), problem, batch=2),
+        lambda problem: sdesam.signature(sdesam.derive("sgd"), problem, batch=2),
+        lambda problem: sdesam.compare("sgd", problem, lr=0.1, batch=2, steps=1),
+        lambda problem: sdesam.check(sdesam.Hypothesis(potential=len), "sgd", problem),
+        lambda problem: sdesam.effective_micro_batch(problem, 1.0, batch=2, lam=1.0, key=jax.random.key(0)),
+        lambda problem: curvature.hessian_trace(problem, 1.0, jax.random.key(0)),
+        lambda problem: curvature.largest_eigenvalue(problem, 1.0, jax.random.key(0)),
+    ],
+)
+def test_what_is_no_problem(call):
+    others = [3, "digits", sdesam.problems.digits, {"loss": 1.0}]
+    for other in others:
+        with pytest.raises(TypeError, match=r"problem=.*: it must be a sdesam\.FiniteSum, such as sdesam\.problems\.digits\(\)"):
+            call(other)
+
+
+def test_what_is_no_equation_no_sde_no_hypothesis():
+    chain = sdesam.Chain("sgd", sdesam.problems.quadratic(), lr=0.1)
+    for other in (3, "sgd", chain, sdesam.derive):
+        with pytest.raises(TypeError, match=r"equation=.*: it must be what sdesam\.derive gives"):
+            sdesam.weak_error(other, chain.problem, batch=2)
+        with pytest.raises(TypeError, match=r"coupled takes a sdesam\.SDE, not "):
+            sdesam.coupled(other, chain, jax.random.key(0), runs=2, steps=1)
+        with pytest.raises(TypeError, match=r"hypothesis=.*: it must be a sdesam\.Hypothesis"):
+            sdesam.check(other, "sgd")
+    with pytest.raises(TypeError, match=r"judged=\['loss', 3\]: it must be the name of an observable"):
+        sdesam.compare("sgd", chain.problem, lr=0.1, batch=2, steps=1, judged=["loss", 3])
 
 
 def test_more_bad_problems():

@@ -286,7 +286,7 @@ def test_bad_points_and_functions(small):
         sdesam.SDE(lambda x: x[0], lambda x, xi: xi, (2,), jnp.zeros(2))
     with pytest.raises(TypeError, match=r"drift\(x0\) must hold real numbers, but it returns an array of <U4"):
         sdesam.SDE(lambda x: np.array("text"), lambda x, xi: xi, (), 1.0)
-    with pytest.raises(ValueError, match=r"drift\(x0\) asks in Python for a value that jax only traces, as `if`"):
+    with pytest.raises(ValueError, match=r"drift\(x0\) fails: it asks in Python for a value that jax only traces, as `if`"):
         sdesam.SDE(lambda x: x if x > 0 else -x, lambda x, xi: xi, (), 1.0)
     with pytest.raises(ValueError, match=r"apply_noise\(x0, xi\) fails with ZeroDivisionError: integer division or modulo by zero"):
         sdesam.SDE(lambda x: x, lambda x, xi: 1 // 0, (), 1.0)
