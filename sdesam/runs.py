@@ -159,9 +159,7 @@ class RunStore:
         if config in self:
             return
         self._begin()
-        unfinished = self.folder / _UNFINISHED
-        unfinished.mkdir(exist_ok=True)
-        own = Path(tempfile.mkdtemp(dir=unfinished))
+        own = self._folder_of_its_own()
         try:
             with store.lock(own / "run", "another process has a folder that was made here"):  # so no sweep clears it away
                 run = own / "run"
@@ -183,7 +181,7 @@ class RunStore:
         finally:
             shutil.rmtree(own, ignore_errors=True)
             with suppress(OSError):
-                unfinished.rmdir()
+                own.parent.rmdir()
 
     def check_room(self) -> None:
         """See before any work that runs can be written; nothing is created.
@@ -216,6 +214,14 @@ class RunStore:
         """The names of the runs that are there."""
         if self.folder.exists():
             yield from sorted(place.name for place in self.folder.iterdir() if (place / "run.json").exists() and not place.name.startswith("."))
+
+    def _folder_of_its_own(self) -> Path:
+        """A new folder to write a run in."""
+        unfinished = self.folder / _UNFINISHED
+        while True:
+            unfinished.mkdir(exist_ok=True)
+            with suppress(FileNotFoundError):  # another process removed it, when the last folder in it was gone
+                return Path(tempfile.mkdtemp(dir=unfinished))
 
     def _clear(self) -> None:
         """Remove what killed processes left half-written; who is still writing holds a lock."""

@@ -175,7 +175,7 @@ class Archive:
                     raise ValueError(f"array {name!r} is not as its description says")
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         """Memory that its arrays take."""
         return sum(math.prod(shape) * dtype.itemsize for dtype, shape in self.arrays.values())
 
@@ -201,9 +201,7 @@ class Archive:
 
     def _array(self, name: str) -> np.ndarray:
         with self._zip.open(self._members[name]) as file:
-            array = np.lib.format.read_array(file, allow_pickle=False)
-            file.read(1)  # the end, where its checksum is compared
-            return np.asarray(array)
+            return np.asarray(np.lib.format.read_array(file, allow_pickle=False))  # at its end its checksum is compared
 
     @contextmanager
     def _readable(self) -> Iterator[None]:

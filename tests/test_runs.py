@@ -221,20 +221,24 @@ def test_what_killed_writers_left_is_cleared(tmp_path):
     assert {place.name for place in tmp_path.iterdir()} == {"store.json", ".unfinished-x", ".notes.swp", runs.key({"seed": 1})}
 
 
-def test_many_write_the_same_run(tmp_path):
+def test_many_write_at_once(tmp_path):
+    """The same run, and runs of their own."""
     folder, done = RunStore(tmp_path), []
 
-    def work():
-        folder.save(CONFIG, NUMBERS, 1.0)
-        done.append(folder.load(CONFIG).numbers.values)
+    def work(thread):
+        for seed in range(10):
+            for config in ({"seed": seed}, {"seed": seed, "thread": thread}):
+                folder.save(config, NUMBERS, 1.0, {})
+                done.append(folder.load(config).numbers.values)
 
-    threads = [threading.Thread(target=work) for _ in range(6)]
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert done == [NUMBERS.values] * 6
-    assert {place.name for place in tmp_path.iterdir()} == {"store.json", runs.key(CONFIG)}
+    assert done == [NUMBERS.values] * 120
+    assert len(list(folder)) == 70
+    assert {place.name for place in tmp_path.iterdir()} == {"store.json", *folder}
 
 
 def test_runs_of_any_dtype_and_name(tmp_path):

@@ -71,7 +71,8 @@ def run(
     layout.check_memory()
     if snapshot is not None and machine.process_count() > 1:
         snapshot = f"{os.fspath(snapshot)}.{machine.process_index()}"
-    with Snapshot.open(snapshot, snapshot_every, lambda: _identity(layout), layout.host_bytes) as found:
+    share = layout.host_bytes * (layout.last - layout.first) // layout.paths
+    with Snapshot.open(snapshot, snapshot_every, lambda: _identity(layout), share) as found:
         work = _Work(layout, found)
         total = (layout.last - layout.first) * plan.steps
         # None leaves the bar to tqdm, which shows it on a terminal only

@@ -133,8 +133,8 @@ class Result:
             if wrong:
                 raise ValueError(f"{str(path)!r} is no result of sdesam: {wrong}")
             free = machine.available_memory()
-            if free is not None and archive.bytes > free:
-                raise ValueError(f"{str(path)!r} needs {archive.bytes / 1e9:.3g} GB of memory, but {free / 1e9:.3g} GB are free")
+            if free is not None and archive.nbytes > free:
+                raise ValueError(f"{str(path)!r} needs {archive.nbytes / 1e9:.3g} GB of memory, but {free / 1e9:.3g} GB are free")
             arrays = archive.read()
 
         def group(kind: str) -> dict[str, np.ndarray]:
