@@ -4,12 +4,14 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: help demo test test-slow lint bench overhead figures reproduce clean
+.PHONY: help demo test test-slow campaigns mutation lint bench overhead figures reproduce clean
 
 help:
 	@echo "make demo       derive, simulate and compare on handwritten digits (about a minute)"
 	@echo "make test       linters, types and the test suite (about seven minutes)"
 	@echo "make test-slow  digits at full size, twenty seeds of every claim and mutant (about half an hour)"
+	@echo "make campaigns  random calls, kills, damaged files and many problems, seeded, until something fails (about an hour)"
+	@echo "make mutation   plant faults in the source, one at a time, and see that the fast tests notice (about an hour)"
 	@echo "make bench      speed beside diffrax, torchsde, numpy and floors, on a machine that does nothing else (about three minutes)"
 	@echo "make overhead   what RW-SAM and m-SAM cost beside SAM, on such a machine (about a minute)"
 	@echo "make reproduce  the quick presets of all experiments; goes on where it was stopped (about ten minutes)"
@@ -34,6 +36,16 @@ test: lint
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -n 2 -m slow
+
+campaigns: $(READY)
+	$(BIN)/python -m tests.campaigns.command_line --count 300
+	$(BIN)/python -m tests.campaigns.api --count 200
+	$(BIN)/python -m tests.campaigns.kills --count 100
+	$(BIN)/python -m tests.campaigns.stores --count 400
+	$(BIN)/python -m tests.campaigns.memory --count 500
+
+mutation: $(READY)
+	$(BIN)/python -m tests.mutations
 
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'

@@ -188,15 +188,15 @@ def reason(found: statistics.Trend, what: str, unit: float = 1.0, micro: Sequenc
     ends = found.ends
     return (
         f"{what} {found.direction} from m = {micro[0]} to {micro[-1]}: Page's L = {found.statistic:g}, p = {found.p:.2g} "
-        f"(reversed order {found.p_reversed:.2g}), change {unit * ends.mean:+.3g} [{unit * ends.lower:.3g}, {unit * ends.upper:.3g}], "
-        f"{ends.count} seeds"
+        f"(reversed order {found.p_reversed:.2g}), least step {found.least:+.1f} standard errors, "
+        f"change {unit * ends.mean:+.3g} [{unit * ends.lower:.3g}, {unit * ends.upper:.3g}], {ends.count} seeds"
     )
 
 
 def difference(found: statistics.Paired, what: str, unit: float = 1.0) -> str:
     """A paired difference in words."""
     d = found.difference
-    return f"{what}: {unit * d.mean:+.2f} [{unit * d.lower:.2f}, {unit * d.upper:.2f}], paired t test p = {found.p:.2g}, {d.count} seeds"
+    return f"{what}: {unit * d.mean:+.2f} [{unit * d.lower:.2f}, {unit * d.upper:.2f}], paired sign-flip test p = {found.p:.2g}, {d.count} seeds"
 
 
 def by_condition(data: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -31,8 +31,24 @@ T = TypeVar("T")
 
 _PROGRAMS = 64
 """Programs that are kept of each compiled function, the last ones used; as many as in `sdesam.engine.program`."""
+_ASKS_FOR_VALUES = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError, jax.errors.TracerIntegerConversionError)
 _MOST = 10_000
 """So many values are looked at for one function; more are taken to stay as they are."""
+
+
+def failure(what: str, error: Exception) -> ValueError:
+    """The error to raise where a function that a user handed in fails with another.
+
+    >>> str(failure("drift(x0)", ZeroDivisionError("division by zero")))
+    'drift(x0) fails with ZeroDivisionError: division by zero'
+    """
+    if isinstance(error, _ASKS_FOR_VALUES):
+        return ValueError(
+            f"{what} asks in Python for a value that jax only traces, as `if`, `float()` and functions of numpy do: "
+            "use jnp.where or jax.lax.cond, and functions of jax.numpy"
+        )
+    words = " ".join(str(error).strip().partition("\n")[0].split())
+    return ValueError(f"{what} fails with {type(error).__name__}{f': {words}' if words else ''}")
 
 
 def compiled(static: int) -> Callable[[Callable[..., T]], Callable[..., T]]:

@@ -1,9 +1,13 @@
-"""One way to say that a name is unknown: what was given, what would be right, and the nearest guess."""
+"""Words that the whole package shares: what a verdict may say, and how to say that a name is unknown."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Literal
+
+Status = Literal["confirmed", "refuted", "inconclusive", "outside the range"]
+"""Of a verdict. `outside the range` is said by a comparison alone: there the step sizes are too large for any SDE."""
 
 
 def unknown(kind: str, name: object, valid: Iterable[str]) -> ValueError:

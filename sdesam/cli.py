@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 import numpy as np
+from click.core import ParameterSource
 
 from sdesam import __version__
 from sdesam._process import leave_current_folder
@@ -36,6 +37,8 @@ _MOST_DEVICES = 16
 """Each device holds a copy of the data and of its working memory."""
 _MOST_SEED = 2**32 - 1
 """See :mod:`sdesam._keys`, which needs jax."""
+_MOST_PATHS = 2**32
+_MOST_COUNTED = 2**31 - 1
 _STATUS = (
     "\b\nExit status:\n"
     "    0  done, confirmed, or as recorded\n"
@@ -60,6 +63,19 @@ class _Numbers(click.ParamType[Any]):
             return tuple(int(part) for part in str(value).split(","))
         except ValueError:
             self.fail(f"{value!r} is no list of whole numbers such as 16,4,1", param, ctx)
+
+
+class _Integer(click.IntRange):
+    """Whole numbers up to a limit, beyond which nothing can be counted."""
+
+    name = "integer"
+
+
+class _Folder(click.Path):
+    """A folder, which need not be there."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value or self.fail("the name is empty: name a folder, or . for the current one", param, ctx)
 
 
 class _Words(click.ParamType[Any]):
@@ -116,7 +132,7 @@ _setting = _options(
     click.option("--problem-arg", "problem_args", type=_Setting(), multiple=True, help="An argument of the problem, such as width=64."),
     click.option("--lr", type=float, default=0.1, show_default=True, help="Learning rate eta."),
     click.option("--rho", type=float, default=None, help="Perturbation radius; needed unless the variant has none."),
-    click.option("--batch", type=int, default=16, show_default=True, help="Mini-batch size b."),
+    click.option("--batch", type=_Integer(max=_MOST_COUNTED), default=16, show_default=True, help="Mini-batch size b."),
 )
 _perturbation = _options(
     click.option("--eps", type=float, default=0.0, show_default=True, help="Normalised variants: of the norm sqrt(|g|^2 + eps^2)."),
@@ -124,18 +140,21 @@ _perturbation = _options(
     click.option(
         "--norms", "law", type=click.Choice(get_args(Law)), default=None, help="rw-sam: how gradient norms are estimated.  [default: rademacher]"
     ),
-    click.option("--directions", type=int, default=None, help="rw-sam: random directions of an estimate.  [default: 1]"),
+    click.option("--directions", type=_Integer(max=_MOST_COUNTED), default=None, help="rw-sam: random directions of an estimate.  [default: 1]"),
     click.option("--square", is_flag=True, default=None, help="rw-sam: weights from the unbiased squares of norms."),
     click.option("--delta", type=float, default=None, help="rw-sam: step of the difference quotient of an estimate.  [default: 0.001]"),
 )
 _micro_batches = click.option(
-    "--micro-batches", type=int, default=None, help="sam, m-sam, rw-sam: fresh micro-batches of a step.  [default: all, or n/2]"
+    "--micro-batches",
+    type=_Integer(max=_MOST_COUNTED),
+    default=None,
+    help="sam, m-sam, rw-sam: fresh micro-batches of a step.  [default: all, or n/2]",
 )
-_micro = click.option("--micro", type=int, default=None, help="Micro-batch size m; left out, the mini-batch.")
+_micro = click.option("--micro", type=_Integer(max=_MOST_COUNTED), default=None, help="Micro-batch size m; left out, the mini-batch.")
 _observe = click.option("--observe", type=_Words(), default=OBSERVABLES, show_default=True, help="Observables.")
-_seed = click.option("--seed", type=click.IntRange(0, _MOST_SEED), default=0, show_default=True, help="Seed of everything random.")
+_seed = click.option("--seed", type=_Integer(0, _MOST_SEED), default=0, show_default=True, help="Seed of everything random.")
 _save = click.option("--save", type=click.Path(dir_okay=False), help="Also write everything, final states included, to this .npz file.")
-_steps = click.option("--steps", type=int, default=60, show_default=True, help="Optimizer steps.")
+_steps = click.option("--steps", type=_Integer(max=_MOST_COUNTED), default=60, show_default=True, help="Optimizer steps.")
 _method = click.option(
     "--method", type=click.Choice(["heun", "euler", "richardson"]), default="heun", show_default=True, help="heun: small-noise Heun."
 )
@@ -173,7 +192,7 @@ def derive(variant: str, order: tuple[int, ...], replace: bool, removed: tuple[s
 
 @cli.command(epilog=_NAMES)
 @_options(_variant, _setting, _micro, _perturbation, _micro_batches, _order, _replace, _term)
-@click.option("--paths", type=int, default=64, show_default=True, help="How many paths.")
+@click.option("--paths", type=_Integer(max=_MOST_PATHS), default=64, show_default=True, help="How many paths.")
 @click.option("--horizon", type=float, default=6.0, show_default=True, help="SDE time to reach; k steps of the optimizer are k lr.")
 @_options(_dt, _method)
 @click.option(
@@ -245,7 +264,7 @@ def simulate(
 
 @cli.command(epilog=_NAMES)
 @_options(_variant, _setting, _micro, _perturbation, _replace)
-@click.option("--runs", type=int, default=64, show_default=True, help="How many runs.")
+@click.option("--runs", type=_Integer(max=_MOST_PATHS), default=64, show_default=True, help="How many runs.")
 @_options(_steps, _observe, _seed, _json, _save, _snapshot)
 def train(
     variant: str,
@@ -301,11 +320,11 @@ def train(
     default=None,
     help="The term to knock out.  [default: rho^1 variance, where there is one]",
 )
-@click.option("--runs", type=int, default=64, show_default=True, help="Runs of the optimizer and paths of each SDE.")
+@click.option("--runs", type=_Integer(max=_MOST_PATHS), default=64, show_default=True, help="Runs of the optimizer and paths of each SDE.")
 @_options(_steps, _dt, _method, _observe)
 @click.option("--judge", "judged", default="trace_cov", show_default=True, help="The observable that the verdict is about.")
 @_seed
-@click.option("--output", default="figures", show_default=True, type=click.Path(), help="Folder for the figure and the numbers.")
+@click.option("--output", default="figures", show_default=True, type=_Folder(), help="Folder for the figure and the numbers.")
 @click.option("--name", default=None, help="Name of the files.  [default: compare-VARIANT-PROBLEM]")
 @_json
 def compare(
@@ -349,7 +368,7 @@ def compare(
         equation = _equation(variant, order, replace, ())
         problem = _problem(problem_name, problem_args)
         stem = f"compare-{variant}-{problem.name}" if name is None else name
-        if Path(stem).name != stem:
+        if not stem or Path(stem).name != stem:
             raise ValueError(f"--name {stem!r}: it must be a plain file name; --output names the folder")
         _check_outputs(json_file, output=_files(output, stem, ".json", ".pdf", ".png"))
         from sdesam import plots
@@ -402,15 +421,15 @@ def compare(
 @click.option("--problem", "problem_name", default="torus2d", show_default=True, help="signature: a torus or quadratic problem.")
 @click.option("--problem-arg", "problem_args", type=_Setting(), multiple=True, help="signature: an argument of the problem, such as samples=3.")
 @_options(_order, _replace)
-@click.option("--batch", type=int, default=2, show_default=True, help="signature: mini-batch size.")
-@click.option("--micro", type=int, default=None, help="signature: micro-batch size.  [default: 1 for m- variants]")
+@click.option("--batch", type=_Integer(max=_MOST_COUNTED), default=2, show_default=True, help="signature: mini-batch size.")
+@click.option("--micro", type=_Integer(max=_MOST_COUNTED), default=None, help="signature: micro-batch size.  [default: 1 for m- variants]")
 @click.option("--eps", type=float, default=None, help="signature: of the norms.  [default: 0.2 for normalised variants]")
 @click.option("--lam", type=float, default=None, help="signature of rw-sam: inverse temperature of its weights, whose norms are exact.")
 @click.option("--square", is_flag=True, help="signature of rw-sam: weights from squares of norms, which are smooth where a gradient vanishes.")
 @_seed
 @click.option(
     "--output",
-    type=click.Path(),
+    type=_Folder(),
     default=None,
     help="Folder for report.md, report.html and figures; left out, only the figure of a signature is drawn, in figures/.",
 )
@@ -457,8 +476,16 @@ def verify(
 
         jobs = report.plan(names)
         asked = None
-        usual = (variant, problem_name, micro, eps, lam, square) == ("m-usam", "torus2d", None, None, None, False)
-        if "signature" in jobs and ("signature" in names or not usual):
+        context = click.get_current_context()
+        given = [
+            option.opts[0]
+            for option in context.command.params
+            if str(getattr(option, "help", "")).startswith("signature") or option.name in ("order", "replace")
+            if context.get_parameter_source(str(option.name)) is not ParameterSource.DEFAULT
+        ]
+        if given and "signature" not in jobs:
+            raise ValueError(f"{', '.join(given)}: a claim has numbers of its own; leave it out, or verify signature")
+        if "signature" in names or given:
             problem = _problem(problem_name, problem_args)
             asked = report.SignatureRequest(problem, variant, order, replace, batch, micro, eps, lam, square)  # type: ignore[arg-type]
             with own_output():
@@ -493,7 +520,7 @@ def verify(
     help="W1: a small ensemble; W2: a finite sum; W3: a network. May be repeated.  [default: all]",
 )
 @click.option("--quick", is_flag=True, help="Small sizes, to see that all works; the numbers mean nothing.")
-@click.option("--output", default="figures", show_default=True, type=click.Path(), help="Folder for the table, the picture and the numbers.")
+@click.option("--output", default="figures", show_default=True, type=_Folder(), help="Folder for the table, the picture and the numbers.")
 @_json
 def bench(workloads: tuple[str, ...], quick: bool, output: str, json_file: str | None) -> None:
     """Measure speed beside diffrax, torchsde, numpy and floors, in turn on this machine; some minutes.
@@ -543,8 +570,8 @@ def bench(workloads: tuple[str, ...], quick: bool, output: str, json_file: str |
     "--minutes", type=float, default=None, help="End within these minutes, with fewer runs and on CIFAR-10 fewer epochs; say what is left out."
 )
 @click.option("--scheduler", default=None, metavar="ADDRESS", help="A Dask scheduler whose workers make the runs, such as tcp://host:8786.")
-@click.option("--store", "store_folder", default="runs", show_default=True, type=click.Path(), help="Folder of the runs; a sweep goes on there.")
-@click.option("--output", default="figures", show_default=True, type=click.Path(), help="Folder for the pictures and their data.")
+@click.option("--store", "store_folder", default="runs", show_default=True, type=_Folder(), help="Folder of the runs; a sweep goes on there.")
+@click.option("--output", default="figures", show_default=True, type=_Folder(), help="Folder for the pictures and their data.")
 def reproduce(
     names: tuple[str, ...],
     listing: bool,
@@ -603,7 +630,7 @@ def reproduce(
 
 @cli.command()
 @click.argument("names", metavar="[NAME...]", nargs=-1)
-@click.option("--output", default="figures", show_default=True, type=click.Path(), help="Folder of the data and the pictures.")
+@click.option("--output", default="figures", show_default=True, type=_Folder(), help="Folder of the data and the pictures.")
 def figures(names: tuple[str, ...], output: str) -> None:
     """Draw the pictures of experiments from their stored data, and from nothing else; without NAME, all whose data are there.
 

@@ -20,6 +20,7 @@ from scipy.special import gammaln
 
 from sdesam import store
 from sdesam.discrete import Chain
+from sdesam.discrete.chain import check_chain
 from sdesam.discrete.kernel import Numbers, StepKernel
 from sdesam.engine import Divergence, Plan, run, time_grid
 from sdesam.problems.finite_sum import Observer
@@ -28,7 +29,7 @@ from sdesam.sde.equation import SDE, Kernel
 
 PyTree = Any
 
-_COMMON = ("variant", "lr", "rho", "batch", "micro", "replace", "eps", "lam", "norms")
+_COMMON = ("variant", "lr", "rho", "batch", "micro", "replace", "eps", "lam", "norms", "rule")
 """What the SDE and the chain must agree in."""
 
 
@@ -279,6 +280,7 @@ def _statistics(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray,
 
 def _check_pair(sde: SDE, chain: Chain) -> None:
     """Refuse an SDE and a chain that are not of one problem and one set of numbers, or have no coupling."""
+    check_chain(chain, "coupled")
     if sde.problem is not chain.problem:
         ours = repr(sde.problem) if sde.problem is not None else "none"
         raise ValueError(f"the SDE's problem is {ours}, not the chain's {chain.problem!r}: bind the SDE to chain.problem itself")

@@ -19,10 +19,11 @@ import sympy as sp
 from sdesam import symbolic
 from sdesam.claims import luo2025_normalised as normalised
 from sdesam.claims.luo2025 import finite_population, micro_batches
+from sdesam.coefficients import Field, Finding, Setting, compare_coefficients
 from sdesam.discrete import Chain
 from sdesam.discrete.kernel import Numbers, StepKernel
 from sdesam.exact.double import covariance, drift
-from sdesam.hypothesis import Field, Finding, Hypothesis, Setting, Stated, compare_coefficients
+from sdesam.hypothesis import Hypothesis, Stated
 from sdesam.problems import FiniteSum, torus
 from sdesam.sampling import Sampling
 from sdesam.sde import SDE

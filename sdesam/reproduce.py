@@ -332,11 +332,19 @@ def draw(what: Experiment, folder: Path, preset: Preset = "quick") -> list[Path]
     """The picture from the data in `folder/NAME`, and from nothing else.
 
     Raises:
-        ValueError: the data are not there, damaged, or of another schema.
+        ValueError: the data are not there, damaged, incomplete, or of another schema.
     """
     from sdesam import plots
 
-    return plots.experiment(what.figure, read(what.name, folder, preset), _source(what.name, folder, preset).with_suffix(""))
+    source = _source(what.name, folder, preset)
+    data = read(what.name, folder, preset)
+    try:
+        return plots.experiment(what.figure, data, source.with_suffix(""))
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"no picture can be drawn from the data {str(source)!r} ({type(error).__name__}: {error}): "
+            f"if something is missing there, make them anew with `sdesam reproduce {what.name}`"
+        ) from error
 
 
 def read(name: str, folder: Path, preset: Preset = "quick") -> dict[str, Any]:
@@ -352,10 +360,10 @@ def read(name: str, folder: Path, preset: Preset = "quick") -> dict[str, Any]:
         raise ValueError(f"there are no data {str(source)!r}: make them with `sdesam reproduce {name}`") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the data {str(source)!r} are damaged: {error}") from error
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA or data.get("config", {}).get("experiment") != name:
-        found = data.get("schema") if isinstance(data, dict) else None
-        raise ValueError(f"the data {str(source)!r} have schema {found!r}, and this version draws {SCHEMA!r} of experiment {name!r}")
-    return data
+    schema, config = (data.get("schema"), data.get("config")) if isinstance(data, dict) else (None, None)
+    if schema != SCHEMA or not isinstance(config, dict) or config.get("experiment") != name:
+        raise ValueError(f"the data {str(source)!r} have schema {schema!r}, and this version draws {SCHEMA!r} of experiment {name!r}")
+    return dict(data)
 
 
 def files(what: Experiment, folder: Path, preset: Preset) -> list[Path]:

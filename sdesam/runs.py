@@ -105,7 +105,7 @@ class RunStore:
             return
         except ValueError as error:
             raise ValueError(f"the store {str(folder)!r} has an unreadable {_MARK}: name another folder, or delete this one") from error
-        found = mark.get("schema") if isinstance(mark, dict) else mark
+        found = mark.get("schema") if isinstance(mark, dict) else None
         if found != SCHEMA:
             raise ValueError(f"the store {str(folder)!r} has schema {found!r}, and this version reads {SCHEMA!r}: name another folder")
 

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations, combinations_with_replacement
-from math import comb, log10
+from math import comb, isqrt, log10
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from sdesam.variants import VARIANTS, NormEstimate, Variant
 
+_MOST_DRAWN = 2**31 - 1
 _MOST_INDICES = 10**8
 """Listings of more numbers than this do not fit the memory of an ordinary machine."""
 
@@ -41,13 +42,13 @@ class Sampling:
     replace: bool = True
 
     def __post_init__(self) -> None:
-        whole("batch", self.batch)
+        if whole("batch", self.batch) > _MOST_DRAWN:
+            raise ValueError(f"batch={told_count(self.batch)}: at most {_MOST_DRAWN} samples are drawn in a step")
         if self.micro is None:
             object.__setattr__(self, "micro", self.batch)
         whole("micro", self.micro)
         if self.batch % self.m:
-            divisors = ", ".join(str(k) for k in range(1, self.batch + 1) if self.batch % k == 0)
-            raise ValueError(f"micro={self.micro} does not divide batch={self.batch}: choose one of {divisors}")
+            raise ValueError(f"micro={self.micro} does not divide batch={self.batch}: choose one of {_divisors(self.batch)}")
 
     @property
     def m(self) -> int:
@@ -69,6 +70,13 @@ class Sampling:
         if self.replace:
             return Fraction(1, self.batch)
         return Fraction(n - self.batch, self.batch * (n - 1)) if n > 1 else Fraction(0)
+
+
+def _divisors(number: int) -> str:
+    """The divisors of a number, of many those at both ends."""
+    low = [k for k in range(1, isqrt(number) + 1) if number % k == 0]
+    found = [str(k) for k in sorted({*low, *(number // k for k in low)})]
+    return ", ".join(found if len(found) <= 16 else [*found[:8], "...", *found[-4:]])
 
 
 def count_micro_batches(m: int, n: int, replace: bool) -> int:
@@ -131,7 +139,10 @@ class Step(NamedTuple):
     def options(self, variant: Variant) -> dict[str, Any]:
         """What to record of the numbers that only some variants have."""
         found: dict[str, Any] = {} if variant.normaliser == "none" else {"eps": self.eps}
-        return found if self.norms is None else {**found, "lam": self.lam, "norms": vars(self.norms)}
+        if self.norms is not None:
+            found |= {"lam": self.lam, "norms": vars(self.norms)}
+        # a name that is not registered for this rule does not say what the rule is
+        return found if VARIANTS.get(variant.name) == variant else {**found, "rule": variant.rule}
 
 
 def check_step(
@@ -177,7 +188,7 @@ def check_perturbation(
     ValueError: lam=-1.0: it must be a finite number of at least 0
     """
     if variant.perturbation == "none":
-        if rho:
+        if rho is not None and positive("rho", rho, zero=True):
             raise ValueError(f"rho={rho!r}: {variant.name} has no perturbation; leave rho out")
         rho = 0.0
     elif rho is None:
@@ -199,7 +210,15 @@ def check_perturbation(
     return positive("rho", rho, zero=True), eps, lam, norms or NormEstimate()
 
 
-def whole(name: str, value: object, least: int = 1) -> int:
+_KNOWN = "it must be a number that is known when it is given, not one that jax.jit, vmap or grad traces: make this outside of them"
+
+
+def _traced(value: object) -> bool:
+    """Whether a number is known to jax only while it runs; this room does without jax."""
+    return any(kind.__name__ == "Tracer" for kind in type(value).__mro__)
+
+
+def whole(name: str, value: Any, least: int = 1) -> int:
     """`value` as an int, or one clear sentence.
 
     >>> whole("runs", 0)
@@ -207,7 +226,9 @@ def whole(name: str, value: object, least: int = 1) -> int:
     ...
     ValueError: runs=0: it must be at least 1
     """
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if _traced(value):
+        raise TypeError(f"{name}={value!r}: {_KNOWN}")
+    if isinstance(value, bool) or not hasattr(value, "__index__") or np.ndim(value):
         raise TypeError(f"{name}={value!r}: it must be a whole number of at least {least}")
     number = int(value.__index__())
     if number < least:
@@ -224,6 +245,10 @@ def positive(name: str, value: float, *, zero: bool = False) -> float:
     ValueError: lr=-0.1: it must be a finite number above 0
     """
     wanted = f"{name}={value!r}: it must be a finite number {'of at least' if zero else 'above'} 0"
+    if _traced(value):
+        raise TypeError(f"{name}={value!r}: {_KNOWN}")
+    if isinstance(value, (bool, np.bool_, str, bytes)) or np.ndim(value):
+        raise TypeError(wanted)
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -123,10 +123,12 @@ def pack(file: Any, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -
     Nothing is compressed, so that nothing expands when it is read.
     """
     stored, declared = {}, {}
-    for name, array in arrays.items():
-        array = np.asarray(array)
-        declared[name] = [array.dtype.name if array.dtype.name in _MORE_DTYPES else array.dtype.str, array.shape]
-        stored[name] = array.view(_bits(array.dtype)) if array.dtype.name in _MORE_DTYPES else array
+    for name, array in ((name, np.asarray(array)) for name, array in arrays.items()):
+        more = array.dtype.name in _MORE_DTYPES
+        if array.dtype.kind in "OV" and not more:
+            raise TypeError(f"array {name!r} has dtype {array.dtype}: numbers and text are stored, and no objects")
+        declared[name] = [array.dtype.name if more else array.dtype.str, array.shape]
+        stored[name] = array.view(_bits(array.dtype)) if more else array
     text = json.dumps({"arrays": declared, "meta": plain(meta)}, allow_nan=False).encode()
     if _META in stored or len(text) > _MOST_TEXT:
         raise ValueError(f"an array has the name {_META!r}, or the description has {len(text)} bytes: at most {_MOST_TEXT} are read again")
@@ -153,10 +155,10 @@ class Archive:
             self._zip = zipfile.ZipFile(file)
             members = {member.filename.removesuffix(".npy"): member for member in self._zip.infolist()}
             size = file.seek(0, os.SEEK_END)
-            if len(members) < len(self._zip.infolist()) or sum(member.file_size for member in members.values()) > size:
-                raise ValueError("its members overlap")
             if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
                 raise ValueError("its members are compressed, as another version of sdesam may have written them")
+            if len(members) < len(self._zip.infolist()) or sum(member.file_size for member in members.values()) > size:
+                raise ValueError("its members overlap")
             self._members = members
             if _META not in members or self._header(_META)[0] != np.uint8 or members[_META].file_size > _MOST_TEXT:
                 raise ValueError("it has no description, or one of another version of sdesam")

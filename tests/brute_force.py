@@ -64,8 +64,17 @@ SOURCE = {
     "n-sam": "all",
     "dnsam": "batch",
     "rw-sam": "weighted",
+    # in the vocabulary, but not in the registry
+    "m-dnsam": "batch",
+    "m-rw-sam": "weighted",
+    "rw-usam": "weighted",
+    "m-rw-usam": "weighted",
+    "rw-dnsam": "weighted",
+    "m-rw-dnsam": "weighted",
+    "n-sam of the data set": "all",
 }
 NORM_OF = {"sam": "own", "m-sam": "own", "n-sam": "own", "dnsam": "all", "rw-sam": "own"}
+NORM_OF |= {"m-dnsam": "all", "m-rw-sam": "own", "rw-dnsam": "all", "m-rw-dnsam": "all", "n-sam of the data set": "all"}
 
 
 def perturbation(variant, g, H, members, eps):

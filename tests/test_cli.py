@@ -109,7 +109,7 @@ def test_total_divergence_cannot_finish():
         (["simulate", "usam", "--problem-arg", "dims"], "is not of the form KEY=VALUE"),
         (["compare", "m-usam", *SMALL, "--rho", "0.1", "--micro", "3"], "micro=3 does not divide batch=4"),
         (["compare", "m-usam", *SMALL, "--rho", "0.1", "--output", "/proc/nowhere"], "cannot be written"),
-        (["compare", "m-usam", *SMALL, "--rho", "0.1", "--output", "file/below"], "the output folder 'file/below' cannot be written"),
+        (["compare", "m-usam", *SMALL, "--rho", "0.1", "--output", "file/below"], "cannot be written: Not a directory"),
         (["simulate", "usam", *SMALL, "--rho", "0.1", "--json", "file/below.json"], "cannot be written"),
         (["train", *RW_SAM, "--norms", "exact", "--directions", "3"], "directions=3: exact norms are taken from gradients"),
         (["train", *RW_SAM, "--norms", "exact", "--delta", "0.1"], "--delta 0.1: exact norms are taken from gradients, not from differences"),

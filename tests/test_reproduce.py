@@ -1,12 +1,16 @@
 """Sweeps: killed and resumed, on a Dask cluster that loses a worker, within a budget; pictures from stored data alone; bad input."""
 
+import contextlib
 import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import namedtuple
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import numpy as np
@@ -130,53 +134,186 @@ def undisturbed(folder, **options):
     return contents(folder / "whole")
 
 
-@pytest.mark.slow
-def test_a_cluster_loses_a_worker(tiny):
+@pytest.fixture
+def cluster(tiny):
+    """Starts a scheduler and workers that find the package `experiments`; gives `start` and the scheduler's address."""
     folder, environment = tiny
-    cluster = []
+    begun = []
 
     def start(*words):
-        cluster.append(
+        begun.append(
             subprocess.Popen([sys.executable, "-m", *words], env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         )
-        return cluster[-1]
+        return begun[-1]
 
-    try:
-        start("distributed.cli.dask_scheduler", "--port", "0", "--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", "scheduler.json")
-        end = time.monotonic() + 60
-        while not (folder / "scheduler.json").exists() and time.monotonic() < end:
-            time.sleep(0.1)
-        time.sleep(0.5)
-        address = json.loads((folder / "scheduler.json").read_text())["address"]
-        worker = (
-            "distributed.cli.dask_worker",
-            address,
-            "--no-nanny",
-            "--nthreads",
-            "1",
-            "--no-dashboard",
-            "--local-directory",
-            str(folder / "scratch"),
-        )
-        first, _second = start(*worker), start(*worker)
-        options = ("--option", "seeds=8", "--option", "pause=0.3", "--output", folder / "figures", "--store", folder / "runs", "--scheduler", address)
-        sweep = subprocess.Popen(command(*options), env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        cluster.append(sweep)
+    start("distributed.cli.dask_scheduler", "--port", "0", "--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", "scheduler.json")
+    end = time.monotonic() + 60
+    while not (folder / "scheduler.json").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    address = json.loads((folder / "scheduler.json").read_text())["address"]
+
+    def worker():
+        options = ("--no-nanny", "--nthreads", "1", "--no-dashboard", "--local-directory", str(folder / "scratch"))
+        return start("distributed.cli.dask_worker", address, *options)
+
+    yield worker, address, begun
+    for process in reversed(begun):
+        process.kill()
+        process.communicate(timeout=30)
+
+
+@pytest.mark.slow
+def test_a_cluster_loses_a_worker(tiny, cluster):
+    (folder, environment), (worker, address, begun) = tiny, cluster
+    first, _second = worker(), worker()
+    options = ("--option", "seeds=8", "--option", "pause=0.3", "--output", folder / "figures", "--store", folder / "runs", "--scheduler", address)
+    sweep = subprocess.Popen(command(*options), env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    begun.append(sweep)
+    wait_for_runs(folder / "runs", 11, sweep, seconds=120)
+    first.kill()
+    stored = len(list(RunStore(folder / "runs")))
+    assert stored < 24, "the control: it was killed in the middle"
+    out, error = sweep.communicate(timeout=120)
+    assert sweep.returncode == 0, error
+    assert "24 runs made" in out
+    log = (folder / "log").read_text().splitlines()
+    # nothing lost, nothing stored twice; run twice only what the killed worker had not handed over (its queue is at most 4 runs)
+    assert 24 <= len(log) <= 28
+    assert contents(folder / "runs") == undisturbed(folder, seeds=8, pause=0.3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", ["workers", "scheduler", "none came"])
+def test_a_cluster_loses_all_workers(lost, tiny, cluster):
+    """The sweep says so and ends, and a second one goes on from there."""
+    (folder, environment), (worker, address, begun) = tiny, cluster
+    workers = [worker(), worker()] if lost != "none came" else []
+    options = ("--option", "seeds=8", "--option", "pause=0.3", "--output", folder / "figures", "--store", folder / "runs")
+    sweep = subprocess.Popen(
+        command(*options, "--scheduler", address, "--minutes", "60"),
+        env=environment,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    begun.append(sweep)
+    if workers:
         wait_for_runs(folder / "runs", 11, sweep, seconds=120)
-        first.kill()
-        stored = len(list(RunStore(folder / "runs")))
-        assert stored < 24, "the control: it was killed in the middle"
-        out, error = sweep.communicate(timeout=120)
-        assert sweep.returncode == 0, error
-        assert "24 runs made" in out
-        log = (folder / "log").read_text().splitlines()
-        # nothing lost, nothing stored twice; run twice only what the killed worker had not handed over (its queue is at most 4 runs)
-        assert 24 <= len(log) <= 28
-        assert contents(folder / "runs") == undisturbed(folder, seeds=8, pause=0.3)
-    finally:
-        for process in reversed(cluster):
-            process.kill()
-            process.communicate(timeout=30)
+    for process in workers if lost == "workers" else begun[:1] if lost == "scheduler" else []:
+        process.kill()
+    _, error = sweep.communicate(timeout=90)
+    assert sweep.returncode == 3, error
+    told = "is gone" if lost == "scheduler" else "has had no worker for 30 s"
+    assert f"the Dask scheduler '{address}' {told}: the runs that came back are stored" in error
+    stored = contents(folder / "runs")
+    assert (11 if workers else 0) <= len(stored) < 24
+    again = subprocess.run(command(*options), env=environment, cwd=folder, capture_output=True, text=True, check=True)
+    assert f"{24 - len(stored)} runs made" in again.stdout
+    assert contents(folder / "runs") == undisturbed(folder, seeds=8, pause=0.3)
+
+
+class FakeClient:
+    """A Dask client in this process: what `finish` says happens to a run, by its number; `threads` are those of its workers at each look."""
+
+    def __init__(self, finish, threads):
+        self.finish, self.threads, self.looks, self.sent = finish, threads, 0, 0
+
+    def __call__(self, address, **options):
+        return self
+
+    def nthreads(self, **options):
+        count = self.threads(self.looks)
+        self.looks += 1
+        if isinstance(count, Exception):
+            raise count
+        return {"worker": count} if count else {}
+
+    def submit(self, work, name, config, needed, data, **options):
+        self.sent += 1
+        return FakeFuture(config, self.finish(config["seed"]))
+
+    def as_current(self):
+        return contextlib.nullcontext()
+
+    def close(self, timeout):
+        assert timeout < 60
+
+
+class FakeFuture:
+    def __init__(self, config, ends):
+        self.config, self.ends = config, ends
+        self.status = "error" if isinstance(ends, Exception) else "finished" if ends else "pending"
+
+    def result(self, timeout):
+        if isinstance(self.ends, Exception):
+            raise self.ends
+        if self.ends == "lost":
+            time.sleep(0.01)
+            raise TimeoutError
+        return Numbers({"square": self.config["seed"] ** 2}), 0.1, {}
+
+
+def fake_wait(futures, timeout, return_when):
+    done = {future for future in futures if future.status != "pending"}
+    if not done:
+        time.sleep(timeout)
+        raise TimeoutError
+    return namedtuple("waited", "done")(done)
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    import distributed
+
+    monkeypatch.setattr(reproduce, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(reproduce, "_LONELY_SECONDS", 0.1)
+    monkeypatch.setattr(distributed, "wait", fake_wait)
+
+    def make(finish, threads=lambda look: 0):
+        client = FakeClient(finish, threads)
+        monkeypatch.setattr(distributed, "Client", client)
+        return client
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("finish", "threads", "told", "stored"),
+    [
+        (lambda seed: "", lambda look: 0, "has had no worker for 0 s", 0),
+        (lambda seed: "yes" if seed < 2 else "", lambda look: 1 if look < 3 else 0, "has had no worker for 0 s", 2),
+        (lambda seed: "yes" if seed < 2 else "lost", lambda look: 1 if look < 3 else 0, "has had no worker for 0 s", 2),
+        (lambda seed: "", lambda look: OSError("no answer") if look else 1, "has had no worker for 0 s", 0),
+        (lambda seed: "", lambda look: RuntimeError("closed"), "has had no worker for 0 s", 0),
+        (lambda seed: CancelledError("scheduler-connection-lost") if seed == 2 else "yes", lambda look: 1, "is gone", 2),
+        (lambda seed: TimeoutError("my own") if seed == 2 else "yes", lambda look: 1, r"the run .*2.* failed: TimeoutError: my own", 2),
+    ],
+)
+@pytest.mark.parametrize("minutes", [None, 1000.0])
+def test_no_sweep_waits_for_ever(finish, threads, told, stored, minutes, fake, tmp_path):
+    fake(finish, threads)
+    what, folder = experiment(), RunStore(tmp_path)
+    configs = what.configurations("quick", {"seeds": 3})
+    with pytest.raises(RuntimeError, match=told) as found:
+        reproduce.sweep(what, configs, folder, scheduler="tcp://here:1", minutes=minutes)
+    assert "\n" not in str(found.value)
+    assert isinstance(found.value, reproduce.LostCluster) == ("my own" not in told)
+    assert len(list(folder)) == stored
+
+
+def test_workers_that_come_late_or_again_are_waited_for(fake, tmp_path):
+    """Gone for a while and back, for less than the patience each time."""
+    client = fake(lambda seed: "", lambda look: look % 3 == 2)
+    what = experiment()
+    workers = reproduce._Cluster(what, None, "tcp://here:1")
+    late = FakeFuture({"seed": 0}, "")
+    timer = threading.Timer(0.5, lambda: setattr(late, "status", "finished"))
+    timer.start()
+    assert workers.next([late]) == {late}
+    timer.join()
+    assert client.looks > 10
 
 
 def experiment(**changes):
@@ -204,6 +341,18 @@ def test_a_failed_run_is_told_and_the_others_stay(tmp_path):
         reproduce.sweep(what, what.configurations("quick"), folder)
     assert {"seed": 2} not in folder
     assert [c["seed"] for c in what.configurations("quick") if c in folder][:1] == [0]
+
+
+def test_a_damaged_run_is_found_before_any_work(tmp_path):
+    made = []
+    what, folder = experiment(execute=lambda config, needed, device: made.append(1) or Numbers({"square": 1})), RunStore(tmp_path)
+    configs = what.configurations("quick")
+    reproduce.sweep(what, configs[:2], folder)
+    (tmp_path / key(configs[1]) / "arrays.npz").write_bytes((tmp_path / key(configs[0]) / "arrays.npz").read_bytes())
+    made.clear()
+    with pytest.raises(ValueError, match=f"the run .*{key(configs[1])}' is damaged .*arrays.npz.*: delete it, and it is run again"):
+        reproduce.sweep(what, configs, folder)
+    assert not made
 
 
 def test_a_budget(tmp_path):
@@ -276,6 +425,11 @@ def test_the_figures_are_drawn_from_their_data_alone(tmp_path, monkeypatch):
     out = invoke("figures", "escape", "--output", tmp_path)
     assert out.exit_code == 2
     assert "have schema 'sdesam.experiment/0', and this version draws" in " ".join(out.output.split())
+    for config, status in (('["escape"]', 2), ('{"experiment": "escape"}', 3)):
+        (tmp_path / "escape" / "escape.json").write_text(f'{{"schema": "sdesam.experiment/1", "config": {config}}}')
+        out = invoke("figures", "escape", "--output", tmp_path)
+        assert out.exit_code == status, out.output
+    assert "make them anew with `sdesam reproduce escape`" in " ".join(out.output.split())
 
 
 @pytest.mark.parametrize(

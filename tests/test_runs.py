@@ -3,7 +3,12 @@
 import errno
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import threading
 from collections import namedtuple
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +16,7 @@ import pytest
 from sdesam import runs, store
 from sdesam.runs import Numbers, RunStore
 
+ROOT = Path(store.__file__).parent.parent
 CONFIG = {"variant": "sam", "seed": 3, "micro": [64, 1]}
 NUMBERS = Numbers({"accuracy": 0.5, "diverged": False}, {"curve": np.arange(4.0)})
 
@@ -55,7 +61,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
 
 def test_no_room_is_seen_before_any_work(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1, 1, 3 * 2**20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1, 1, 3 * 10**6))
     with pytest.raises(OSError, match=r"no room for the store .* 3 MB are free on its disk, 64 MB are needed"):
         RunStore(tmp_path / "runs").check_room()
     assert not (tmp_path / "runs").exists()
@@ -70,32 +76,186 @@ def test_foreign_and_damaged_folders_are_refused(tmp_path):
         RunStore(tmp_path / "photos" / "a.jpg")
     folder = tmp_path / "runs"
     RunStore(folder).save(CONFIG, NUMBERS, 1.0)
-    record = folder / runs.key(CONFIG) / "run.json"
-    good = json.loads(record.read_text())
-    record.write_text(json.dumps(good)[:40])
-    with pytest.raises(ValueError, match="is damaged"):
-        RunStore(folder).load(CONFIG)
-    record.write_text(json.dumps({**good, "config": {**CONFIG, "seed": 4}}))
-    with pytest.raises(ValueError, match="has another configuration than its name says"):
-        RunStore(folder).load(CONFIG)
-    record.write_text(json.dumps({**good, "schema": "sdesam.runs/0"}))
-    with pytest.raises(ValueError, match=r"has schema 'sdesam\.runs/0', and this version reads"):
-        RunStore(folder).load(CONFIG)
     (folder / "store.json").write_text('{"schema": "sdesam.runs/0"}')
-    with pytest.raises(ValueError, match=r"has schema 'sdesam\.runs/0', and this version reads 'sdesam\.runs/1'"):
+    with pytest.raises(ValueError, match=r"has schema 'sdesam\.runs/0', and this version reads 'sdesam\.runs/2'"):
         RunStore(folder)
     (folder / "store.json").write_text("{")
     with pytest.raises(ValueError, match=r"unreadable store\.json"):
         RunStore(folder)
 
 
-def test_one_sweep_at_a_time_and_leftovers_are_cleared(tmp_path):
+def stored(tmp_path):
+    """A store with two runs, and the folder of the first."""
+    folder = RunStore(tmp_path / "runs")
+    folder.save(CONFIG, NUMBERS, 1.0)
+    folder.save({**CONFIG, "seed": 4}, Numbers({"accuracy": 0.7}, {"curve": np.zeros(4)}), 1.0)
+    return folder, folder.folder / runs.key(CONFIG)
+
+
+def edited(**changes):
+    """A change of `run.json` by somebody who knows how its checksum is made."""
+
+    def change(place, other):
+        meta = json.loads((place / "run.json").read_text())
+        meta = {name: value for name, value in {**meta, **changes}.items() if value is not ... and name != "checksum"}
+        (place / "run.json").write_text(json.dumps({**meta, "checksum": runs._checksum(meta)}))
+
+    return change
+
+
+def flipped(name, position):
+    def change(place, other):
+        content = bytearray((place / name).read_bytes())
+        content[int(position * len(content))] ^= 1
+        (place / name).write_bytes(content)
+
+    return change
+
+
+def replaced(name, content):
+    def change(place, other):
+        (place / name).write_bytes(content if content is not None else (other / name).read_bytes())
+
+    return change
+
+
+def removed(name, folder=False):
+    def change(place, other):
+        (place / name).unlink()
+        if folder:
+            (place / name).mkdir()
+
+    return change
+
+
+def a_file_for_a_folder(place, other):
+    shutil.rmtree(place)
+    place.write_text("")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (replaced("arrays.npz", None), "its arrays.npz is of another run, or not as it was written"),
+        (replaced("arrays.npz", b""), "its arrays.npz is of another run, or not as it was written"),
+        *((flipped("arrays.npz", k / 10), "its arrays.npz is of another run, or not as it was written") for k in range(10)),
+        *((flipped("run.json", k / 23), r"its run.json is not as it was written|is no JSON|has schema") for k in range(23)),
+        (removed("arrays.npz"), "its arrays.npz is missing"),
+        (removed("arrays.npz", folder=True), "is no ordinary file"),
+        (removed("run.json"), "its run.json is missing"),
+        (removed("run.json", folder=True), "is no ordinary file"),
+        (lambda place, other: (shutil.rmtree(place), place.mkdir()), "its run.json is missing"),
+        (a_file_for_a_folder, "its run.json cannot be read: Not a directory"),
+        (replaced("run.json", b"[1, 2]"), "its run.json holds no dictionary"),
+        (replaced("run.json", b"null"), "its run.json holds no dictionary"),
+        (replaced("run.json", b"7"), "its run.json holds no dictionary"),
+        (replaced("run.json", b'{"schema": "sdesam.runs/2"}'), "its run.json is not as it was written"),
+        (replaced("run.json", b"{"), "is no JSON"),
+        (replaced("run.json", b"[" * 10**5), "is no JSON"),
+        (replaced("run.json", None), "its arrays.npz is of another run"),
+        (lambda place, other: (shutil.rmtree(place), shutil.copytree(other, place)), "has another configuration than its name says"),
+        (replaced("run.json", b"{}"), r"has schema None, and this version reads 'sdesam\.runs/2'"),
+        (edited(schema="sdesam.runs/1"), r"has schema 'sdesam\.runs/1', and this version reads 'sdesam\.runs/2'"),
+        (edited(config={**CONFIG, "seed": 5}), "has another configuration than its name says"),
+    ],
+)
+def test_damaged_runs_are_refused(change, message, tmp_path):
+    folder, place = stored(tmp_path)
+    other = folder.folder / runs.key({**CONFIG, "seed": 4})
+    change(place, other)
+    for use in (folder.load, folder.check):
+        with pytest.raises(ValueError, match=rf"the run .*{place.name}' .*{message}") as found:
+            use(CONFIG)
+        assert "\n" not in str(found.value)
+        assert "delete it" in str(found.value)
+    assert folder.load({**CONFIG, "seed": 4}).numbers.values["accuracy"] == 0.7
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "null", "7", '{"schema": null}', '"sdesam.runs/2"', "[" * 10**5])
+def test_a_mark_that_is_none(content, tmp_path):
+    (tmp_path / "store.json").write_text(content)
+    with pytest.raises(ValueError, match=r"unreadable store\.json|has schema .*, and this version reads"):
+        RunStore(tmp_path)
+    (tmp_path / "store.json").unlink()
+    (tmp_path / "store.json").mkdir()
+    with pytest.raises(ValueError, match=r"unreadable store\.json"):
+        RunStore(tmp_path)
+
+
+_SAVES = """
+import os, signal, sys, time
+from sdesam import runs, store
+real = store.write_json
+def slow(path, value):
+    if path.name == "run.json":
+        print("writing", flush=True)
+        if sys.argv[2] == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        sys.stdin.read()
+    real(path, value)
+store.write_json = slow
+runs.RunStore(sys.argv[1]).save({"seed": int(sys.argv[3])}, runs.Numbers({"a": 1}), 1.0)
+"""
+
+
+def test_what_killed_writers_left_is_cleared(tmp_path):
+    """By the next sweep; a writer that lives, and what is not ours, stay."""
+    folder = RunStore(tmp_path)
+
+    def start(how, seed):
+        return subprocess.Popen(
+            [sys.executable, "-c", _SAVES, str(tmp_path), how, str(seed)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    (tmp_path / ".unfinished-x").mkdir()
+    (tmp_path / ".notes.swp").touch()
+    with start("die", 0) as dead, start("live", 1) as alive:
+        assert dead.stdout.readline() == alive.stdout.readline() == b"writing\n"
+        assert dead.wait(30) == -signal.SIGKILL
+        assert len(list((tmp_path / ".unfinished").iterdir())) == 2
+        with folder.sweep():
+            assert len(list((tmp_path / ".unfinished").iterdir())) == 1
+        alive.communicate()
+        assert alive.returncode == 0
+    assert list(folder) == [runs.key({"seed": 1})]
+    assert {place.name for place in tmp_path.iterdir()} == {"store.json", ".unfinished-x", ".notes.swp", runs.key({"seed": 1})}
+
+
+def test_many_write_the_same_run(tmp_path):
+    folder, done = RunStore(tmp_path), []
+
+    def work():
+        folder.save(CONFIG, NUMBERS, 1.0)
+        done.append(folder.load(CONFIG).numbers.values)
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert done == [NUMBERS.values] * 6
+    assert {place.name for place in tmp_path.iterdir()} == {"store.json", runs.key(CONFIG)}
+
+
+def test_runs_of_any_dtype_and_name(tmp_path):
+    import ml_dtypes
+
+    arrays = {"file": np.ones(2, ml_dtypes.bfloat16), "params.a/b": np.arange(3), "../x": np.zeros(())}
+    RunStore(tmp_path).save(CONFIG, Numbers({"nan": float("nan"), "words": ("a", "b"), 3: np.float32(0.1)}, arrays), 1.0)
+    back = RunStore(tmp_path).load(CONFIG).numbers
+    assert back.values == {"nan": None, "words": ["a", "b"], "3": float(np.float32(0.1))}
+    for name, array in arrays.items():
+        assert back.arrays[name].dtype == array.dtype
+        np.testing.assert_array_equal(back.arrays[name], array)
+
+
+def test_one_sweep_at_a_time(tmp_path):
     folder = RunStore(tmp_path)
     folder.save(CONFIG, NUMBERS, 1.0)
-    (tmp_path / ".unfinished-x").mkdir()
     with folder.sweep():
-        assert not (tmp_path / ".unfinished-x").exists()
         with pytest.raises(ValueError, match="another sweep is at work"), RunStore(tmp_path).sweep():
             pass
+        RunStore(tmp_path).save({"seed": 8}, NUMBERS, 1.0)
     with RunStore(tmp_path).sweep():
-        assert list(folder) == [runs.key(CONFIG)]
+        assert set(folder) == {runs.key(CONFIG), runs.key({"seed": 8})}
+    assert {place.name for place in tmp_path.iterdir()} == {"store.json", *folder}

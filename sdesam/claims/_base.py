@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Status = Literal["confirmed", "refuted", "inconclusive"]
+from sdesam._names import Status
+
 Preset = Literal["quick", "full"]
 
 
@@ -58,8 +59,9 @@ class Control:
 
     @property
     def caught(self) -> bool:
-        """Whether the check tells: it rejects the broken theory, or accepts the mended one."""
-        return (abs(self.measured) <= self.tolerance) == self.mended
+        """Whether the check tells: it rejects the broken theory, or accepts the mended one; False for NaN, which tells nothing."""
+        size = abs(self.measured)
+        return size <= self.tolerance if self.mended else size > self.tolerance
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ Trained here in small: digits, 200 or 1,000 images, width 32, three values of m,
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -22,7 +23,10 @@ _WIDTH, _LR = 32, 0.1
 _SMALL = (200, (32, 8, 1))
 """Images, and sizes of m of which the first is the batch: enough where the effect is large."""
 _LARGE = (1000, (64, 8, 1))
-_BASIS = f"a p-value (Page's trend test, paired by seed) of at most {ALPHA:g}: one false alarm in {1 / ALPHA:.0f} where there is no trend"
+_BASIS = (
+    f"a p-value of the order (Page's exact test, paired by seed; 1 if a step is less than its standard error) of at most {ALPHA:g}: "
+    f"one false alarm in {1 / ALPHA:.0f} where there is no trend"
+)
 
 
 @lru_cache(maxsize=8)
@@ -44,26 +48,29 @@ def _ends(size: tuple[int, tuple[int, ...]], start: str, label_noise: float, rho
 
 
 def _trend(what: str, micro: tuple[int, ...], table: np.ndarray, direction: statistics.Direction) -> tuple[Measurement, tuple[Control, ...]]:
-    """The predicted order as a measurement that its p-value is small; the reversed order, and m's labels rotated from seed to seed, as controls."""
+    """The predicted order as a measurement that its p-value is small. Controls: any two neighbours exchanged, and values permuted within seeds.
+
+    An exchanged order passes where the two sizes of m do not differ; permuted values pass by chance, in one case of a hundred.
+    """
     found = statistics.trend(table, direction)
-    rotated = np.stack([np.roll(row, k) for k, row in enumerate(table)])
     measurement = Measurement(
         f"p-value that {what} {direction} as m falls, {', '.join(map(str, micro))} (means {', '.join(f'{v:.4g}' for v in table.mean(axis=0))})",
         0.0,
-        found.p,
+        found.p_order,
         ALPHA,
         _BASIS,
         unclear=found.verdict() == "inconclusive",
     )
-    controls = (
-        Control(f"{what}: reversed order", found.p_reversed, ALPHA),
-        Control(f"{what}: labels of m rotated from seed to seed", statistics.trend(rotated, direction).p, ALPHA),
-    )
-    return measurement, controls
+    controls = []
+    for k, (first, second) in enumerate(pairwise(micro)):
+        order = [*range(k), k + 1, k, *range(k + 2, len(micro))]
+        controls.append(Control(f"{what}: m = {first} and {second} exchanged", statistics.trend(table[:, order], direction).p_order, ALPHA))
+    permuted = np.random.default_rng(0).permuted(table, axis=1)
+    controls.append(Control(f"{what}: values permuted within seeds", statistics.trend(permuted, direction).p_order, ALPHA))
+    return measurement, tuple(controls)
 
 
 def _seeds(preset: Preset, quick: int = 9) -> int:
-    """Multiples of the sizes of m, so that rotated labels are balanced."""
     return quick if preset == "quick" else 3 * quick
 
 
@@ -92,16 +99,22 @@ def _run_variance(preset: Preset, seed: int) -> Outcome:
     return Outcome(tuple(measurements), tuple(controls), "The order is that of the paper's table 6; its numbers belong to a network on CIFAR-10.")
 
 
+_NOISE_LEVELS = (0.2, 0.4, 0.6)
 _NOISE_REMARK = (
-    "At one share of wrong labels. In `experiments/label_noise.py` the order holds at 20, 40 and 60 % and not at 80 %, where m = 1 regularises too "
-    "much at the same rho; and RW-SAM, of which the paper's table speaks, is below SAM at every share."
+    "The paper's table goes on to 80 %, of which nothing is claimed here: in `experiments/label_noise.py` the order breaks down there, because "
+    "at the same rho m = 1 regularises too much. RW-SAM, of which that table speaks, is below SAM at every share in that experiment."
 )
 
 
 def _run_noise(preset: Preset, seed: int) -> Outcome:
-    ends = _ends(_SMALL, "random", 0.4, 0.1, 1000, _seeds(preset), seed)
-    measurement, controls = _trend("test accuracy after training with 40 % wrong labels", _SMALL[1], ends["test_accuracy"], "rises")
-    return Outcome((measurement,), controls, _NOISE_REMARK)
+    measurements: list[Measurement] = []
+    controls: list[Control] = []
+    for level in _NOISE_LEVELS:
+        ends = _ends(_SMALL, "random", level, 0.1, 1000, _seeds(preset), seed)
+        measurement, more = _trend(f"test accuracy after training with {level:.0%} wrong labels", _SMALL[1], ends["test_accuracy"], "rises")
+        measurements.append(measurement)
+        controls += more
+    return Outcome(tuple(measurements), tuple(controls), _NOISE_REMARK)
 
 
 def _run_generalisation(preset: Preset, seed: int) -> Outcome:
@@ -231,12 +244,12 @@ CLAIMS = (
     ),
     Claim(
         "L-Noise",
-        "smaller m, more robust to wrong labels",
-        r"\text{test accuracy after training with wrong labels rises as } m \text{ falls}",
-        f"{_PAPER}, table 4 (there SAM and RW-SAM; here m)",
-        "with 40 % wrong labels, accuracy on true ones is ordered by m, within seeds",
+        "smaller m, more robust to 20, 40 and 60 % wrong labels",
+        r"\text{test accuracy after training with 20, 40 and 60 \% wrong labels rises as } m \text{ falls}",
+        f"{_PAPER}, table 4 (there SAM and RW-SAM, up to 80 %; here m)",
+        "at each of these shares of wrong labels, accuracy on true ones is ordered by m, within seeds",
         "confirmed",
-        10,
+        15,
         _run_noise,
     ),
     Claim(

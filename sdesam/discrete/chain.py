@@ -12,8 +12,8 @@ import numpy as np
 
 from sdesam._functions import check_known, compiled
 from sdesam._precision import lenient
-from sdesam.discrete.kernel import Numbers, StepKernel, check_delta_on
-from sdesam.engine import Keep, Plan, Result, check_key, run, time_grid
+from sdesam.discrete.kernel import Numbers, StepKernel, check_delta_on, random_key
+from sdesam.engine import Keep, Plan, Result, run, time_grid
 from sdesam.problems import FiniteSum
 from sdesam.sampling import check_step, positive, whole
 from sdesam.variants import NormEstimate, Variant
@@ -26,7 +26,7 @@ class Chain:
     """A SAM variant as a discrete optimizer on a problem: `x+ = x - lr * mean_I grad f_I(x + rho u_I)`.
 
     Args:
-        variant: a name in :data:`sdesam.variants.VARIANTS`.
+        variant: a name in :data:`sdesam.variants.VARIANTS`, or a :class:`sdesam.Variant` of your own.
         problem: the finite sum.
         lr: `eta`.
         rho: perturbation radius; left out for a variant without perturbation.
@@ -37,8 +37,12 @@ class Chain:
         lam: inverse temperature of the Gibbs weights, for rw-sam alone.
         norms: how rw-sam estimates gradient norms; left out, from one Rademacher direction.
 
+    A subclass may add methods, but what runs a chain (:func:`train`, `sdesam.coupled`, `sdesam.exact`) compiles the rule of its variant:
+    a subclass with a `step` or a `direction` of its own is refused there.
+
     Raises:
         ValueError: sizes that do not fit, `rho < 0`, `lr <= 0`, `lam < 0`, an unknown variant.
+        TypeError: a number of another type; `lr` and `rho` are known numbers, not traced ones and not schedules.
 
     >>> import sdesam
     >>> chain = Chain("m-usam", sdesam.problems.quadratic(), lr=0.1, rho=0.1, batch=4, micro=2)
@@ -64,6 +68,8 @@ class Chain:
         if not isinstance(problem, FiniteSum):
             raise TypeError(f"problem={problem!r}: it must be a sdesam.FiniteSum, such as sdesam.problems.digits()")
         self.problem = problem
+        if not isinstance(replace, (bool, np.bool_)):
+            raise TypeError(f"replace={replace!r}: it must be True (with replacement) or False (without)")
         step = check_step(self.variant, problem.n, lr, rho, batch, micro, bool(replace), eps, lam, norms)
         check_delta_on(step.norms, problem)
         self.lr, self.rho, self.sampling = step.lr, step.rho, step.sampling
@@ -105,8 +111,8 @@ class Chain:
         return self.problem, self.params
 
     def step(self, x: PyTree, key: jax.Array) -> PyTree:
-        """One step from `x` with a mini-batch drawn from `key`."""
-        return _step(self.kernel, self.params, self.problem.check_params(x), check_key(key))
+        """One step from `x` with a mini-batch drawn from `key`, a jax random key of any implementation."""
+        return _step(self.kernel, self.params, self.problem.check_params(x), random_key(key))
 
     def direction(self, x: PyTree, indices: jax.Array, key: jax.Array | None = None) -> PyTree:
         """`G(x)` for given micro-batches: sample indices of shape `(b/m, m)`; `key` is for the random directions of rw-sam.
@@ -121,10 +127,36 @@ class Chain:
             raise ValueError(f"indices must be sample numbers from 0 to {self.problem.n - 1}")
         if key is None and self.kernel.norms is not None and self.kernel.norms.random:
             raise ValueError(f"{self.variant.name} estimates norms along random directions: give a key, or norms=NormEstimate(law='exact')")
+        key = None if key is None else random_key(key)
         return _direction(self.kernel, self.params, self.problem.check_params(x), jax.numpy.asarray(indices), key)
 
     def __repr__(self) -> str:
         return f"Chain({', '.join(f'{name}={value}' for name, value in self.config.items())})"
+
+
+_RUN_OTHERWISE = {
+    "SDE": "an SDE is run by sdesam.simulate(sde, key, paths, horizon, dt)",
+    "ModifiedEquation": "its optimizer is sdesam.Chain(equation.variant, problem, lr=..., batch=...)",
+}
+
+
+def check_chain(chain: Any, what: str) -> None:
+    """Refuse what is no chain, and a chain whose step would be ignored: what is compiled is the rule of the variant.
+
+    Args:
+        chain: to look at.
+        what: the name of what takes it.
+    """
+    if not isinstance(chain, Chain):
+        given = type(chain).__name__
+        told = _RUN_OTHERWISE.get(given, "make one by sdesam.Chain(variant, problem, lr=..., batch=...)")
+        raise TypeError(f"{what} takes a sdesam.Chain, not {given}: {told}")
+    for name in ("step", "direction"):
+        if getattr(getattr(chain, name), "__func__", None) is not getattr(Chain, name):
+            raise TypeError(
+                f"{type(chain).__name__} has a {name} of its own, which {what} would not call, because it compiles the rule of the variant: "
+                "declare the rule as a sdesam.Variant, or write the loop over your steps yourself"
+            )
 
 
 @lenient()
@@ -166,7 +198,7 @@ def train(
 
     Raises:
         ValueError: numbers that do not fit, an unknown observable, more devices than runs, a snapshot of another run or cut short.
-        TypeError: `key` is no jax random key.
+        TypeError: `key` is no jax random key, `chain` no chain, or one with a `step` of its own.
         OSError: the snapshot cannot be written.
 
     >>> import sdesam
@@ -175,7 +207,7 @@ def train(
     >>> out.time[-1], out.mean["loss"].shape
     (np.float64(2.0), (11,))
     """
-    _check_chain(chain)
+    check_chain(chain, "train")
     problem = chain.problem
     count = whole("steps", steps)
     grid = time_grid(times, count, chain.lr, "lr")
@@ -192,7 +224,7 @@ def train(
         data=data,
         steps=count,
         step_time=chain.lr,
-        step_bytes=problem.vector_bytes * (4 + 4 * chain.sampling.batch // chain.sampling.m),
+        step_bytes=problem.vector_bytes * (4 + 4 * chain.kernel.copies(problem.x0)),
         observe_bytes=problem.vector_bytes * 4 * problem.chunk,
         config={**chain.config, "steps": count},
     )
@@ -209,17 +241,6 @@ def train(
         snapshot=snapshot,
         snapshot_every=positive("snapshot_every", snapshot_every, zero=True),
     )
-
-
-def _check_chain(chain: Any) -> None:
-    """Say which call is meant."""
-    if not isinstance(chain, Chain):
-        meant = {
-            "SDE": "an SDE is run by sdesam.simulate(sde, key, paths, horizon, dt)",
-            "ModifiedEquation": "its optimizer is sdesam.Chain(equation.variant, problem, lr=..., batch=...)",
-        }
-        told = meant.get(type(chain).__name__, "make one by sdesam.Chain(variant, problem, lr=..., batch=...)")
-        raise TypeError(f"train takes a sdesam.Chain, not a {type(chain).__name__}: {told}")
 
 
 @compiled(static=1)

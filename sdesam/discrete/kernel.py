@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from itertools import accumulate
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sdesam._functions import compiled
 from sdesam.problems import FiniteSum, mean_grad
@@ -114,7 +115,7 @@ def normalised(rule: Variant, own: PyTree, whole_set: PyTree, eps: Any) -> PyTre
     if rule.normaliser == "none":
         return own
     factor = inverse_norm(own if rule.normaliser == "own" else whole_set, eps)
-    return jax.tree.map(lambda leaf: (leaf * factor).astype(leaf.dtype), own)
+    return jax.tree.map(lambda leaf: (leaf.astype(factor.dtype) * factor).astype(leaf.dtype), own)
 
 
 def inverse_norm(v: PyTree, eps: Any) -> jax.Array:
@@ -122,13 +123,15 @@ def inverse_norm(v: PyTree, eps: Any) -> jax.Array:
 
     Squares are summed in float32 at least, after division by the largest entry: neither they nor a small `eps` underflow.
     """
-    return _inverse_norm(v, eps, lambda leaves: sum((jnp.sum(leaf**2) for leaf in leaves), start=jnp.zeros(())))
+    return _inverse_norm(v, eps, lambda leaves: reduce(jnp.add, [jnp.sum(leaf**2) for leaf in leaves]))
 
 
 def _inverse_norm(v: PyTree, eps: Any, squared: Callable[[list[jax.Array]], jax.Array]) -> jax.Array:
     """`1 / sqrt(q(v) + eps^2)` with a function `q` that is homogeneous of degree 2 in the leaves of `v`."""
-    leaves = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in jax.tree.leaves(v)]
-    eps = jnp.asarray(eps, jnp.result_type(*leaves))
+    leaves = jax.tree.leaves(wide(v))
+    dtype = _widest(leaves)
+    leaves = [leaf.astype(dtype) for leaf in leaves]
+    eps = jnp.asarray(eps, dtype)
     # the scale only moves digits about: it is no part of the derivative
     largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(jnp.stack([jnp.max(abs(leaf), initial=0) for leaf in leaves])), eps))
     scale = jnp.where(largest > 0, largest, 1)
@@ -146,6 +149,7 @@ def gibbs(nu: jax.Array, lam: Any, together: str | None = None) -> jax.Array:
     """
     # the largest estimate cancels: it is no part of the derivative, and pmax has none
     largest = jax.lax.stop_gradient(jnp.max(nu))
+    lam = jnp.asarray(lam, nu.dtype)
     if together is None:
         return jax.nn.softmax(lam * (nu - largest))
     weights = jnp.exp(lam * (nu - jax.lax.pmax(largest, together)))
@@ -163,17 +167,24 @@ def estimated_norms(norms: NormEstimate, losses: Callable[[PyTree], jax.Array], 
         values: `losses(x)`.
         key: for the random directions.
     """
-    wide = jnp.promote_types(values.dtype, jnp.float32)
     if norms.law == "exact":
         numbers = jnp.arange(values.shape[0])
-        each = jax.vmap(lambda i: jax.vjp(losses, x)[1](jnp.where(numbers == i, jnp.ones_like(values), 0))[0])(numbers)
-        square = sum(jnp.sum(leaf.astype(wide) ** 2, axis=range(1, leaf.ndim)) for leaf in jax.tree.leaves(each))
+
+        def gradient(i: jax.Array) -> PyTree:
+            return jax.vjp(losses, x)[1](jnp.where(numbers == i, jnp.ones_like(values), 0))[0]
+
+        try:
+            each = jax.vmap(gradient)(numbers)
+        except NotImplementedError:  # a grouped convolution on a mesh of devices: jax has no rule to batch its gradient
+            each = jax.lax.map(gradient, numbers)
+        square = sum(jnp.sum(leaf**2, axis=range(1, leaf.ndim)) for leaf in jax.tree.leaves(wide(each)))
     else:
         assert key is not None, "random directions need a key"
 
         def along(key: jax.Array) -> jax.Array:
             ahead = losses(moved(x, norms.delta, direction(norms, x, key)))
-            return ((ahead.astype(wide) - values.astype(wide)) / norms.delta) ** 2
+            difference: jax.Array = (wide(ahead) - wide(values)) / norms.delta
+            return difference**2
 
         one = norms.directions == 1  # no need to hash the key once more
         square = along(key) if one else jnp.mean(jax.lax.map(along, jax.random.split(key, norms.directions)), axis=0)
@@ -254,7 +265,7 @@ def direction(norms: NormEstimate, x: PyTree, key: jax.Array) -> PyTree:
     # 32 signs from each random word: a word for each sign would cost more than the extra forward pass
     ends = list(accumulate(-(-leaf.size // 32) for leaf in leaves))
     words = jax.random.bits(key, (ends[-1],), jnp.uint32)
-    place = jnp.arange(32, dtype=jnp.uint32)
+    place = jnp.arange(32, dtype=jnp.uint32)[None]
 
     def signs(leaf: jax.Array, end: int) -> jax.Array:
         bits = (words[end - -(-leaf.size // 32) : end, None] >> place) & 1
@@ -264,8 +275,54 @@ def direction(norms: NormEstimate, x: PyTree, key: jax.Array) -> PyTree:
 
 
 def moved(x: PyTree, radius: Any, u: PyTree) -> PyTree:
-    """`x + radius u`, in the precision of `x`."""
-    return jax.tree.map(lambda leaf, v: (leaf + radius * v).astype(leaf.dtype), x, u)
+    """`x + radius u`, computed in float32 at least, in the precision of `x`."""
+
+    def move(leaf: jax.Array, v: jax.Array) -> jax.Array:
+        start: jax.Array = wide(leaf)
+        return (start + jnp.asarray(radius, start.dtype) * v.astype(start.dtype)).astype(leaf.dtype)
+
+    return jax.tree.map(move, x, u)
+
+
+def wide(tree: PyTree) -> PyTree:
+    """Arrays in float32 at least: sums in half precision stop growing."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if _narrow(leaf) else leaf, tree)
+
+
+def _narrow(leaf: Any) -> bool:
+    return bool(leaf.dtype.itemsize < 4)
+
+
+def _widest(leaves: list[jax.Array]) -> Any:
+    """The most precise of their dtypes; jax gives none for several where promotion is strict."""
+    return max((leaf.dtype for leaf in leaves), key=lambda dtype: dtype.itemsize)
+
+
+def random_key(key: Any) -> jax.Array:
+    """`key` as a typed jax key, of whatever implementation, or a sentence that says how to make one."""
+    if isinstance(key, jax.Array) and key.shape == () and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    if isinstance(key, (jax.Array, np.ndarray)) and key.dtype == np.uint32:
+        # an array of words does not say whose they are: the default implementation's, if they are as many as it has
+        for name in (str(jax.config.jax_default_prng_impl), "threefry2x32", "rbg"):  # type: ignore[attr-defined]
+            like = jax.eval_shape(lambda name=name: jax.random.key_data(jax.random.key(0, impl=name)))
+            if key.shape == like.shape:
+                typed: jax.Array = jax.random.wrap_key_data(jnp.asarray(key), impl=name)
+                return typed
+    what = f"{key.dtype}{list(key.shape)}" if hasattr(key, "shape") and hasattr(key, "dtype") else repr(key)
+    raise TypeError(f"key must be one jax random key, such as jax.random.key(0), not {what}")
+
+
+def _losses(sample_loss: Callable[[Any, Any], jax.Array], y: PyTree, samples: PyTree) -> jax.Array:
+    """The loss of each sample. Of parameters in half precision each sample has a copy: the gradient by these is summed in float32."""
+    count = jax.tree.leaves(samples)[0].shape[0]
+
+    def copies(leaf: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(wide(leaf), (count, *leaf.shape)).astype(leaf.dtype) if _narrow(leaf) else leaf
+
+    axes = jax.tree.map(lambda leaf: 0 if _narrow(leaf) else None, y)
+    losses: jax.Array = jax.vmap(sample_loss, (axes, 0))(jax.tree.map(copies, y), samples)
+    return losses
 
 
 @dataclass(frozen=True)
@@ -299,8 +356,7 @@ class StepKernel:
 
     def step(self, params: Numbers, x: PyTree, indices: jax.Array, key: jax.Array | None = None) -> PyTree:
         """One step with given micro-batches."""
-        direction = self.direction(params, x, indices, key)
-        return jax.tree.map(lambda leaf, g: leaf - params.lr * g, x, direction)
+        return moved(x, -params.lr, self.direction(params, x, indices, key))
 
     def direction(self, params: Numbers, x: PyTree, indices: jax.Array, key: jax.Array | None = None) -> PyTree:
         """`G(x)`, the mean over the micro-batches of `grad f_I(x + rho u_I)`; `key` is for random directions."""
@@ -313,15 +369,19 @@ class StepKernel:
             samples = jax.tree.map(lambda leaf: leaf[indices], params.data)
 
             def losses(y: PyTree) -> tuple[jax.Array, None]:
-                return jax.vmap(self.sample_loss, (None, 0))(y, samples), None
+                return _losses(self.sample_loss, y, samples), None
 
             return perturbed_gradient(self.rule, self.norms, losses, x, whole_set, params.rho, params.eps, params.lam, key).gradient
 
         return jax.tree.map(lambda leaf: leaf.mean(axis=0), jax.vmap(micro_batch)(indices))
 
+    def copies(self, x: PyTree) -> int:
+        """How many copies of the parameters a step holds: one for each micro-batch, or of those in half precision one for each sample."""
+        return self.batch if any(map(_narrow, jax.tree.leaves(x))) else self.batch // self.micro
+
     def _inner_products_pay(self, layers: dict[int, Any], x: PyTree) -> bool:
         """Whether a product with the inner products of a micro-batch of gradients is less work than one with the matrix that they add up to."""
-        if self.rule.perturbation != "micro-batch" or self.rule.weights != "equal":
+        if self.rule.perturbation != "micro-batch" or self.rule.weights != "equal" or any(map(_narrow, jax.tree.leaves(x))):
             return False
         matrices = [leaf.shape for k, leaf in enumerate(jax.tree.leaves(x)) if k in layers and leaf.ndim == 2]
         # the norm of a mean of several needs that matrix all the same: then it paid at m = 4, and not at 16, on the MLP of the benchmark
@@ -335,16 +395,17 @@ class StepKernel:
 
         def inverse(group: Factors) -> jax.Array:
             if self.rule.normaliser == "none":
-                return jnp.ones((), jnp.result_type(*jax.tree.leaves(x)))
+                return jnp.ones((), _widest(jax.tree.leaves(x)))
             if self.rule.normaliser == "data set":
                 return inverse_norm(whole_set, params.eps)
             # the scale of gradients is in the rest: inputs of layers are neither as small nor as large as their derivatives can be
-            inputs = [a.astype(jnp.promote_types(a.dtype, jnp.float32)) for a in group.inputs]
+            inputs = wide(group.inputs)
             rest = (group.deltas, group.others)
             rebuild = jax.tree.structure(rest)
             return _inverse_norm(rest, params.eps, lambda leaves: squared_norm_of_mean(Factors(inputs, *jax.tree.unflatten(rebuild, leaves))))
 
-        radii = params.rho * jax.vmap(inverse)(groups)
+        inverses = jax.vmap(inverse)(groups)
+        radii = jnp.asarray(params.rho, inverses.dtype) * inverses
 
         def mean(y: PyTree) -> jax.Array:
             def micro_batch(samples: PyTree, group: Factors, radius: jax.Array) -> jax.Array:

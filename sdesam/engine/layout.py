@@ -131,7 +131,8 @@ class Layout:
         need, available = self.host_bytes + (self.device_bytes if self.mesh.devices.flat[0].platform == "cpu" else 0), machine.available_memory()
         if available is None or need <= available:
             return
-        worst = max(self.tables, key=lambda name: math.prod(self.tables[name][0]))
+        sizes = {name: math.prod(shape) * np.dtype(dtype).itemsize for name, (shape, dtype) in self.tables.items()}
+        worst = max(sizes, key=lambda name: (sizes[name], name != "first"))  # what can be left out, where it is as large
         what = {"first": "bookkeeping", "final": "final states", "values": "values", "trajectory": "trajectories"}[worst.split(".")[0]]
         remedies = {
             "bookkeeping": "fewer paths, or several runs with keys of their own",

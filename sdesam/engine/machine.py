@@ -36,7 +36,7 @@ def available_memory(root: str | os.PathLike[str] = "/") -> int | None:
 def _left_in_groups(root: Path) -> list[int]:
     """What is left of the limit of each control group of this process, from its own one up to the root of the hierarchy."""
     paths = {"": "/", "memory": "/"}  # of version 2, and of version 1
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, kinds, path = line.split(":", 2)  # 0::/system.slice/job_1, or 4:memory:/docker/5f3
             paths |= {kind: path for kind in kinds.split(",") if kind in paths}

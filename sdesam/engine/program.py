@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
+from sdesam._keys import seed_key
 from sdesam._precision import of_products, precisely
 from sdesam.engine import machine
 from sdesam.engine.components import elementwise
@@ -317,7 +318,7 @@ def _small(stepper: Stepper, draw: Draw, structure: Any, shapes: tuple[Any, ...]
         return None
     if not dtypes <= {jnp.dtype("float32"), jnp.dtype("float64")} or math.prod(draw.shape) > _SMALL_NOISE:
         return None
-    key, xi = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32")), jax.ShapeDtypeStruct(draw.shape, draw.dtype)
+    key, xi = jax.eval_shape(lambda: seed_key(0)), jax.ShapeDtypeStruct(draw.shape, draw.dtype)
     made = elementwise(precisely(lambda params, of: stepper(params, *of)), params, (like, key, xi))
     return None if made is None else _Small(made, like)
 

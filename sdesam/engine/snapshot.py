@@ -84,17 +84,19 @@ def _read(file: Path, known: dict[str, Any]) -> tuple[dict[str, np.ndarray], dic
     name = str(file)
     try:
         with store.open_arrays(file) as archive:
-            schema = archive.meta.get("schema")
-            if schema == SCHEMA:
-                differing = _differing(archive.meta["identity"], known)
-                arrays = {} if differing else archive.read()
-    except (ValueError, KeyError, AttributeError) as error:
+            said: dict[str, Any] = {part: archive.meta.get(part) for part in ("schema", "identity", "position")}
+            schema, theirs, position = said.values()
+            if schema == SCHEMA and not (isinstance(theirs, dict) and isinstance(position, dict)):
+                raise ValueError("it does not say what it is of")
+            differing = _differing(theirs, known) if schema == SCHEMA else ""
+            arrays = archive.read() if schema == SCHEMA and not differing else {}
+    except ValueError as error:
         raise ValueError(f"the snapshot {name!r} cannot be read, so the run does not start: delete it, or name another file ({error})") from None
     if schema != SCHEMA:
         raise ValueError(f"{name!r} has schema {schema!r}, not {SCHEMA!r}: it is no snapshot of this version; name another file")
     if differing:
         raise ValueError(f"the snapshot {name!r} is of another run, which differs in {differing}: finish that run, delete it, or name another file")
-    return arrays, archive.meta["position"]
+    return arrays, position
 
 
 def _differing(theirs: dict[str, Any], known: dict[str, Any]) -> str:

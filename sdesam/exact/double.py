@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from math import factorial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 
 from sdesam._functions import compiled
 from sdesam.discrete import Chain
+from sdesam.discrete.chain import check_chain
 from sdesam.problems import FiniteSum
 from sdesam.sde import SDE
 
@@ -62,6 +65,47 @@ def mean_step(chain: Chain, points: np.ndarray, batches: np.ndarray, chance: np.
         return np.asarray(mean), np.asarray(correction)
 
 
+class StepCoefficients(NamedTuple):
+    """The Taylor coefficients of a step in `rho` at some points; the first axis is the power.
+
+    Args:
+        mean: of `Gbar`, shape `(k, p, d)`.
+        correction: of `(D Gbar) Gbar`, shape `(l, p, d)`.
+        covariance: of `Cov G`, shape `(l, p, d, d)`.
+    """
+
+    mean: np.ndarray
+    correction: np.ndarray
+    covariance: np.ndarray
+
+
+def step_coefficients(chain: Chain, points: np.ndarray, batches: np.ndarray, chance: np.ndarray, powers: tuple[int, int]) -> StepCoefficients:
+    """Mean, correction and covariance of a step in powers of `rho`, by automatic differentiation at `rho = 0`, float64.
+
+    Args:
+        chain: the optimizer; its own `rho` is not used.
+        points: shape `(p, d)`.
+        batches: sample indices, shape `(q, b/m, m)`.
+        chance: their probabilities, shape `(q,)`.
+        powers: how many powers, from `rho^0` on: of the mean, and of correction and covariance.
+    """
+    _check_listed(chain)
+    with jax.enable_x64(True):
+        params, rebuild = to_double(chain.params), Rebuild(chain.problem.x0)
+        listed = jnp.asarray(points, jnp.float64), jnp.asarray(batches), jnp.asarray(chance)
+        found = _step_coefficients(chain.kernel, rebuild, powers, params, *listed)
+        return StepCoefficients(*(np.asarray(part) for part in found))
+
+
+def sample_sizes(problem: FiniteSum, points: np.ndarray) -> np.ndarray:
+    """Mean squares over the samples of `g_i` and of `H_i g_i` at every point, float64: shape `(2, p)`.
+
+    They say how large means over samples could be, and on which scale a step changes, `|g| / |H g|`.
+    """
+    with jax.enable_x64(True):
+        return np.asarray(_sample_sizes(problem.sample_loss, Rebuild(problem.x0), to_double(problem.data), jnp.asarray(points, jnp.float64)))
+
+
 def drift(sde: SDE, points: np.ndarray) -> np.ndarray:
     """`B(x)`, the exact expectation, at every point: shape `(p, d)`, float64."""
     with jax.enable_x64(True):
@@ -81,6 +125,7 @@ def noise_columns(sde: SDE, points: np.ndarray) -> np.ndarray:
 
 
 def _check_listed(chain: Chain) -> None:
+    check_chain(chain, "an exact expectation")
     if chain.kernel.norms is not None and chain.kernel.norms.random:
         raise ValueError(f"{chain.variant.name} draws random directions, which are not listed: use norms=NormEstimate(law='exact')")
 
@@ -129,6 +174,53 @@ def _mean_step_fn(
     return jax.vmap(one)(points)
 
 
+def _step_coefficients_fn(
+    kernel: Any, rebuild: Rebuild, powers: tuple[int, int], params: Any, points: jax.Array, batches: jax.Array, chance: jax.Array
+) -> tuple[jax.Array, ...]:
+    @jax.jit  # traced once, and then differentiated as a whole
+    def direction(rho: jax.Array, y: jax.Array, batch: jax.Array) -> jax.Array:
+        return _flat(kernel.direction(params._replace(rho=rho), rebuild(y), batch))
+
+    def one(x: jax.Array) -> tuple[jax.Array, ...]:
+        def each(rho: jax.Array, y: jax.Array = x) -> jax.Array:
+            G: jax.Array = jax.vmap(partial(direction, rho, y))(batches)
+            return G
+
+        def second(rho: jax.Array) -> tuple[jax.Array, jax.Array]:
+            G = each(rho)
+            away = G - chance @ G
+            bent = jax.jvp(lambda y: chance @ each(rho, y), (x,), (chance @ G,))[1]
+            return bent, jnp.einsum("q,qj,qk->jk", chance, away, away)
+
+        return _taylor(lambda rho: chance @ each(rho), powers[0]), *_taylor(second, powers[1])
+
+    found: tuple[jax.Array, ...] = jax.vmap(one, out_axes=1)(points)
+    return found
+
+
+def _sample_sizes_fn(sample_loss: Any, rebuild: Rebuild, data: Any, points: jax.Array) -> jax.Array:
+    def of_sample(x: jax.Array, sample: Any) -> jax.Array:
+        grad = jax.grad(lambda y: sample_loss(rebuild(y), sample))
+        g = grad(x)
+        return jnp.stack([jnp.sum(g**2), jnp.sum(jax.jvp(grad, (x,), (g,))[1] ** 2)])
+
+    sizes: jax.Array = jax.vmap(lambda x: jnp.mean(jax.vmap(of_sample, (None, 0))(x, data), axis=0), out_axes=1)(points)
+    return sizes
+
+
+def _taylor(fn: Callable[[jax.Array], Any], powers: int) -> Any:
+    """The Taylor coefficients of `fn` at 0, stacked; derivatives are nested, because `jet` lacks rules for common losses."""
+
+    def derivative(f: Callable[[jax.Array], Any]) -> Callable[[jax.Array], Any]:
+        return lambda r: jax.jvp(f, (r,), (jnp.ones_like(r),))[1]
+
+    values = []
+    for k in range(powers):
+        values.append(jax.tree.map(partial(jnp.multiply, 1 / factorial(k)), fn(jnp.zeros(()))))
+        fn = derivative(fn)
+    return jax.tree.map(lambda *parts: jnp.stack(parts), *values)
+
+
 def _drift_fn(kernel: Any, rebuild: Rebuild, params: Any, points: jax.Array) -> jax.Array:
     return jax.vmap(lambda x: _flat(kernel.drift(params, rebuild(x))))(points)
 
@@ -141,5 +233,7 @@ def _columns_fn(kernel: Any, rebuild: Rebuild, shape: tuple[int, ...], params: A
 
 _directions = compiled(static=2)(_directions_fn)
 _mean_step = compiled(static=2)(_mean_step_fn)
+_step_coefficients = compiled(static=3)(_step_coefficients_fn)
+_sample_sizes = compiled(static=2)(_sample_sizes_fn)
 _drift = compiled(static=2)(_drift_fn)
 _columns = compiled(static=3)(_columns_fn)

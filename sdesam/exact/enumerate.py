@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sdesam.discrete import Chain
+from sdesam.discrete.chain import check_chain
 from sdesam.exact.double import directions
 from sdesam.sampling import Sampling, told_count
 
@@ -75,6 +76,7 @@ def one_step(chain: Chain, points: np.ndarray) -> OneStep:
     points = np.asarray(points, np.float64)
     if points.ndim == 1:
         return OneStep(*(part[0] for part in one_step(chain, points[None])))
+    check_chain(chain, "one_step")
     batches, chance = list_batches(chain.sampling, chain.problem.n)
     G = directions(chain, points, batches)
     mean = np.einsum("q,qpj->pj", chance, G)

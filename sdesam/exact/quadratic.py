@@ -18,6 +18,7 @@ import numpy as np
 from scipy.sparse.linalg import expm_multiply
 
 from sdesam.discrete import Chain
+from sdesam.discrete.chain import check_chain
 from sdesam.engine import steps_of
 from sdesam.exact.double import Rebuild, drift, noise_columns, start, to_double
 from sdesam.problems import FiniteSum
@@ -78,6 +79,7 @@ class Quadratic:
 
     def chain_path(self, chain: Chain, steps: int) -> np.ndarray:
         """The same after each of `0 .. steps` steps: shape `(steps + 1, d + d^2)`."""
+        check_chain(chain, "an exact expectation")
         check_affine(chain.variant)
         mean, square = self._step_moments(chain)
         d = self.problem.dim

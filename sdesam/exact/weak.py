@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from sdesam import store
+from sdesam._names import Status
 from sdesam.discrete import Chain
 from sdesam.engine import steps_of
 from sdesam.exact.quadratic import Quadratic
@@ -37,8 +38,6 @@ _RESOLVED = 0.02
 """How far a difference may move, relative to its size, when the grid is refined, before the grid counts as too coarse."""
 TOLERANCE = 0.1
 """How far a fitted exponent may be from the predicted one; the exponents of different terms are at least 1/3 apart."""
-
-Status = Literal["confirmed", "refuted", "inconclusive"]
 
 
 class Solver(Protocol):

@@ -7,19 +7,18 @@ from typing import Any
 
 import optax
 
-from sdesam.optim.optimizer import Groups, Optimizer, Together
+from sdesam.optim.optimizer import Groups, Number, Optimizer, Together
 from sdesam.variants import NormEstimate
 
 __all__ = ["dnsam", "m_sam", "n_sam", "rw_sam", "sam", "usam"]
 
 Loss = Callable[..., Any]
-Rho = float | Callable[[Any], Any]
 
 
 def usam(
     loss: Loss,
     optimizer: optax.GradientTransformation,
-    rho: Rho,
+    rho: Number,
     *,
     micro: int | None = None,
     groups: Groups = "vmap",
@@ -33,7 +32,7 @@ def usam(
     Args:
         loss: `loss(params, batch)`, a mean over samples.
         optimizer: any optax optimizer.
-        rho: perturbation radius, or an optax schedule.
+        rho: perturbation radius, a number (which jax may trace) or an optax schedule.
         micro: `m`, for m-USAM.
         groups: `"vmap"` or `"accumulate"`.
         has_aux: the loss gives `(loss, aux)`.
@@ -75,9 +74,9 @@ def usam(
 def sam(
     loss: Loss,
     optimizer: optax.GradientTransformation,
-    rho: Rho,
+    rho: Number,
     *,
-    eps: float = 0.0,
+    eps: Number = 0.0,
     has_aux: bool = False,
     has_key: bool = False,
     axis_name: str | None = None,
@@ -88,7 +87,7 @@ def sam(
     Args:
         loss: `loss(params, batch)`, a mean over samples.
         optimizer: any optax optimizer.
-        rho: perturbation radius, or an optax schedule.
+        rho: perturbation radius, a number (which jax may trace) or an optax schedule.
         eps: of the normaliser; at 0 a vanishing gradient perturbs nothing.
         has_aux: the loss gives `(loss, aux)`.
         has_key: the loss takes a `key`.
@@ -116,10 +115,10 @@ def sam(
 def m_sam(
     loss: Loss,
     optimizer: optax.GradientTransformation,
-    rho: Rho,
+    rho: Number,
     micro: int,
     *,
-    eps: float = 0.0,
+    eps: Number = 0.0,
     groups: Groups = "vmap",
     has_aux: bool = False,
     has_key: bool = False,
@@ -130,7 +129,7 @@ def m_sam(
     Args:
         loss: `loss(params, batch)`, a mean over samples.
         optimizer: any optax optimizer.
-        rho: perturbation radius, or an optax schedule.
+        rho: perturbation radius, a number (which jax may trace) or an optax schedule.
         micro: `m`, dividing the batch (a device's batch, under `axis_name`).
         eps: of the normaliser; at 0 a vanishing gradient perturbs nothing.
         groups: `"vmap"`, all at once, with a copy of the parameters each, or `"accumulate"`, one after the other.
@@ -160,9 +159,9 @@ def m_sam(
 def n_sam(
     loss: Loss,
     optimizer: optax.GradientTransformation,
-    rho: Rho,
+    rho: Number,
     *,
-    eps: float = 0.0,
+    eps: Number = 0.0,
     has_aux: bool = False,
     has_key: bool = False,
     axis_name: str | None = None,
@@ -175,7 +174,7 @@ def n_sam(
     Args:
         loss: `loss(params, batch)`, a mean over samples.
         optimizer: any optax optimizer.
-        rho: perturbation radius, or an optax schedule.
+        rho: perturbation radius, a number (which jax may trace) or an optax schedule.
         eps: of the normaliser; at 0 a vanishing gradient perturbs nothing.
         has_aux: the loss gives `(loss, aux)`.
         has_key: the loss takes a `key`.
@@ -202,9 +201,9 @@ def n_sam(
 def dnsam(
     loss: Loss,
     optimizer: optax.GradientTransformation,
-    rho: Rho,
+    rho: Number,
     *,
-    eps: float = 0.0,
+    eps: Number = 0.0,
     has_aux: bool = False,
     has_key: bool = False,
     axis_name: str | None = None,
@@ -217,7 +216,7 @@ def dnsam(
     Args:
         loss: `loss(params, batch)`, a mean over samples.
         optimizer: any optax optimizer.
-        rho: perturbation radius, or an optax schedule.
+        rho: perturbation radius, a number (which jax may trace) or an optax schedule.
         eps: of the normaliser; where `grad f` and `eps` vanish nothing is perturbed.
         has_aux: the loss gives `(loss, aux)`.
         has_key: the loss takes a `key`.
@@ -242,11 +241,11 @@ def dnsam(
 def rw_sam(
     loss: Loss,
     optimizer: optax.GradientTransformation,
-    rho: Rho,
-    lam: float,
+    rho: Number,
+    lam: Number,
     *,
     norms: NormEstimate | None = None,
-    eps: float = 0.0,
+    eps: Number = 0.0,
     has_aux: bool = False,
     has_key: bool = False,
     axis_name: str | None = None,
@@ -261,7 +260,7 @@ def rw_sam(
     Args:
         loss: `loss(params, batch)`, shape (b,), the loss of each sample.
         optimizer: any optax optimizer.
-        rho: perturbation radius, or an optax schedule.
+        rho: perturbation radius, a number (which jax may trace) or an optax schedule.
         lam: inverse temperature `lambda`, at least 0; 0 gives SAM.
         norms: how `|g_i|` is estimated; by default from one Rademacher direction.
         eps: of the normaliser; at 0 a vanishing `v` perturbs nothing.

@@ -6,8 +6,8 @@ run, devices, keys, auxiliary values, and the checks.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from sdesam._names import unknown
-from sdesam.discrete.kernel import Perturbed, check_delta, check_delta_at, perturbed_gradient
-from sdesam.engine import check_key
+from sdesam.discrete.kernel import Perturbed, check_delta, check_delta_at, perturbed_gradient, random_key, wide
 from sdesam.sampling import check_perturbation
 from sdesam.sampling import whole as whole_number
 from sdesam.variants import NormEstimate, Variant
@@ -26,22 +25,36 @@ from sdesam.variants import variant as find_variant
 PyTree = Any
 Groups = Literal["vmap", "accumulate"]
 Together = Literal["local", "synchronised"]
+Number = float | jax.Array | Callable[[Any], Any]
+"""A number, which jax may trace, or a schedule: a function of the number of steps taken."""
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["count", "inner"], meta_fields=["variant"])
-@dataclass(frozen=True)
-class State:
-    """The state of an :class:`Optimizer`.
+class State(NamedTuple):
+    """The state of an :class:`Optimizer`; a pytree of the arrays of `count` and `inner`.
+
+    A named tuple, which every way of storing a state knows (`flax.serialization`, orbax, pickle).
 
     Args:
         count: steps taken.
         inner: the state of the optax optimizer.
-        variant: the variant's name; static, no array.
+        variant: the variant's name; no array, and so a part of the structure.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # the tuple's own `count` counts
     inner: PyTree
     variant: str
+
+
+def _children(state: State) -> tuple[Any, str]:
+    return [(jax.tree_util.GetAttrKey(name), getattr(state, name)) for name in ("count", "inner")], state.variant
+
+
+def _state(variant: str, children: Iterable[Any]) -> State:
+    count, inner = children
+    return State(count, inner, variant)
+
+
+jax.tree_util.register_pytree_with_keys(State, _children, _state)
 
 
 class Info(NamedTuple):
@@ -67,13 +80,14 @@ class Optimizer:
         loss: `loss(params, batch, *args)`, the mean loss of a batch or, shape (b,), the loss of each of its samples (rw-sam needs these);
             `args` are those given to :meth:`step`, the same for every micro-batch. It must be a mean over samples: micro-batches are
             averaged.
-        optimizer: any optax optimizer; momentum, weight decay, schedules and clipping act on `G`, not on the perturbation.
-        rho: perturbation radius, a number or an optax schedule (a function of the number of steps taken); where a schedule is negative, the step
-            is NaN.
+        optimizer: any optax optimizer; momentum, weight decay, schedules, clipping and masks act on `G`, not on the perturbation: a parameter
+            that optax freezes is perturbed all the same. To leave one alone, keep it out of `params`, in `args`.
+        rho: perturbation radius, a number (jax may trace it: `vmap` and `grad` over it work) or an optax schedule, a function of the number
+            of steps taken. A traced or scheduled number that is negative makes the step NaN.
         micro: `m`, the samples of a micro-batch: the first `m` of the batch (of a device's, under `axis_name`), the next `m`, and so on.
-        eps: of the normaliser `sqrt(|.|^2 + eps^2)`; at `eps = 0` a vanishing gradient perturbs nothing. Norms are taken in float32 at
-            least and scaled: small gradients and small `eps` do not underflow in half precision.
-        lam: inverse temperature of the Gibbs weights.
+        eps: of the normaliser `sqrt(|.|^2 + eps^2)`, as `rho` a number or a schedule; at `eps = 0` a vanishing gradient perturbs nothing.
+            Norms are taken in float32 at least and scaled: small gradients and small `eps` do not underflow in half precision.
+        lam: inverse temperature of the Gibbs weights, as `rho` a number or a schedule.
         norms: how gradient norms are estimated for the Gibbs weights.
         groups: how micro-batches are run: `"vmap"`, all at once, or `"accumulate"`, one after the other with the memory of one.
         has_aux: whether the loss gives `(loss, aux)`, as in `jax.grad`. Auxiliary values (batch statistics, metrics) are those at the
@@ -102,11 +116,11 @@ class Optimizer:
         variant: str | Variant,
         loss: Callable[..., Any],
         optimizer: optax.GradientTransformation,
-        rho: float | Callable[[Any], Any],
+        rho: Number,
         *,
         micro: int | None = None,
-        eps: float = 0.0,
-        lam: float | None = None,
+        eps: Number = 0.0,
+        lam: Number | None = None,
         norms: NormEstimate | None = None,
         groups: Groups = "vmap",
         has_aux: bool = False,
@@ -118,11 +132,14 @@ class Optimizer:
         name = self.variant.name
         if not callable(loss):
             raise TypeError(f"loss={loss!r}: it must be a function (params, batch) -> loss")
+        if isinstance(optimizer, optax.MultiSteps):
+            optimizer = optax.GradientTransformationExtraArgs(optimizer.init, optimizer.update)
         if not isinstance(optimizer, optax.GradientTransformation):
             raise TypeError(f"optimizer={optimizer!r}: it must be an optax optimizer, such as optax.sgd(0.1, momentum=0.9)")
         self.loss, self.inner = loss, optax.with_extra_args_support(optimizer)
-        fixed, self.eps, self.lam, self.norms = check_perturbation(self.variant, 0.0 if callable(rho) else rho, eps, lam, norms)
-        self.rho: Callable[[Any], Any] = partial(_radius, rho) if callable(rho) else lambda count: fixed
+        *known, self.norms = check_perturbation(self.variant, _known(rho), _known(eps), _known(lam), norms)
+        given = zip(("rho", "eps", "lam"), (rho, eps, lam), known, strict=True)
+        self.rho, self.eps, self.lam = (_schedule(what, number, checked) for what, number, checked in given)
         if micro is not None and not self.variant.micro:
             raise ValueError(f"micro={micro!r}: {name} has no micro-batches; leave micro out, or use m_sam")
         self.micro = None if micro is None else whole_number("micro", micro)
@@ -179,14 +196,18 @@ class Optimizer:
             batch: the mini-batch (under `axis_name` the device's part, of equal size), for the loss; with micro-batches a pytree of arrays whose
                 leading axis is the sample.
             args: for the loss, beside `params` and `batch`.
-            key: a jax random key, for a loss with `has_key` and for rw-sam's random directions; the same on every device.
+            key: a jax random key of any implementation, for a loss with `has_key` and for rw-sam's random directions; the same on every
+                device.
             whole: `grad f(x)` over the data set, for n-sam and dnsam: see :meth:`whole_gradient`.
-            extra: further arguments of the optax optimizer; `value`, the loss, is given to it anyway.
+            extra: further arguments of the optax optimizer; `value`, the loss at `params`, is given to it anyway. A line search
+                (`optax.lbfgs`) needs the function that it searches along `G`, `value_fn=lambda params: ...`; the value and the gradient of
+                that function at `params` are then given to it, too.
 
         Raises:
             ValueError: a state from another variant or other parameters, micro-batches that do not divide the batch, a loss without
                 per-sample values for rw-sam, `key` or `whole` missing or not needed.
-            TypeError: an argument of another kind.
+            TypeError: an argument of another kind, or one missing that the optax optimizer needs.
+            NotImplementedError: jax cannot batch the loss, a grouped convolution on a mesh of devices; the message says what can.
         """
         found = self.gradient(params, state, batch, *args, key=key, whole=whole)
         updates, state = self._inner_update(found, params, state, extra)
@@ -238,8 +259,9 @@ class Optimizer:
         self._check_params(params)
         self._check_state(state, params)
         loss_key, direction_key = self._keys(key)
+        params = _moving(params)
         self._check_whole(whole, params)
-        rho = self.rho(state.count)
+        rho, eps, lam = (number(state.count) for number in (self.rho, self.eps, self.lam))
         parts, number_of = self._micro_batches(batch)
         first: Any = 0
         x = params
@@ -248,16 +270,21 @@ class Optimizer:
 
         def micro_batch(part: PyTree, number: Any) -> Perturbed:
             losses = partial(self._losses, batch=part, args=args, key=_numbered(loss_key, number))
-            return perturbed_gradient(self.variant, self.norms, losses, x, whole, rho, self.eps, self.lam, direction_key, together=self.together)
+            return perturbed_gradient(self.variant, self.norms, losses, x, whole, rho, eps, lam, direction_key, together=self.together)
 
-        if number_of == 1:
-            found = micro_batch(batch, first)
-        else:
-            numbers = first + jnp.arange(number_of)
-            if self.groups == "vmap":
-                found = jax.tree.map(_mean, jax.vmap(micro_batch)(parts, numbers))
+        try:
+            if number_of == 1:
+                found = micro_batch(batch, first)
             else:
-                found = _accumulated(micro_batch, x, parts, numbers)
+                numbers = first + jnp.arange(number_of)
+                if self.groups == "vmap":
+                    found = jax.tree.map(_mean, jax.vmap(micro_batch)(parts, numbers))
+                else:
+                    found = _accumulated(micro_batch, x, parts, numbers)
+        except NotImplementedError as error:
+            if str(error):
+                raise
+            raise NotImplementedError(_NOT_BATCHED) from error
         return found if self.axis_name is None else jax.tree.map(partial(_mean_of_devices, axis_name=self.axis_name), found)
 
     def whole_gradient(self, params: PyTree, data: PyTree, *args: Any, chunk: int = 256, key: Any = None) -> PyTree:
@@ -283,6 +310,7 @@ class Optimizer:
         >>> x, state, info = opt.step(x, opt.init(x), data[:2], whole=opt.whole_gradient(x, data))
         """
         self._check_params(params)
+        params = _moving(params)
         n, chunk = _samples(data), whole_number("chunk", chunk)
         loss_key, _ = self._keys(key, directions=False)
         full, x = n // chunk, params if self.axis_name is None else told_apart(params, self.axis_name)
@@ -290,7 +318,7 @@ class Optimizer:
         def part(data: PyTree, number: Any) -> PyTree:
             return self._summed(x, data, args, _numbered(loss_key, number))
 
-        total = jax.tree.map(lambda leaf: jnp.zeros_like(_wide(leaf)), x)
+        total = jax.tree.map(jnp.zeros_like, wide(x))
         if full:
             head = jax.tree.map(lambda leaf: leaf[: full * chunk].reshape(full, chunk, *leaf.shape[1:]), data)
             total, _ = jax.lax.scan(lambda total, one: (jax.tree.map(jnp.add, total, part(*one)), None), total, (head, jnp.arange(full)))
@@ -319,8 +347,9 @@ class Optimizer:
         0.5
         """
         self._check_params(params)
+        params = _moving(params)
         loss_key, _ = self._keys(key, directions=False)
-        total, n = jax.tree.map(lambda leaf: jnp.zeros_like(_wide(leaf)), params), 0
+        total, n = jax.tree.map(jnp.zeros_like, wide(params)), 0
         for number, batch in enumerate(batches):
             total = _add_batch(self, total, params, batch, args, _numbered(loss_key, number))
             n += _samples(batch)
@@ -331,7 +360,7 @@ class Optimizer:
     def _summed(self, x: PyTree, batch: PyTree, args: tuple[Any, ...], key: Any) -> PyTree:
         """The gradient of the SUM of the losses of a batch."""
         g = jax.grad(lambda y: jnp.mean(self._losses(y, batch, args, key)[0]))(x)
-        return jax.tree.map(lambda leaf: _wide(leaf) * _samples(batch), g)
+        return jax.tree.map(lambda leaf: leaf * _samples(batch), wide(g))
 
     def _losses(self, y: PyTree, batch: PyTree, args: tuple[Any, ...], key: Any) -> tuple[jax.Array, Any]:
         """The user's loss as the kernel wants it, checked while it is traced."""
@@ -379,7 +408,7 @@ class Optimizer:
             return None, None
         if not directions and not self.has_key:
             raise ValueError("key: nothing here is random; leave it out, or say has_key=True if the loss takes a key")
-        key = check_key(key)
+        key = random_key(key)
         if not self.has_key:
             return None, key
         loss_key, direction_key = jax.random.split(key)
@@ -391,7 +420,8 @@ class Optimizer:
                 what = f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else repr(leaf)
                 place = jax.tree_util.keystr(path)
                 raise TypeError(
-                    f"params{place} is {what}: parameters must be floating-point arrays; keep other values out of params, in args or the loss"
+                    f"params{place} is {what}: parameters must be floating-point arrays; keep other values out of params, in args or the loss "
+                    "(of an equinox module take eqx.partition(module, eqx.is_inexact_array), of an nnx one nnx.split(module, nnx.Param, ...))"
                 )
         if not jax.tree.leaves(params):
             raise ValueError("params holds no array: there is nothing to train")
@@ -402,18 +432,24 @@ class Optimizer:
             raise TypeError(f"state is a {type(state).__name__}: it must be what init(params) or the last step of this optimizer gave")
         if state.variant != self.variant.name:
             raise ValueError(f"the state is that of {state.variant}, and this is {self.variant.name}: make one with init(params)")
-        wanted = jax.eval_shape(self.inner.init, params)
+        try:
+            wanted = jax.eval_shape(self.inner.init, params)
+        except jax.errors.JAXTypeError:
+            return  # an `init` that looks at numbers cannot tell shapes alone
         advice = "it comes from other parameters or another optimizer; make one with init(params)"
         given: Any = jax.tree.structure(state.inner)
         if given != jax.tree.structure(wanted):
             raise ValueError(f"the state does not have the structure that these parameters need: {advice}")
         for (path, leaf), like in zip(jax.tree_util.tree_leaves_with_path(state.inner), jax.tree.leaves(wanted), strict=True):
-            if jnp.shape(leaf) != like.shape:
-                place = jax.tree_util.keystr(path)
-                raise ValueError(f"state.inner{place} has shape {list(jnp.shape(leaf))}, but these parameters need {list(like.shape)}: {advice}")
-            if not _serves(leaf, like):
-                place = jax.tree_util.keystr(path)
-                raise ValueError(f"state.inner{place} is of {jnp.result_type(leaf)}, but these parameters need {like.dtype}: {advice}")
+            place = f"state.inner{jax.tree_util.keystr(path)}"
+            try:
+                shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
+            except TypeError:
+                raise TypeError(f"{place} is {leaf!r}: it must be a number or an array") from None
+            if shape != like.shape:
+                raise ValueError(f"{place} has shape {list(shape)}, but these parameters need {list(like.shape)}: {advice}")
+            if not _serves(dtype, like):
+                raise ValueError(f"{place} is of {dtype}, but these parameters need {like.dtype}: {advice}")
 
     def _check_whole(self, gradient: PyTree, params: PyTree) -> None:
         name = self.variant.name
@@ -422,27 +458,83 @@ class Optimizer:
                 raise ValueError(f"whole: {name} does not use the gradient of the data set; leave it out")
         elif gradient is None:
             raise ValueError(f"{name} needs the gradient of the data set: give whole=opt.whole_gradient(params, data)")
-        elif jax.tree.map(jnp.shape, gradient) != jax.tree.map(jnp.shape, params):
+        elif _shapes(gradient) != _shapes(params):
             raise ValueError("whole does not have the structure of params: it must be the gradient of the data set at params")
 
     def _inner_update(self, found: Perturbed, params: PyTree, state: State, extra: dict[str, Any]) -> tuple[PyTree, State]:
-        updates, inner = self.inner.update(found.gradient, state.inner, params, **{"value": found.loss, **extra})
+        extra = {"value": found.loss, **extra}
+        if "value_fn" in extra and "grad" not in extra:
+            # what a line search compares must be of one function: G is not the gradient of `value_fn`
+            extra["value"], extra["grad"] = jax.value_and_grad(extra["value_fn"])(_moving(params))
+        try:
+            updates, inner = self.inner.update(found.gradient, state.inner, params, **extra)
+        except TypeError as error:
+            missing = re.search(r"missing \d+ required keyword-only arguments?: (.*)", str(error))
+            if missing is None:
+                raise
+            names = set(re.findall(r"'(\w+)'", missing[1]))
+            if "value_fn" in names:  # the gradient comes with it
+                names -= {"grad"}
+            more = ", ".join(f"{name}=..." for name in sorted(names))
+            raise TypeError(f"the optax optimizer needs more than a gradient: opt.step(params, state, batch, {more})") from error
         return updates, State(state.count + 1, inner, state.variant)
 
     def __repr__(self) -> str:
         return f"Optimizer({self.variant.name!r})"
 
 
-def _serves(leaf: Any, like: Any) -> bool:
-    """Whether a leaf of a state has the kind of number that it should; some optax optimizers keep their numbers in float32 from the first step on."""
-    given = jnp.result_type(leaf)
-    return given == like.dtype or bool(jnp.issubdtype(like.dtype, jnp.floating) and given == jnp.promote_types(like.dtype, jnp.float32))
+_NOT_BATCHED = (
+    "the loss raised a NotImplementedError without words; jax does so where a grouped convolution on a mesh of devices is batched: "
+    "run micro-batches one after the other, groups='accumulate', and in the loss use jax.lax.map for jax.vmap"
+)
 
 
-def _radius(schedule: Callable[[Any], Any], count: Any) -> Any:
-    """`rho` from a schedule: compiled code can refuse nothing, so that where it is negative the step is NaN, and seen."""
-    rho = schedule(count)
-    return jnp.where(rho < 0, jnp.nan, rho)
+def _serves(dtype: Any, like: Any) -> bool:
+    """Whether numbers of `dtype` may stand where the state has those of `like`.
+
+    A number by itself, such as an injected hyperparameter, may be any that optax can compute with; in arrays some optax optimizers go over
+    to float32 with their first step. Where floats stand for whole numbers, or less precise ones for the parameters', the state is
+    that of others.
+    """
+    if not jnp.issubdtype(like.dtype, jnp.floating):
+        return dtype == like.dtype or bool(jnp.issubdtype(dtype, jnp.integer) and jnp.issubdtype(like.dtype, jnp.integer))
+    if like.shape == ():
+        return bool(jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer))
+    return bool(jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize >= like.dtype.itemsize)
+
+
+def _shapes(tree: PyTree) -> tuple[Any, list[tuple[int, ...]]]:
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [jnp.shape(leaf) for leaf in leaves]
+
+
+def _moving(params: PyTree) -> PyTree:
+    """The parameters that a gradient is taken by; `optax.lookahead` has slow ones beside them."""
+    return params.fast if isinstance(params, optax.LookaheadParams) else params
+
+
+def _known(number: Any) -> Any:
+    """A number to be checked now; one that is known only later has a valid one in its place."""
+    return 1.0 if callable(number) or isinstance(number, jax.core.Tracer) else number
+
+
+def _schedule(name: str, number: Any, checked: float) -> Callable[[Any], Any]:
+    """A number of a step as a function of the steps taken."""
+    if callable(number):
+        return lambda count: _seen(name, number(count))
+    if isinstance(number, jax.core.Tracer):
+        seen = _seen(name, number)
+        return lambda count: seen
+    return lambda count: checked
+
+
+def _seen(name: str, number: Any) -> Any:
+    """A number that compiled code can refuse no more: where it is negative or not finite the step is NaN, and seen."""
+    kind = jnp.result_type(number)
+    if jnp.shape(number) != () or not (jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)):
+        raise TypeError(f"{name}={number!r}: it must be one real number")
+    value = jnp.asarray(number, float)
+    return jnp.where((value >= 0) & jnp.isfinite(value), value, jnp.nan)
 
 
 def told_apart(params: PyTree, axis_name: str) -> PyTree:
@@ -459,10 +551,10 @@ def _accumulated(micro_batch: Callable[[PyTree, Any], Perturbed], x: PyTree, par
 
     def add(total: PyTree, one: tuple[PyTree, Any]) -> tuple[PyTree, tuple[Any, Any]]:
         found = micro_batch(*one)
-        return jax.tree.map(lambda t, g: t + _wide(g), total, found.gradient), (found.loss, found.aux)
+        return jax.tree.map(jnp.add, total, wide(found.gradient)), (found.loss, found.aux)
 
     # x * 0, not zeros: it differs between devices where x does
-    total, (loss, aux) = jax.lax.scan(add, jax.tree.map(lambda leaf: jnp.zeros_like(_wide(leaf)), x), (parts, numbers))
+    total, (loss, aux) = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, wide(x)), (parts, numbers))
     G = jax.tree.map(lambda t, leaf: (t / numbers.shape[0]).astype(leaf.dtype), total, x)
     return Perturbed(G, _mean(loss), jax.tree.map(_mean, aux))
 
@@ -486,10 +578,6 @@ def _mean_of_devices(leaf: jax.Array, axis_name: str) -> jax.Array:
 
 def _is_key(leaf: jax.Array) -> bool:
     return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
-
-
-def _wide(leaf: jax.Array) -> jax.Array:
-    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
 
 def _numbered(key: Any, number: Any) -> Any:

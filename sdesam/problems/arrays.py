@@ -27,7 +27,7 @@ def samples(data: PyTree) -> tuple[PyTree, int]:
         ValueError: leaves of different length, a ragged list, whole numbers beyond 32 bits where jax
             has no more.
     """
-    leaves, structure = jax.tree_util.tree_flatten_with_path(_lists_as_arrays(data, "data"), is_leaf=lambda leaf: leaf is None)
+    leaves, structure = _flatten("data", _lists_as_arrays(data, "data"), is_leaf=lambda leaf: leaf is None)
     names = [f"data{jax.tree_util.keystr(path)}" for path, _ in leaves]
     arrays = [_array(name, leaf, path) for name, (path, leaf) in zip(names, leaves, strict=True)]
     lengths = {name: leaf.shape[0] if leaf.ndim else 0 for name, leaf in zip(names, arrays, strict=True) if leaf is not None}
@@ -41,6 +41,19 @@ def samples(data: PyTree) -> tuple[PyTree, int]:
             f"but the leading axes have lengths {known or '(no arrays)'}{f' ({listed})' if listed else ''}"
         )
     return jax.tree.unflatten(structure, arrays), int(known[0])
+
+
+def _flatten(name: str, tree: PyTree, **options: Any) -> tuple[list[tuple[Any, Any]], Any]:
+    """Leaves with their paths, and the structure."""
+    try:
+        return jax.tree_util.tree_flatten_with_path(tree, **options)
+    except ValueError as error:
+        # what jax cannot sort; a node of the user's own may raise another error
+        raise TypeError(f"{name} is no pytree that jax can take apart ({_sentence(error)}): the keys of a dictionary must be of one type") from error
+
+
+def _sentence(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(".")
 
 
 def _array(name: str, leaf: Any, path: tuple[Any, ...]) -> Any:
@@ -153,14 +166,15 @@ def parameters(x0: PyTree) -> tuple[PyTree, PyTree]:
 
     The rest are functions, and in a module of equinox all but floating-point arrays.
     """
+    leaves, structure = _flatten("x0", x0)
     _refuse_flax(x0)
-    leaves, structure = jax.tree_util.tree_flatten_with_path(x0)
     kept = [callable(leaf) or (own and not _floating(leaf)) for (_, leaf), own in zip(leaves, _in_modules(x0), strict=True)]
     own = {jax.tree_util.keystr(path): leaf for (path, leaf), rest in zip(leaves, kept, strict=True) if not rest}
     for path, leaf in own.items():
-        if not _plain(leaf) or getattr(leaf, "dtype", np.dtype(float)).kind == "O":
-            raise TypeError(f"x0{path} is {_kind(leaf)}: x0 must hold floating-point arrays, or be a pytree of them")
-    if not own or not all(np.size(leaf) for leaf in own.values()):
+        if not numeric(leaf):
+            what = describe(leaf) if isinstance(leaf, np.ndarray) else _kind(leaf)
+            raise TypeError(f"x0{path} is {what}: x0 must hold floating-point arrays, or be a pytree of them")
+    if not any(np.size(leaf) for leaf in own.values()):
         raise ValueError(f"x0 has no parameters: it must hold at least one non-empty array, not {describe(x0)}")
     if not all(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in own.values()):
         raise TypeError(f"x0 must hold floating-point arrays, not {describe(x0)}; write 1.0 for 1")
@@ -179,6 +193,11 @@ def _in_modules(x0: PyTree) -> list[bool]:
 
 def _floating(leaf: Any) -> bool:
     return isinstance(leaf, (np.ndarray, jax.Array)) and bool(jnp.issubdtype(leaf.dtype, jnp.floating))
+
+
+def numeric(leaf: Any) -> bool:
+    """Whether it is a number or an array of numbers."""
+    return _plain(leaf) and any(jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), kind) for kind in (jnp.number, jnp.bool_))
 
 
 def _plain(leaf: Any) -> bool:
@@ -225,10 +244,11 @@ def describe(tree: PyTree) -> str:
     """The shapes of a pytree, for messages."""
 
     def told(leaf: Any) -> str:
-        known = _plain(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
-        return f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}" if known else type(leaf).__name__
+        if numeric(leaf) or isinstance(leaf, jax.ShapeDtypeStruct):
+            return f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+        return f"an array of {leaf.dtype}" if isinstance(leaf, (np.ndarray, np.generic)) else type(leaf).__name__
 
-    return str(jax.tree.map(told, tree))
+    return " ".join(str(jax.tree.map(told, tree)).split())  # modules of equinox are told in lines
 
 
 def refuse_traced(what: str) -> NoReturn:

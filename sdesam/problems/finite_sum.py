@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from sdesam._functions import Function, compiled
+from sdesam._functions import Function, compiled, failure
 from sdesam._keys import seed_key
 from sdesam._names import unknown
 from sdesam._precision import like, of_sums, wide
 from sdesam._process import check_not_forked
-from sdesam.problems.arrays import check_structure, describe, parameters, refuse_traced, samples, where_not_finite
+from sdesam.problems.arrays import check_structure, describe, numeric, parameters, refuse_traced, samples, where_not_finite
 from sdesam.problems.ghost import Factors, dense_layers, deviations, factors, held
 from sdesam.problems.smoothness import bodies, nonsmooth_operations
 from sdesam.sampling import positive, whole
@@ -208,12 +208,14 @@ class FiniteSum:
         return check_structure(x, self.x0, self.rest)
 
     def _check_loss(self) -> None:
+        returned = []
         try:
-            shape = jax.eval_shape(self._loss, self.x0, self.sample(0))
+            jax.eval_shape(lambda x, sample: returned.append(self._loss(x, sample)), self.x0, self.sample(0))
         except Exception as error:
-            raise ValueError(f"sample_loss(x0, sample 0) fails with {type(error).__name__}: {error}") from error
-        if not hasattr(shape, "shape") or shape.shape != () or not jnp.issubdtype(shape.dtype, jnp.floating):
-            raise ValueError(f"sample_loss must return one floating-point scalar, but it returns {describe(shape)}")
+            raise failure("sample_loss(x0, sample 0)", error) from error
+        (value,) = returned
+        if not numeric(value) or jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+            raise ValueError(f"sample_loss must return one floating-point scalar, but it returns {describe(value)}")
         start = self.loss(self.x0)
         if isinstance(start, jax.core.Tracer):
             refuse_traced("what a FiniteSum is made of")
@@ -378,7 +380,11 @@ class Observer:
         own, arrays = data
         found = {name: BUILT_IN[name](self.sample_loss, self.chunk, own, x) for name in self.names if name not in dict(self.extra)}
         for name, fn in self.extra:
-            found[name] = _one_array(name, fn.filled(arrays[name])(x))
+            try:
+                value = fn.filled(arrays[name])(x)
+            except Exception as error:
+                raise failure(f"observable {name!r}", error) from error
+            found[name] = _one_array(name, value)
         return found
 
     def check(self, data: tuple[PyTree, dict[str, list[jax.Array]]], x: PyTree) -> None:
@@ -395,8 +401,8 @@ class Observer:
 
 
 def _one_array(name: str, value: Any) -> jax.Array:
-    if not isinstance(value, (bool, int, float, complex, np.generic, np.ndarray, jax.Array)):
-        raise TypeError(f"observable {name!r} must return one array, or a number, but it returns a {type(value).__name__}: {describe(value)}")
+    if not numeric(value):
+        raise TypeError(f"observable {name!r} must return one array, or a number, but it returns {describe(value)}")
     return jnp.asarray(value)
 
 

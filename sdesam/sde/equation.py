@@ -17,12 +17,12 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 from jax.flatten_util import ravel_pytree
 
-from sdesam._functions import Function, bare, compiled
+from sdesam._functions import Function, bare, compiled, failure
 from sdesam._precision import like, wide
 from sdesam.discrete.kernel import check_delta_on
 from sdesam.engine import check_key
 from sdesam.problems import FiniteSum
-from sdesam.problems.arrays import check_structure, describe, parameters, shapes
+from sdesam.problems.arrays import check_structure, describe, numeric, parameters, shapes
 from sdesam.problems.finite_sum import computes_in_half, samples_without_vectors
 from sdesam.problems.ghost import dense_layers
 from sdesam.sampling import Sampling, Step, check_step, count_micro_batches, list_micro_batches, told_count, whole
@@ -216,20 +216,23 @@ class _WrittenKernel:
 
     def drifts(self, params: Any, x: PyTree) -> PyTree:
         """`B(x)` as the user's function gives it, of one path or of many."""
-        return self._vector("drift(x0)", self.drift_fn.filled(params[0])(x), x)
+        return self._vector("drift(x0)", self.drift_fn.filled(params[0]), x)
 
     def noises(self, params: Any, x: PyTree, xi: jax.Array) -> PyTree:
         """`A(x) xi` in the same way."""
-        return self._vector("apply_noise(x0, xi)", self.noise_fn.filled(params[1])(x, xi), x)
+        return self._vector("apply_noise(x0, xi)", self.noise_fn.filled(params[1]), x, xi)
 
-    def _vector(self, what: str, value: Any, x: PyTree) -> PyTree:
-        """What a function gave as a vector of the structure, the shapes and the precision of the state, or a sentence saying why it is none."""
-        value = bare(value, self.drift_fn.rest)
+    def _vector(self, what: str, fn: Callable[..., Any], x: PyTree, *xi: jax.Array) -> PyTree:
+        """What a function gives as a vector of the structure, the shapes and the precision of the state, or a sentence saying why it gives none."""
+        try:
+            value = bare(fn(x, *xi), self.drift_fn.rest)
+        except Exception as error:
+            raise failure(what, error) from error
         if shapes(value) != shapes(x):
             behind = f" behind a leading axis of {len(jax.tree.leaves(x)[0])} paths" if self.batched else ""
             raise ValueError(f"{what} must have the shapes of x0{behind}, {describe(x)}, but it returns {describe(value)}")
         kinds = (jnp.floating, jnp.integer)
-        if not all(any(jnp.issubdtype(jnp.result_type(leaf), kind) for kind in kinds) for leaf in jax.tree.leaves(value)):
+        if not all(numeric(leaf) and any(jnp.issubdtype(jnp.result_type(leaf), kind) for kind in kinds) for leaf in jax.tree.leaves(value)):
             raise TypeError(f"{what} must hold real numbers, but it returns {describe(value)}")
         return like(jax.tree.map(jnp.asarray, value), x)
 
@@ -515,7 +518,7 @@ def _working_bytes(problem: FiniteSum, kernel: _TreeKernel) -> int:
 
 def _micro_batches(equation: ModifiedEquation, n: int, step: Step, expectation: str, count: int | None) -> tuple[MicroBatches | None, _Draw | None]:
     """The micro-batches that an expectation runs over, all listed or a way to draw some, or neither where there is none."""
-    if not equation.whole_micro_batches or not any(tree.factors for part in equation.parts for tree in part.trees):
+    if not equation.whole_micro_batches or not any(tree.micro_batches for part in equation.parts for tree in part.trees):
         if count is not None:
             raise ValueError(
                 f"micro_batches={count}: {equation.variant.name} at order {equation.order} has no expectation over whole micro-batches, so that none "

@@ -284,7 +284,7 @@ def _check_sde(call: str, sde: Any) -> None:
     }
     if not isinstance(sde, SDE):
         told = meant.get(type(sde).__name__, "make one by sdesam.SDE(...), or by binding a derived equation to a problem")
-        raise TypeError(f"{call} takes a sdesam.SDE, not a {type(sde).__name__}: {told}")
+        raise TypeError(f"{call} takes a sdesam.SDE, not {type(sde).__name__}: {told}")
 
 
 def _in_precision(x0: PyTree, dtype: str | None) -> PyTree:

@@ -61,7 +61,8 @@ def _vector(tree: Tree, loss: dict[int, sp.Expr], variables: Sequence[sp.Symbol]
 
 def _factor(factor: Factor, loss: dict[int, sp.Expr], variables: Sequence[sp.Symbol]) -> sp.Expr:
     if factor.norm:
-        return sp.sqrt(sum(sp.diff(loss[factor.tree.colour], v) ** 2 for v in variables) + eps**2) ** factor.power
+        norm = sp.sqrt(sum(sp.diff(loss[factor.tree.colour], v) ** 2 for v in variables) + eps**2)
+        return (sp.log(norm) if factor.log else norm) ** factor.power
     branches = [_vector(child, loss, variables) for child in factor.tree.children]
     total = sp.Integer(0)
     for axes in product(range(len(variables)), repeat=len(branches)):

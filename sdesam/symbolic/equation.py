@@ -233,16 +233,14 @@ class ModifiedEquation:
         return "\n".join(lines)
 
     def _norms(self) -> list[str]:
-        """What the symbols of a normalised variant mean."""
-        if self.variant.normaliser == "none":
-            return []
-        if not self.whole_micro_batches:
-            return ["r = sqrt(|gbar|^2 + eps^2); where it vanishes (eps = 0) the perturbation is 0."]
+        """What the symbols of micro-batches, norms and weights mean."""
         hat = "^" if self.variant.weights != "equal" else ""
-        lines = [
-            f"I: a micro-batch of {_size(self.variant)} samples, mean_I: over all of them; g_I, H_I, T_I: derivatives of f_I;",
-            f"r{hat}_I = sqrt(|g{hat}_I|^2 + eps^2); where it vanishes (eps = 0) the perturbation is 0.",
-        ]
+        lines = []
+        if self.whole_micro_batches:
+            lines.append(f"I: a micro-batch of {_size(self.variant)} samples, mean_I: over all of them; g_I, H_I, T_I: derivatives of f_I;")
+        if self.variant.normaliser != "none":
+            r, g = (f"r{hat}_I", f"g{hat}_I") if self.variant.normaliser == "own" and self.whole_micro_batches else ("r", "gbar")
+            lines.append(f"{r} = sqrt(|{g}|^2 + eps^2); where it vanishes (eps = 0) the perturbation is 0.")
         if hat:
             lines.append("g^_I = sum_i p_i g_i with Gibbs weights p_i proportional to exp(lam nu_i), nu_i an estimate of |g_i|; D: its derivative.")
         return lines
@@ -342,7 +340,8 @@ def check_order(order: tuple[int, int]) -> tuple[int, int]:
     if alpha > 2:
         raise ValueError(
             f"order={order!r}: no SDE driven by Brownian motion has alpha > 2, because the logarithm of the one-step operator contains "
-            "-eta^2 kappa_3(G) D^3/6, a third derivative that only a vanishing third cumulant of the step would remove; choose alpha 1 or 2"
+            "-eta^3 kappa_3(G) D^3/6 (-eta^2 per unit of SDE time), a third derivative that only a vanishing third cumulant of the step "
+            "would remove; choose alpha 1 or 2"
         )
     if alpha < 1:
         raise ValueError(f"order={order!r}: alpha must be 1 or 2")
@@ -381,7 +380,7 @@ def _derive(variant: Variant, alpha: int, beta: int, with_replacement: bool) -> 
 def _mean(variant: Variant, j: int, with_replacement: bool) -> TreeSum:
     """`j! E G_j`, `G_j = D^(j+1) f_I [u_I, ..., u_I] / j!`."""
     if _whole_micro_batches(variant) and j:
-        return TreeSum({_of_micro_batch(variant, j, colour=1): sp.Integer(1)})
+        return _of_micro_batch(variant, j, 1, sp.Integer(1))
     return _divided(mean(_skeleton(variant, j), _size(variant), with_replacement), variant, j)
 
 
@@ -389,7 +388,7 @@ def _influence(variant: Variant, j: int, with_replacement: bool) -> TreeSum:
     """The influence of one sample on `j! G_j`: its first Hoeffding projection."""
     if _whole_micro_batches(variant) and j:
         size = _size(variant)
-        return TreeSum({_of_micro_batch(variant, j, colour=MARK): conditional_scale(size, with_replacement)})
+        return _of_micro_batch(variant, j, MARK, conditional_scale(size, with_replacement))
     return _divided(projection(_skeleton(variant, j), _size(variant), with_replacement), variant, j)
 
 
@@ -408,11 +407,13 @@ def _whole_micro_batches(variant: Variant) -> bool:
     return variant.perturbation == "micro-batch" and (variant.normaliser == "own" or variant.weights != "equal")
 
 
-def _of_micro_batch(variant: Variant, j: int, colour: int) -> Tree:
-    """`D^(j+1) f_I [u_I, ..., u_I]` with the micro-batch as one colour."""
+def _of_micro_batch(variant: Variant, j: int, colour: int, scale: sp.Expr) -> TreeSum:
+    """`scale` times `D^(j+1) f_I [u_I, ..., u_I]`, with the micro-batch as one colour."""
     leaf = Tree(colour, weighted=variant.weights != "equal")
-    power = -j if variant.normaliser == "own" else 0
-    return Tree(colour, (leaf,) * j, (Factor(True, leaf, power),))
+    bare = Tree(colour, (leaf,) * j)
+    if variant.normaliser == "own":
+        return TreeSum({bare._replace(factors=(Factor(True, leaf, -j),)): scale})
+    return _divided(TreeSum({bare: scale}), variant, j)
 
 
 def _divided(trees: TreeSum, variant: Variant, j: int) -> TreeSum:
@@ -444,7 +445,10 @@ def _nested(tree: Tree) -> list[Any]:
 
 
 def _factors(tree: Tree) -> dict[str, Any]:
-    listed = [{"kind": "norm" if f.norm else "inner product", "tree": _nested(f.tree), "power": f.power} for f in tree.factors]
+    def kind(factor: Factor) -> str:
+        return "logarithm of a norm" if factor.log else "norm" if factor.norm else "inner product"
+
+    listed = [{"kind": kind(f), "tree": _nested(f.tree), "power": f.power} for f in tree.factors]
     return {"factors": listed} if listed else {}
 
 

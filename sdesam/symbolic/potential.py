@@ -13,19 +13,19 @@ from dataclasses import dataclass
 
 import sympy as sp
 
-from sdesam.symbolic.trees import ONE, WHOLE, Factor, Tree, TreeSum, canonical, reroot
+from sdesam.symbolic.trees import ONE, WHOLE, Factor, Tree, TreeSum, canonical, eps, reroot
 
 
 def free(tree: Tree) -> Tree:
     """The representative of the scalar that `tree` is a part of the gradient of, up to a number.
 
-    It is the tree contracted along its edges, times its factors; where the tree is `H g` and a factor the norm `r` of that `g`, it is `r^2` times
-    them, because the gradient of `r^p` is `p r^(p-2) H g`.
+    It is the tree contracted along its edges, times its factors; where the tree is `H g` and a factor the norm `r` of that `g`, it is
+    `r^2` times them, because the gradient of `r^p` is `p r^(p-2) H g`, and for `H g / r^2` it is `log r`.
     """
     norm = _own_norm(tree)
     if norm is not None:
-        raised = tuple(f._replace(power=f.power + 2) if f is norm else f for f in tree.factors)
-        return closed(Tree(ONE, (), raised))
+        scalar = norm._replace(power=1, log=True) if norm.power == -2 else norm._replace(power=norm.power + 2)
+        return closed(Tree(ONE, (), tuple(scalar if f is norm else f for f in tree.factors)))
     return closed(tree)
 
 
@@ -40,16 +40,17 @@ def _gradient(scalar: Tree) -> Iterator[tuple[int, Tree]]:
     if scalar.colour != ONE:
         yield from ((1, rooted) for rooted in reroot(scalar))
     for k, factor in enumerate(scalar.factors):
-        others = (*scalar.factors[:k], *scalar.factors[k + 1 :], factor._replace(power=factor.power - (2 if factor.norm else 1)))
+        number, lower = factor.derivative() if factor.norm else (factor.power, (factor._replace(power=factor.power - 1),))
+        others = (*scalar.factors[:k], *scalar.factors[k + 1 :], *lower)
         if scalar.colour != ONE:
             others = (*others, Factor(False, bare, 1))
         if not factor.norm:
-            yield from ((factor.power, rooted) for rooted in reroot(factor.tree._replace(factors=others)))
+            yield from ((number, rooted) for rooted in reroot(factor.tree._replace(factors=others)))
             continue
         c = factor.tree.colour
         first = 1 + max(0, *(node.colour for f in others for node in f.tree.nodes()))
         edge = Tree(first, (Tree(first + 1),)) if c == WHOLE else Tree(c, (Tree(c),))
-        yield factor.power, canonical(edge._replace(factors=others))
+        yield number, canonical(edge._replace(factors=others))
 
 
 def _own_norm(tree: Tree) -> Factor | None:
@@ -59,7 +60,10 @@ def _own_norm(tree: Tree) -> Factor | None:
     root, leaf = tree.colour, tree.children[0].colour
     sizes = Counter(node.colour for node in tree.nodes())
     for factor in tree.factors:
-        if factor.norm and (factor.tree.colour == root == leaf or (factor.tree.colour == WHOLE and root != leaf and sizes[root] == sizes[leaf] == 1)):
+        if not factor.norm or factor.log:
+            continue
+        whole = factor.tree.colour == WHOLE and root != leaf and sizes[root] == sizes[leaf] == 1
+        if whole or factor.tree.colour == root == leaf:
             return factor
     return None
 
@@ -94,10 +98,12 @@ class Obstruction:
 def potential(field: TreeSum) -> TreeSum | Obstruction:
     """Free trees whose gradient is `field`, or what stands in the way.
 
-    Rooted trees are linearly independent as functions of the losses, and each belongs to one free tree.
+    Rooted trees are linearly independent as functions of the losses, and each belongs to one free tree, once `|g|^2` beside its own norm
+    is written as `r^2 - eps^2`.
     """
     rootings: dict[Tree, dict[Tree, sp.Expr]] = {}
-    for tree, coefficient in field.items():
+    written = TreeSum([(t, k * c) for rooted, c in field.items() for k, t in _by_norms(rooted)])
+    for tree, coefficient in written.items():
         if any(node.weighted for node in tree.nodes()):
             return Obstruction(tree, TreeSum({tree: coefficient}), None)
         rootings.setdefault(free(tree), {})[tree] = coefficient
@@ -110,3 +116,28 @@ def potential(field: TreeSum) -> TreeSum | Obstruction:
             return Obstruction(scalar, TreeSum(found), needed)
         result[scalar] = coefficient
     return TreeSum(result)
+
+
+def _by_norms(tree: Tree) -> Iterator[tuple[sp.Expr, Tree]]:
+    """`tree` with `|g|^2` beside a norm of that `g` written as `r^2 - eps^2`, as pairs of a coefficient and a tree."""
+    for square in tree.factors:
+        norm = next((f for f in tree.factors if f.norm and not f.tree.weighted and _is_square(square, f.tree.colour, tree)), None)
+        if norm is not None:
+            others = tuple(f for f in tree.factors if f is not square)
+            for k in range(square.power + 1):
+                raised = Factor(True, norm.tree, 2 * k)
+                number = sp.binomial(square.power, k) * (-(eps**2)) ** (square.power - k)
+                yield from ((number * c, t) for c, t in _by_norms(canonical(tree._replace(factors=(*others, raised)))))
+            return
+    yield sp.Integer(1), tree
+
+
+def _is_square(factor: Factor, colour: int, tree: Tree) -> bool:
+    """Whether a factor is a power of `|g|^2`, `g` the gradient of a colour, or of the whole data set: then of two means, a colour each."""
+    if factor.norm or len(factor.tree.children) != 1 or factor.tree.children[0].children:
+        return False
+    ends = factor.tree.colour, factor.tree.children[0].colour
+    if colour != WHOLE:
+        return ends == (colour, colour)
+    sizes = Counter(node.colour for node in tree.nodes())
+    return ends[0] != ends[1] and sizes[ends[0]] == sizes[ends[1]] == 1

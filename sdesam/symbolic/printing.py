@@ -170,6 +170,8 @@ def _with_factors(body: str, factors: tuple[Factor, ...], name: Namer, letters: 
             hat = factor.tree.weighted
             symbol = (r"\hat r" if latex else "r^") if hat else "r"
             text = symbol if factor.tree.colour == WHOLE else f"{symbol}_{letters[factor.tree.colour]}"
+            if factor.log:
+                text = rf"\log {text}" if latex else f"log({text})"
         else:
             text = f"({_scalar(factor.tree, name, latex)})"
         size = abs(factor.power)

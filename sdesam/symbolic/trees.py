@@ -62,8 +62,9 @@ class Tree(NamedTuple):
 
     @property
     def micro_batches(self) -> frozenset[int]:
-        """The colours that stand for micro-batches: those whose norm is a factor."""
-        return frozenset(f.tree.colour for f in self.factors if f.norm and f.tree.colour != WHOLE)
+        """The colours that stand for micro-batches: those whose norm is a factor, and those of weighted nodes."""
+        norms = {f.tree.colour for f in self.factors if f.norm and f.tree.colour != WHOLE}
+        return frozenset(norms | {node.colour for node in self.nodes() if node.weighted})
 
 
 class Factor(NamedTuple):
@@ -73,11 +74,19 @@ class Factor(NamedTuple):
         norm: whether the scalar is the smoothed norm `sqrt(|g|^2 + eps^2)` of the leaf `tree`; else it is `tree` contracted along its edges.
         tree: a leaf (its colour may be WHOLE, for the gradient of the mean loss), or a tree hung from any of its nodes.
         power: of the scalar.
+        log: whether the scalar is the logarithm of the norm, as in the potential of `H g / r^2`.
     """
 
     norm: bool
     tree: Tree
     power: int
+    log: bool = False
+
+    def derivative(self) -> tuple[int, tuple[Factor, ...]]:
+        """What multiplies `g . (D g)[v]` in the derivative of a norm's power along `v`: `D r^p = p r^(p-2) g . D g`."""
+        if self.log:
+            return self.power, (self._replace(power=self.power - 1), self._replace(power=-2, log=False))
+        return self.power, (self._replace(power=self.power - 2),)
 
 
 class Skeleton(NamedTuple):
@@ -90,11 +99,12 @@ class Skeleton(NamedTuple):
 def relabel(tree: Tree, colours: Callable[[int], int]) -> Tree:
     """`tree` with every colour but WHOLE and ONE replaced, children and factors in canonical order."""
     children = tuple(sorted(relabel(child, colours) for child in tree.children))
-    powers: Counter[tuple[bool, Tree]] = Counter()
+    powers: Counter[tuple[bool, Tree, bool]] = Counter()
     for factor in tree.factors:
         scalar = relabel(factor.tree, colours)
-        powers[factor.norm, scalar if factor.norm else min(_ordered(rooted) for rooted in rootings(scalar))] += factor.power
-    factors = tuple(sorted(Factor(norm, scalar, power) for (norm, scalar), power in powers.items() if power))
+        scalar = scalar if factor.norm else min(_ordered(rooted) for rooted in rootings(scalar))
+        powers[factor.norm, scalar, factor.log] += factor.power
+    factors = tuple(sorted(Factor(norm, scalar, power, log) for (norm, scalar, log), power in powers.items() if power))
     return Tree(tree.colour if tree.colour in (WHOLE, ONE) else colours(tree.colour), children, factors, tree.weighted)
 
 
@@ -131,14 +141,14 @@ def derivative(tree: Tree, branch: Tree) -> Iterator[tuple[int, Tree]]:
     bare = apart._replace(factors=())
     for k, factor in enumerate(tree.factors):
         others = (*tree.factors[:k], *tree.factors[k + 1 :], *apart.factors)
-        if factor.norm:  # D r^p [v] = p r^(p-2) g . (D g)[v]
-            lower = factor._replace(power=factor.power - 2)
+        if factor.norm:
+            number, lower = factor.derivative()
             inner = _gradient_dot(factor.tree, bare)
-            yield factor.power, canonical(tree._replace(factors=(*others, lower, Factor(False, inner, 1))))
+            yield number, canonical(tree._replace(factors=(*others, *lower, Factor(False, inner, 1))))
         else:
-            lower = factor._replace(power=factor.power - 1)
+            lower = (factor._replace(power=factor.power - 1),)
             for grown in _attached(factor.tree, bare):
-                yield factor.power, canonical(tree._replace(factors=(*others, lower, Factor(False, grown, 1))))
+                yield factor.power, canonical(tree._replace(factors=(*others, *lower, Factor(False, grown, 1))))
 
 
 def _apart(tree: Tree, branch: Tree) -> Tree:

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sdesam._names import unknown
 from sdesam.sampling import whole
@@ -20,8 +21,10 @@ Compute = Literal["float32", "bfloat16"]
 Convolution = Literal["auto", "direct", "patches"]
 
 _EPS = 1e-5  # of batch norm, as in most implementations
-_MEAN = (0.4914, 0.4822, 0.4465)  # of CIFAR-10's pixels over 255, by channel; any other fixed numbers would do for other images
-_STD = (0.2470, 0.2435, 0.2616)
+# of CIFAR-10's pixels over 255, by channel; any other fixed numbers would do for other images
+_MEAN = np.array([0.4914, 0.4822, 0.4465], np.float32).reshape(1, 1, 1, 3)
+_STD = np.array([0.2470, 0.2435, 0.2616], np.float32).reshape(1, 1, 1, 3)
+_FLOAT = jnp.float32  # also where jax has 64 bits turned on
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,12 @@ class ResNet:
         number = iter(range(10_000))
 
         def kernel(size: int, inward: int, outward: int) -> jax.Array:
-            draw = jax.random.normal(jax.random.fold_in(key, next(number)), (size, size, inward, outward))
-            return draw * jnp.sqrt(2 / (size * size * outward))
+            draw = jax.random.normal(jax.random.fold_in(key, next(number)), (size, size, inward, outward), _FLOAT)
+            return draw * jnp.sqrt(_FLOAT(2 / (size * size * outward)))
 
         def norm(channels: int) -> tuple[PyTree, PyTree]:
-            return {"scale": jnp.ones(channels), "bias": jnp.zeros(channels)}, {"mean": jnp.zeros(channels), "variance": jnp.ones(channels)}
+            params = {"scale": jnp.ones(channels, _FLOAT), "bias": jnp.zeros(channels, _FLOAT)}
+            return params, {"mean": jnp.zeros(channels, _FLOAT), "variance": jnp.ones(channels, _FLOAT)}
 
         def layer(size: int, inward: int, outward: int) -> tuple[PyTree, PyTree]:
             norm_params, norm_statistics = norm(outward)
@@ -101,8 +105,8 @@ class ResNet:
         limit = inward**-0.5
         weight_key, bias_key = jax.random.split(jax.random.fold_in(key, next(number)))
         params["head"] = {
-            "weight": jax.random.uniform(weight_key, (inward, self.classes), minval=-limit, maxval=limit),
-            "bias": jax.random.uniform(bias_key, (self.classes,), minval=-limit, maxval=limit),
+            "weight": jax.random.uniform(weight_key, (inward, self.classes), _FLOAT, minval=-limit, maxval=limit),
+            "bias": jax.random.uniform(bias_key, (self.classes,), _FLOAT, minval=-limit, maxval=limit),
         }
         return params, statistics
 
@@ -133,7 +137,7 @@ class ResNet:
         def layer(p: PyTree, s: PyTree, x: jax.Array, stride: int = 1) -> tuple[jax.Array, PyTree]:
             return batch_norm(p, s, convolve(x, p["kernel"].astype(compute), stride), group, self.decay)
 
-        x = (images.astype(jnp.float32) / 255 - jnp.array(_MEAN)) / jnp.array(_STD)
+        x = (images.astype(jnp.float32) / 255 - _MEAN) / _STD
         new: PyTree = {"stages": []}
         x, new["stem"] = layer(params["stem"], statistics["stem"], x.astype(compute))
         x = jax.nn.relu(x)
@@ -147,7 +151,7 @@ class ResNet:
             x = jax.nn.relu(x + y)
             new["stages"].append(after)
         features = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
-        return features @ params["head"]["weight"] + params["head"]["bias"], new
+        return features @ params["head"]["weight"] + params["head"]["bias"][None], new
 
     @staticmethod
     def _stride(stage: int, repeat: int) -> int:
@@ -178,7 +182,7 @@ def batch_norm(p: PyTree, s: PyTree, x: jax.Array, group: int | None, decay: flo
     """
     wide = x.astype(jnp.float32)
     if group is None:
-        mean, variance, new = s["mean"], s["variance"], s
+        mean, variance, new = _by_channel(s["mean"], wide), _by_channel(s["variance"], wide), s
     else:
         groups = wide.reshape(-1, group, *x.shape[1:])
         axes = (1, 2, 3)
@@ -188,6 +192,11 @@ def batch_norm(p: PyTree, s: PyTree, x: jax.Array, group: int | None, decay: flo
         seen = {"mean": mean, "variance": variance * (count / max(count - 1, 1))}
         new = {name: decay * s[name] + (1 - decay) * jnp.mean(value, axis=(0, 1, 2, 3)) for name, value in seen.items()}
         wide = groups
-    factor = p["scale"] * jax.lax.rsqrt(variance + _EPS)
-    normal = wide * factor + (p["bias"] - mean * factor)
+    factor = _by_channel(p["scale"], wide) * jax.lax.rsqrt(variance + _EPS)
+    normal = wide * factor + (_by_channel(p["bias"], wide) - mean * factor)
     return normal.reshape(x.shape).astype(x.dtype), new
+
+
+def _by_channel(values: jax.Array, like: jax.Array) -> jax.Array:
+    """One value for each channel, the last axis, with as many axes as `like`."""
+    return values.reshape((1,) * (like.ndim - 1) + (-1,))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from sdesam._keys import seed_key
 from sdesam.problems.cifar10 import Images
 from sdesam.training.resnet import ResNet
 from sdesam.training.trainer import Recipe, State, Trainer
@@ -94,7 +95,7 @@ def _plain(network: ResNet, recipe: Recipe, images: jax.Array, labels: jax.Array
         return (optax.apply_updates(params, updates), statistics, state), value
 
     compiled = jax.jit(step, donate_argnums=(0, 1, 2))
-    params, statistics = jax.jit(network.init)(jax.random.key(0))
+    params, statistics = jax.jit(network.init)(seed_key(0))
     kept: list[Any] = [(params, statistics, optimizer.init(params))]
 
     def seconds(steps: int) -> float:

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from sdesam._keys import seed_key
 from sdesam._names import unknown
 from sdesam.optim import Optimizer
 from sdesam.optim import State as OptimizerState
@@ -32,6 +33,7 @@ from sdesam.optim.optimizer import Groups
 from sdesam.problems.cifar10 import Images
 from sdesam.sampling import check_perturbation, positive, whole
 from sdesam.training.resnet import ResNet
+from sdesam.variants import Variant
 from sdesam.variants import variant as find_variant
 
 PyTree = Any
@@ -46,7 +48,7 @@ class Recipe:
     """How a network is trained.
 
     Args:
-        variant: a name in :data:`sdesam.VARIANTS` that needs no gradient of the whole data set.
+        variant: a name in :data:`sdesam.VARIANTS`, or a variant of your own, that needs no gradient of the whole data set.
         rho: perturbation radius.
         micro: `m`, for m-sam and m-usam.
         lam: inverse temperature of rw-sam's weights.
@@ -68,7 +70,7 @@ class Recipe:
     ValueError: micro=32 does not divide batch=100: choose one of 1, 2, 4, 5, 10, 20, 25, 50, 100
     """
 
-    variant: str = "sgd"
+    variant: str | Variant = "sgd"
     rho: float = 0.0
     micro: int | None = None
     lam: float | None = None
@@ -83,11 +85,11 @@ class Recipe:
     def __post_init__(self) -> None:
         rule = find_variant(self.variant)
         if rule.needs_whole_set:
-            raise ValueError(f"{self.variant} needs the gradient of the whole data set at each step: train it with sdesam.optim or as a sdesam.Chain")
+            raise ValueError(f"{rule.name} needs the gradient of the whole data set at each step: train it with sdesam.optim or as a sdesam.Chain")
         check_perturbation(rule, self.rho, 0.0, self.lam, None)
         if rule.micro != (self.micro is not None):
             words = "needs micro, the samples of a micro-batch" if rule.micro else "has no micro-batches; leave micro out"
-            raise ValueError(f"micro={self.micro!r}: {self.variant} {words}")
+            raise ValueError(f"micro={self.micro!r}: {rule.name} {words}")
         positive("lr", self.lr)
         positive("weight_decay", self.weight_decay, zero=True)
         if not 0 <= self.momentum < 1:
@@ -181,7 +183,7 @@ class Trainer:
     def start(self, seed: int, of: State | None = None) -> State:
         """The state before the first step: drawn from `seed`, or with a copy of the parameters and running statistics `of` another state."""
         if of is None:
-            key = jax.random.fold_in(jax.random.key(whole("seed", seed, least=0)), 0)
+            key = jax.random.fold_in(seed_key(seed), 0)
             params, statistics = _init(self.network, key)
         else:
             params, statistics = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), (of.params, of.statistics))
@@ -211,7 +213,7 @@ class Trainer:
         steps = most if steps is None else steps
         if not 1 <= steps <= most:
             raise ValueError(f"steps={steps}: an epoch has {most}")
-        key = jax.random.fold_in(jax.random.key(seed), 1)
+        key = jax.random.fold_in(seed_key(seed), 1)
         state, loss, accuracy = self._steps(state, data, key, jnp.int32(steps), jnp.float32(total))
         return state, float(loss) / steps, float(accuracy) / steps
 
@@ -265,7 +267,7 @@ class Trainer:
             pixels, labels = (leaf[jax.lax.dynamic_slice(order, (k * b,), (b,))] for leaf in data)
             if self.recipe.augment:
                 pixels = augmented(pixels, shifts)
-            share = state.optimizer.count / total
+            share = state.optimizer.count.astype(jnp.float32) / total
             params, optimizer, info = self.optimizer.step(
                 state.params,
                 state.optimizer,
@@ -347,10 +349,11 @@ def _evaluate(network: ResNet, params: PyTree, statistics: PyTree, images: jax.A
     def add(total: Any, part: Any) -> tuple[Any, None]:
         scores, _ = network(params, statistics, part[0], train=False)
         losses = optax.softmax_cross_entropy_with_integer_labels(scores, jnp.maximum(part[1], 0))
-        return (total[0] + jnp.sum(jnp.where(part[1] >= 0, losses, 0)), total[1] + jnp.sum(jnp.argmax(scores, axis=-1) == part[1])), None
+        right = jnp.sum(jnp.argmax(scores, axis=-1).astype(jnp.int32) == part[1], dtype=jnp.int32)
+        return (total[0] + jnp.sum(jnp.where(part[1] >= 0, losses, 0)), total[1] + right), None
 
     (loss, right), _ = jax.lax.scan(add, (jnp.float32(0), jnp.int32(0)), (images, labels))
-    return loss / n, right / n
+    return loss / n, right.astype(jnp.float32) / n
 
 
 @partial(jax.jit, static_argnums=0)
@@ -379,7 +382,7 @@ def _losses(network: ResNet, ghost: int | None, params: PyTree, batch: PyTree, s
     """Per-sample losses in training; beside them the new running statistics and the accuracy."""
     scores, new = network(params, statistics, batch["image"], train=True, ghost=ghost)
     losses = optax.softmax_cross_entropy_with_integer_labels(scores, batch["label"])
-    return losses, (new, jnp.mean((jnp.argmax(scores, axis=-1) == batch["label"]).astype(jnp.float32)))
+    return losses, (new, jnp.mean((jnp.argmax(scores, axis=-1).astype(jnp.int32) == batch["label"]).astype(jnp.float32)))
 
 
 def _times_rate() -> optax.GradientTransformationExtraArgs:

@@ -10,10 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from sdesam._names import unknown
+
 Perturbation = Literal["none", "micro-batch", "data set"]
 Normaliser = Literal["none", "own", "data set"]
 Weights = Literal["equal", "gibbs"]
 Law = Literal["rademacher", "gaussian", "exact"]
+
+_OTHER_RULES = "; a rule of another kind cannot be declared, but its SDE can be written by hand: sdesam.SDE(drift, apply_noise, ...)"
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,19 @@ class Variant:
         normaliser: ``w``: ``"none"`` (``u_I = v_I``), ``"own"`` (``w = v_I``) or ``"data set"`` (``w = grad f``).
         weights: of the samples in ``v_I``: ``"equal"``, or ``"gibbs"``, proportional to ``exp(lam nu_i)`` with an estimate ``nu_i`` of
             ``|g_i|`` (:class:`NormEstimate`).
+
+    A declaration of your own need not be registered: :func:`sdesam.derive`, :class:`sdesam.Chain` and all that takes the name of a
+    variant take the declaration itself.
+
+    Raises:
+        ValueError: an unknown value, or values that contradict each other.
+        TypeError: a field of another type.
+
+    >>> m_dnsam = Variant("m-dnsam", "m-DNSAM", "micro-batch", True, "", "", normaliser="data set")
+    >>> Variant("friendly", "F-SAM", "friendly", False, "", "")
+    Traceback (most recent call last):
+    ...
+    ValueError: unknown perturbation 'friendly': the valid names are none, micro-batch, data set; a rule of another kind cannot be declared, ...
     """
 
     name: str
@@ -41,6 +58,40 @@ class Variant:
     source: str
     normaliser: Normaliser = "none"
     weights: Weights = "equal"
+
+    def __post_init__(self) -> None:
+        for field in ("name", "title", "summary", "source"):
+            if not isinstance(getattr(self, field), str):
+                raise TypeError(f"{field}={getattr(self, field)!r}: it must be text")
+        if not self.name:
+            raise ValueError("name='': a variant needs a name")
+        if not isinstance(self.micro, bool):
+            raise TypeError(f"micro={self.micro!r}: it must be True or False, whether the user chooses a micro-batch")
+        for field, valid in (("perturbation", Perturbation), ("normaliser", Normaliser), ("weights", Weights)):
+            value = getattr(self, field)
+            if not isinstance(value, str) or value not in get_args(valid):
+                raise ValueError(f"{unknown(field, value, get_args(valid))}{_OTHER_RULES if field == 'perturbation' else ''}")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Refuse values that contradict each other."""
+        if self.perturbation == "none" and self.normaliser != "none":
+            raise ValueError(f"normaliser={self.normaliser!r}: {self.name} has no perturbation to normalise; leave normaliser out")
+        if self.perturbation != "micro-batch" and self.weights != "equal":
+            raise ValueError(
+                f"weights={self.weights!r}: they weigh the samples of a micro-batch, and {self.name} "
+                f"has perturbation={self.perturbation!r}; leave weights out, or choose perturbation='micro-batch'"
+            )
+        if self.perturbation != "micro-batch" and self.micro:
+            raise ValueError(
+                f"micro=True: with perturbation={self.perturbation!r} all micro-batches of {self.name} move alike, "
+                "and their mean is the mini-batch; choose micro=False, or perturbation='micro-batch'"
+            )
+
+    @property
+    def rule(self) -> dict[str, str | bool]:
+        """All that makes the step what it is, for records of variants that are not registered."""
+        return {"perturbation": self.perturbation, "normaliser": self.normaliser, "weights": self.weights, "micro": self.micro}
 
     @property
     def needs_whole_set(self) -> bool:

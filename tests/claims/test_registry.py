@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from sdesam import claims, report
-from sdesam.claims import Control, Measurement, Outcome
+from sdesam.claims import Control, Measurement, Outcome, luo2025
 from sdesam.cli import cli
 
 ASKED = {"L-3.3", "L-3.4", "L-3.5", "L-3.5n", "L-3.6", "L-3.7", "L-3.8", "L-3.9", "LTE", "MC-quad", "MC-sad", "SVAG", "L-RW1", "L-RW2", "L-RW3"}
@@ -51,8 +51,23 @@ def test_status_of_an_outcome():
     assert outcome(control=0.05) == "inconclusive", "a control that slips through"
     assert Control("mended", 0.05, 0.1, mended=True).caught
     assert not Control("mended", 0.2, 0.1, mended=True).caught
+    assert not Control("broken", float("nan"), 0.1).caught, "what could not be measured tells nothing"
+    assert not Control("mended", float("nan"), 0.1, mended=True).caught
     assert outcome(controls=0) == "inconclusive", "a check without a control"
     assert outcome(unclear=True) == "inconclusive"
+
+
+def test_what_did_not_settle_is_neither_right_nor_wrong():
+    """A deviation with its error, as a measurement and as a control."""
+    for value, error, status in ((0.0, 0.0, "confirmed"), (0.1, 0.01, "refuted"), (0.1, 0.1, "inconclusive"), (0.0, 0.1, "inconclusive")):
+        measurement = luo2025.Deviation(value, error).measurement("of something")
+        assert Outcome((measurement,), (Control("broken", 1.0, 0.1),)).status == status
+    broken, mended = luo2025.controls_of({"x": [luo2025.Deviation(0.1, 0.1)]}, {"x": [luo2025.Deviation(0.0, 0.1)]})
+    assert not broken.caught
+    assert not mended.caught
+    broken, mended = luo2025.controls_of({"x": [luo2025.Deviation(0.1, 0.01)]}, {"x": [luo2025.Deviation(0.0, 0.0)]})
+    assert broken.caught
+    assert mended.caught
 
 
 def test_plan():

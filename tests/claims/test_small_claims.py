@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import sdesam
-from sdesam.claims import claim
+from sdesam.claims import Control, Outcome, claim
 from sdesam.claims.li_tai_e import _equation
-from sdesam.claims.luo2025_rw import acts_like
+from sdesam.claims.luo2025_rw import _above, acts_like
 from sdesam.claims.monzio import _enumerated_sde, _Setting
 from sdesam.exact.double import covariance, drift
 
@@ -53,12 +53,31 @@ def test_the_order_1_form_belongs_to_the_untruncated_covariance():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("lam", "status"), [(2.0, "refuted"), (0.0, "confirmed")])
+@pytest.mark.parametrize(("lam", "status"), [(2.0, "refuted"), (0.0, "inconclusive")])
 def test_what_rw_sam_acts_like_on_fewer_digits(lam, status):
-    """L-RW3 at a reduced size: refuted as on record; without weights, where RW-SAM is SAM, nothing speaks against it (the control)."""
+    """L-RW3 at a reduced size: refuted as on record; without weights RW-SAM is SAM, which is no smaller m and no larger one."""
     problem = sdesam.problems.digits(train=64, width=8)
     outcome = acts_like(problem, 0, {"one direction": sdesam.NormEstimate()}, [lam], batches=256, runs=8, trained_with=lam)
     assert [control.name for control in outcome.controls if not control.caught] == []
-    assert [m.agrees for m in outcome.measurements] == [status == "confirmed"] * 2, "at the start, and after training"
+    assert [m.unclear for m in outcome.measurements] == [status == "inconclusive"] * 2, "at the start, and after training"
     assert outcome.status == status
     assert claim("L-RW3").recorded == "refuted"
+
+
+def test_a_one_sided_claim_without_an_effect_is_not_confirmed():
+    """Above 0 by more than four standard errors; below; between; and exactly 0, with or without an error."""
+    control = (Control("broken", 1.0, 0.1),)
+    for effect, error, status in ((1.0, 0.2, "confirmed"), (-1.0, 0.2, "refuted"), (0.5, 0.2, "inconclusive"), (-0.5, 0.2, "inconclusive")):
+        assert Outcome((_above("effect", effect, error),), control).status == status
+    for error in (0.0, 0.2):
+        assert Outcome((_above("effect", 0.0, error),), control).status == "inconclusive"
+
+
+def test_claims_that_hold_by_definition_say_so():
+    """Sigma^b is the covariance of the step: setting the two side by side measures nothing, and the table says so."""
+    for name in ("L-3.3", "L-3.6"):
+        assert "holds by definition" in claim(name).title
+        assert "covariance" not in claim(name).prediction
+    outcome = claim("L-3.3").run("quick", 0)
+    assert "it is not counted" in outcome.remark
+    assert all("drift" in measurement.name for measurement in outcome.measurements)

@@ -26,10 +26,26 @@ def test_a_trend_can_be_confirmed_refuted_or_unclear():
     table = np.arange(3.0) + 0.5 * rng.normal(size=(9, 3)) + 10 * rng.normal(size=(9, 1))
     assert status(table) == "confirmed"
     assert status(rng.normal(size=(9, 3))) == "inconclusive", "no trend is no refutation"
-    reversed_order, controls = luo2025_training._trend("accuracy", (32, 8, 1), table[:, ::-1], "rises")
+    reversed_order, _ = luo2025_training._trend("accuracy", (32, 8, 1), table[:, ::-1], "rises")
     assert not reversed_order.agrees
     assert not reversed_order.unclear
-    assert not controls[0].caught, "the reversed order of a reversed table is the right one"
+
+
+def test_controls_of_a_trend_can_fail():
+    """Where two sizes of m do not differ, the order with these two exchanged is no worse, and the control says so."""
+    rng = np.random.default_rng(3)
+    means = np.array([0.0, 3.0, 3.0])
+    tables = [means + 0.5 * rng.normal(size=(12, 3)) for _ in range(200)]
+    controls = [luo2025_training._trend("accuracy", (32, 8, 1), table, "rises")[1] for table in tables]
+    names = [control.name for control in controls[0]]
+    assert names == ["accuracy: m = 32 and 8 exchanged", "accuracy: m = 8 and 1 exchanged", "accuracy: values permuted within seeds"]
+    caught = np.mean([[control.caught for control in one] for one in controls], axis=0)
+    assert caught[0] == 1
+    # exchanged, the step of zero exceeds its standard error in one case of six: 0.76 to 0.91 is five standard errors about 5/6
+    assert 0.76 < caught[1] < 0.91
+    assert caught[2] > 0.95  # one in a hundred passes by chance: more than ten of 200 have probability 1e-5
+    confirmed = np.mean([status(table) == "confirmed" for table in tables])
+    assert confirmed < 0.25, "and an order that is none is seldom confirmed"
 
 
 def test_asked_for():

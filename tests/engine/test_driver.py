@@ -321,6 +321,9 @@ def test_states_and_observables_that_do_not_do():
     decay, shift = lambda x: -x, lambda x, xi: xi
     with pytest.raises(TypeError, match="observable 'turn' is complex: observe its real and its imaginary part, or its size"):
         sdesam.simulate(sdesam.SDE(decay, shift, (2,), np.ones(2)), jax.random.key(0), 4, 0.2, 0.1, observe={"turn": lambda x: x * 1j})
+    for value, told in (("text", "str"), (np.array("text"), "an array of <U4"), (None, "None"), ((1.0, 2.0), r"\('float32\[\]', ")):
+        with pytest.raises(TypeError, match=f"observable 'odd' must return one array, or a number, but it returns {told}"):
+            sdesam.simulate(sdesam.SDE(decay, shift, (2,), np.ones(2)), jax.random.key(0), 4, 0.2, 0.1, observe={"odd": lambda x, value=value: value})
     with jax.enable_x64(True):
         double = sdesam.SDE(decay, shift, (2,), np.ones(2))
         assert sdesam.simulate(double, jax.random.key(0), 4, 0.2, 0.1).final.dtype == np.float64

@@ -112,6 +112,20 @@ def test_a_torus_problem_is_periodic():
         ((lambda x, s: x * s, np.ones(3), np.ones(0)), ValueError, "x0 has no parameters"),
         ((lambda x, s: x * s, np.ones(3), np.ones(2)), ValueError, r"must return one floating-point scalar.*float32\[2\]"),
         ((lambda x, s: (x, s), np.ones(3), 1.0), ValueError, r"must return one floating-point scalar"),
+        ((lambda x, s: "text", np.ones(3), 1.0), ValueError, r"must return one floating-point scalar, but it returns str"),
+        ((lambda x, s: np.array("text"), np.ones(3), 1.0), ValueError, r"floating-point scalar, but it returns an array of <U4"),
+        ((lambda x, s: None, np.ones(3), 1.0), ValueError, r"must return one floating-point scalar, but it returns None"),
+        ((lambda x, s: 1, np.ones(3), 1.0), ValueError, r"floating-point scalar, but it returns int"),
+        ((lambda x, s: x[1], np.ones(3), {1: 2.0, "b": 3.0}), TypeError, "x0 is no pytree.*the keys of a dictionary must be of one type"),
+        ((lambda x, s: x, {1: np.ones(3), "b": np.ones(3)}, 1.0), TypeError, "data is no pytree.*keys of a dictionary must be of one type"),
+        ((lambda x, s: x, np.ones(3), np.array(["a", "b"])), TypeError, "x0 is an array of <U1: x0 must hold floating-point arrays"),
+        ((lambda x, s: x, np.ones(3), np.array([1], "datetime64[s]")), TypeError, r"x0 is an array of datetime64\[s\]: x0 must hold"),
+        ((lambda x, s: x, np.ones(3), np.array([None])), TypeError, "x0 is an array of object: x0 must hold floating-point arrays"),
+        ((lambda x, s: x, np.ones(3), {"a": jax.random.key(0)}), TypeError, r"x0\['a'\] is a PRNGKeyArray"),
+        ((lambda x, s: 1 / 0, np.ones(3), 1.0), ValueError, r"sample_loss\(x0, sample 0\) fails with ZeroDivisionError: division by zero$"),
+        ((lambda x, s: x if x > 0 else s, np.ones(3), 1.0), ValueError, r"sample_loss\(x0, sample 0\) asks in Python for .*use jnp"),
+        ((lambda x, s: np.sin(x), np.ones(3), 1.0), ValueError, r"sample_loss\(x0, sample 0\) asks in Python for .*use jnp"),
+        ((lambda x, s: range(3)[s], np.arange(3), 1.0), ValueError, r"sample_loss\(x0, sample 0\) asks in Python for .*use jnp"),
         ((lambda x, s: jnp.log(x) * s, np.ones(3), -1.0), ValueError, "the loss at the start x0 is nan"),
         ((lambda x, s: x @ s, np.ones(3), 1.0), ValueError, r"sample_loss\(x0, sample 0\) fails with"),
     ],
@@ -119,6 +133,20 @@ def test_a_torus_problem_is_periodic():
 def test_bad_problems(arguments, error, message):
     with pytest.raises(error, match=message):
         sdesam.FiniteSum(*arguments)
+
+
+def test_empty_arrays_beside_parameters():
+    def loss(x, a):
+        return jnp.sum(x["empty"]) + 0.5 * jnp.sum((x["b"] - a) ** 2)
+
+    problem = sdesam.FiniteSum(loss, np.array([0.0, 2.0]), {"b": np.ones(2), "empty": np.ones((0, 3))})
+    assert (problem.dim, float(problem.trace_cov(problem.x0)), float(problem.curvature)) == (2, 2.0, 1.0)
+    chain = sdesam.Chain("usam", problem, lr=0.5, rho=1.0, batch=2, replace=False)
+    out = sdesam.train(chain, jax.random.key(0), runs=2, steps=1, observe=["loss"])
+    np.testing.assert_allclose(out.final["b"], 1.0)  # the whole set, whose gradient there is 0
+    assert out.final["empty"].shape == (2, 0, 3)
+    sde = sdesam.derive("usam").bind(problem, lr=0.5, rho=1.0, batch=2)
+    assert sdesam.simulate(sde, jax.random.key(0), paths=2, horizon=0.5, dt=0.5).final["empty"].shape == (2, 0, 3)
 
 
 def test_more_bad_problems():

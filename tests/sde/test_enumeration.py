@@ -16,6 +16,20 @@ from sdesam.symbolic import batch, micro
 from sdesam.symbolic.trees import TreeSum
 from tests.brute_force import LAM, Polynomials, moments
 
+OWN = {
+    name: sdesam.Variant(name, name.upper(), perturbation, name.startswith("m-"), "", "", normaliser, weights)
+    for name, perturbation, normaliser, weights in [
+        ("m-dnsam", "micro-batch", "data set", "equal"),
+        ("m-rw-sam", "micro-batch", "own", "gibbs"),
+        ("rw-usam", "micro-batch", "none", "gibbs"),
+        ("m-rw-usam", "micro-batch", "none", "gibbs"),
+        ("rw-dnsam", "micro-batch", "data set", "gibbs"),
+        ("m-rw-dnsam", "micro-batch", "data set", "gibbs"),
+        ("n-sam of the data set", "data set", "data set", "equal"),
+    ]
+}
+"""All other rules that the vocabulary can say; none is registered."""
+
 LR = 0.3
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -51,7 +65,7 @@ def assert_equals_enumeration(n, d, b, m, with_replacement, variant, seed, order
         x = 0.5 * np.random.default_rng(seed).normal(size=d)
         data, losses = ridges(n, d, seed, order[1] == 4) if ridge else (None, Polynomials.random(n, d, seed, quartic=order[1] == 4))
         problem = sdesam.FiniteSum(ridge_loss, data, x) if ridge else sdesam.FiniteSum(polynomial_loss, vars(losses), x)
-        equation = change(sdesam.derive(variant, order=order, replace=with_replacement))
+        equation = change(sdesam.derive(OWN.get(variant, variant), order=order, replace=with_replacement))
         # a drift of order (2, beta) is a polynomial of degree beta - 1 in rho, a covariance one of degree 2
         radii = np.linspace(0, 1, max(order[1], 3))
         drift = []
@@ -212,6 +226,27 @@ RW_SAM = {"lam": LAM, "norms": sdesam.NormEstimate("exact")}
 def test_rw_sam(with_replacement, b, eps):
     """Weights by exact norms, and their derivatives in the correction and in the noise."""
     assert_equals_enumeration(4, 2, b, None, with_replacement, "rw-sam", seed=12, eps=eps, bound=RW_SAM)
+
+
+@pytest.mark.parametrize(
+    ("variant", "b", "m", "with_replacement"),
+    some_slow(
+        {
+            ("m-dnsam", 4, 2, False): False,
+            ("m-dnsam", 3, 1, True): False,
+            ("n-sam of the data set", 3, None, False): False,
+            ("m-rw-sam", 4, 2, True): False,
+            ("rw-usam", 3, None, True): False,
+            ("m-rw-usam", 4, 2, False): True,
+            ("rw-dnsam", 2, None, True): False,
+            ("m-rw-dnsam", 4, 2, False): True,
+        }
+    ),
+)
+def test_rules_that_are_not_registered(variant, b, m, with_replacement):
+    weights = RW_SAM if OWN[variant].weights == "gibbs" else {}
+    eps = {} if OWN[variant].normaliser == "none" else {"eps": 0.4}
+    assert_equals_enumeration(4, 2, b, m, with_replacement, variant, seed=14, bound=weights, **eps)
 
 
 def without_tree(number):

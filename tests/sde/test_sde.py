@@ -276,6 +276,14 @@ def test_bad_points_and_functions(small):
         sde.apply_noise(sde.x0, jnp.zeros(4))
     with pytest.raises(ValueError, match=r"drift\(x0\) must have the shapes of x0"):
         sdesam.SDE(lambda x: x[0], lambda x, xi: xi, (2,), jnp.zeros(2))
+    with pytest.raises(TypeError, match=r"drift\(x0\) must hold real numbers, but it returns an array of <U4"):
+        sdesam.SDE(lambda x: np.array("text"), lambda x, xi: xi, (), 1.0)
+    with pytest.raises(ValueError, match=r"drift\(x0\) asks in Python for a value that jax only traces, as `if`"):
+        sdesam.SDE(lambda x: x if x > 0 else -x, lambda x, xi: xi, (), 1.0)
+    with pytest.raises(ValueError, match=r"apply_noise\(x0, xi\) fails with ZeroDivisionError: integer division or modulo by zero"):
+        sdesam.SDE(lambda x: x, lambda x, xi: 1 // 0, (), 1.0)
+    with pytest.raises(ValueError, match=r"observable 'half' fails with ZeroDivisionError: integer division or modulo by zero"):
+        sdesam.simulate(scalar_sde(lambda x: -x, lambda x, xi: xi), jax.random.key(0), observe={"half": lambda x: 1 // 0}, **RUN)
     with pytest.raises(ValueError, match="must be a tuple of sizes"):
         sdesam.SDE(lambda x: x, lambda x, xi: xi, 2, jnp.zeros(2))
     with pytest.raises(TypeError, match=r"write 1\.0 for 1"):

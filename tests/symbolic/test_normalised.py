@@ -7,7 +7,7 @@ import pytest
 import sympy as sp
 
 import sdesam
-from sdesam.symbolic import Tree, TreeSum, batch, coordinates, eps, eta, gradient, micro, potential, rho
+from sdesam.symbolic import Tree, TreeSum, batch, coordinates, eps, eta, gradient, micro, potential, printing, rho
 from sdesam.symbolic.trees import WHOLE, Factor, canonical, directional_derivative
 
 X = sp.symbols("x y")
@@ -117,6 +117,58 @@ def test_gradient_of_scalars_with_norms():
         field = gradient(TreeSum({tree: 1}))
         np.testing.assert_allclose(at(coordinates(field, LOSSES, X)), at(gradient_of(scalar)), rtol=1e-12)
         assert gradient(potential(field)) == field
+
+
+def edge(colour, power, *factors):
+    """`H_I g_I r_I^power` or `Hbar gbar r^power`, times more factors."""
+    return canonical(Tree(1, (Tree(1),) if colour == 1 else (Tree(2),), (Factor(True, Tree(colour), power), *factors)))
+
+
+@pytest.mark.parametrize(("colour", "text"), [(1, "2 mean_I(log(r_I))"), (WHOLE, "2 log(r)")])
+def test_the_gradient_of_a_logarithm(colour, text):
+    """`H g / r^2` is the gradient of `log r`, of a micro-batch's norm and of the whole set's."""
+    field = TreeSum({edge(colour, -2): 2})
+    found = potential(field)
+    assert gradient(found) == field
+    scalar = sum(sp.log(norm(loss)) for loss in LOSSES) if colour == 1 else 2 * sp.log(norm(sum(LOSSES) / 2))
+    np.testing.assert_allclose(at(coordinates(field, LOSSES, X)), at(gradient_of(scalar)), rtol=1e-12)
+    assert printing.text(found, scalar=True) == text
+    assert r"\log r" in printing.latex(found, scalar=True)
+
+
+def test_a_logarithm_times_an_inner_product():
+    """`log(r_I) |gbar|^2` has a gradient of two trees, of which one alone is none."""
+    (tree,) = potential(TreeSum({edge(1, -2): 1}))
+    both = gradient(TreeSum({canonical(tree._replace(factors=(*tree.factors, Factor(False, Tree(2, (Tree(3),)), 1)))): 1}))
+    scalar = sum(sp.log(norm(loss)) for loss in LOSSES) / 2 * sum(g**2 for g in gradient_of(sum(LOSSES) / 2))
+    np.testing.assert_allclose(at(coordinates(both, LOSSES, X)), at(gradient_of(scalar)), rtol=1e-12)
+    assert gradient(potential(both)) == both
+    assert len(both) == 2
+    for one, c in both.items():
+        assert not isinstance(potential(TreeSum({one: c})), TreeSum)
+
+
+@pytest.mark.parametrize("power", [-4, -3, -2, -1, 1])
+@pytest.mark.parametrize("colour", [1, WHOLE])
+def test_a_square_beside_its_own_norm(colour, power):
+    """`|g|^2 H g r^p` is a gradient, because `|g|^2 = r^2 - eps^2`: of a power, a logarithm, or both. `|gbar|^2 H_I g_I r_I^p` is none."""
+    square = Factor(False, Tree(1, (Tree(1),)) if colour == 1 else Tree(3, (Tree(4),)), 1)
+    field = TreeSum({edge(colour, power, square): 1})
+    found = potential(field)
+    assert isinstance(found, TreeSum), str(found)
+    np.testing.assert_allclose(at(coordinates(gradient(found), LOSSES, X)), at(coordinates(field, LOSSES, X)), rtol=1e-10)
+    other = Factor(False, Tree(2, (Tree(3),)) if colour == 1 else Tree(3, (Tree(3),)), 1)
+    assert not isinstance(potential(TreeSum({edge(colour, power, other): 1})), TreeSum)
+
+
+def test_derivative_of_a_logarithm():
+    """`D log r [v]` and `D (log r)^2 [v]` by trees against sympy."""
+    along = TreeSum({Tree(1): 1})
+    v = coordinates(along, LOSSES, X)
+    for power in (1, 2):
+        field = TreeSum({canonical(Tree(1, (), (Factor(True, Tree(WHOLE), power, log=True),))): 1})
+        wanted = [sum(sp.diff(component, x) * d for x, d in zip(X, v, strict=True)) for component in coordinates(field, LOSSES, X)]
+        np.testing.assert_allclose(at(coordinates(directional_derivative(field, along), LOSSES, X)), at(wanted), rtol=1e-12)
 
 
 def test_derivative_of_norms():
