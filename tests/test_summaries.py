@@ -44,7 +44,7 @@ RIGHT = {
 
 
 def fisher(change=None, cov=0.001, hessian=0.5, spread=0.0):
-    """Two seeds; `spread` is how far the second distance is above the first."""
+    """Two seeds; `spread` is how far the distances of the second are above those of the first."""
     runs = []
     for seed in range(2):
         for name, value in {**RIGHT, **(change or {})}.items():
@@ -52,19 +52,21 @@ def fisher(change=None, cov=0.001, hessian=0.5, spread=0.0):
         curves = {"loss": [1.0, 1e-6], "trace_cov": [2.0, 2 * cov], "hessian_trace": [4.0, 4 * hessian]}
         runs.append(Run(fisher_hessian.NETWORK, Numbers({}, {name: np.array(curve) for name, curve in curves.items()}), 1.0, {}))
     found = fisher_hessian.summarise(runs)
-    return status(found, "L-FIM"), status(found, "L-FIM as a general statement")
+    return status(found, "L-FIM"), status(found, "L-FIMn")
 
 
 def test_where_covariance_fisher_and_hessian_are_near():
     assert fisher() == ("confirmed", "refuted")
     for name, value in RIGHT.items():
-        assert fisher({name: 0.2 if value < 0.1 else 0.02})[0] == "refuted", name
-    assert fisher(dict.fromkeys(RIGHT, 0.02)) == ("refuted", "confirmed")
+        # what is claimed and does not hold refutes; where all holds, nothing was tested
+        assert fisher({name: 0.2 if value < 0.1 else 0.02})[0] == ("refuted" if value < 0.1 else "inconclusive"), name
+    assert fisher(dict.fromkeys(RIGHT, 0.02)) == ("inconclusive", "confirmed")
     for name in RIGHT:
         assert fisher({**dict.fromkeys(RIGHT, 0.02), name: 0.2})[1] == "refuted", name
-    assert fisher(cov=0.02)[0] == "refuted", "tr V stays"
-    assert fisher(hessian=0.1)[0] == "refuted", "tr H goes, too"
-    assert fisher(spread=0.06)[0] == "refuted", "0.02 and 0.08: the interval reaches beyond 0.1"
+    assert fisher(cov=0.02)[0] == "inconclusive", "tr V stays"
+    assert fisher(hessian=0.1)[0] == "inconclusive", "tr H goes, too"
+    assert fisher(spread=0.06)[0] == "inconclusive", "0.02 and 0.08: the interval reaches beyond 0.1"
+    assert fisher(dict.fromkeys(RIGHT, 0.08), spread=0.06) == ("inconclusive", "inconclusive"), "and back"
 
 
 def one_steps(usam=(1.0, 1.0), sam=(1.0, 1.0), spread=0.0):
