@@ -91,7 +91,7 @@ def _run(preset: Preset, seed: int) -> Outcome:
             curves[f"{name}, draw {draw}"] = values.tolist()
             if name == _PAPER:
                 refined = f"grid {sizes[0]} against {sizes[1]} moves the errors by {max(moved / values):.0e}"
-                basis = f"a wrong coefficient gives 1; {refined}, fit +- {doubt:.3f}"
+                basis = f"a wrong coefficient gives 1; {refined}, local slopes within {2 * doubt:.3f} of each other"
                 measurements.append(Measurement(f"order in eta, draw {draw}", 2.0, slope, TOLERANCE, basis, unclear=not doubt <= TOLERANCE))
             else:
                 controls.append(Control(f"{name}, draw {draw}: distance of the order from 2", slope - 2, TOLERANCE))

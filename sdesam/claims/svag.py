@@ -142,7 +142,7 @@ def _run(preset: Preset, seed: int) -> Outcome:
                 curves[f"{name}, {label}"] = values.tolist()
                 if name == "uncorrected":
                     refined = f"grid {_SIZES[0]} against {_SIZES[1]} moves the errors by {max(moved / values):.0e}"
-                    basis = f"a wrong limit gives 0; {refined}, fit +- {doubt:.3f}"
+                    basis = f"a wrong limit gives 0; {refined}, local slopes within {2 * doubt:.3f} of each other"
                     unclear = not doubt <= _TOLERANCE
                     measurements.append(Measurement(f"power of 1/l, {label}", 1.0, slope, _TOLERANCE, basis, unclear=unclear))
                 else:

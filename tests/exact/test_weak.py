@@ -8,7 +8,7 @@ import pytest
 
 import sdesam
 from sdesam.exact import Curve, signature, weak_error
-from sdesam.exact.weak import fit_slope
+from sdesam.exact.weak import extrapolated, fit_slope
 from sdesam.mutants import scaled
 
 PREDICTED = {"rho^1": 2 / 3, "rho^2": 4 / 3, "eta": 1, "eta rho^1": 5 / 3, "noise": 1, "noise rho^1": 5 / 3}
@@ -142,6 +142,42 @@ def test_wrong_coefficients_lower_the_order():
         wrong = scaled(term, 3)(sdesam.derive("m-usam"))
         curve = weak_error(wrong, problem, batch=2, micro=1)
         assert curve.slope == pytest.approx(exponent, abs=0.15), term
+
+
+def test_the_limit_of_a_slope_and_its_error():
+    """`a eta^p (1 + b eta^d + c eta^(2d) + e eta^(3d))` with random coefficients: the exponent lies inside in 95 % and the plain slope does not."""
+    rng = np.random.default_rng(0)
+    rates = np.array([1 / 128, 1 / 256, 1 / 512, 1 / 1024])
+    inside = plain = 0
+    for _ in range(300):
+        p, d = rng.choice([2 / 3, 1, 2]), rng.choice([1 / 3, 1 / 2, 1])
+        b, c, e = 0.5 * rng.normal(size=3)
+        curve = Curve(rates, rates**p * (1 + b * rates**d + c * rates ** (2 * d) + e * rates ** (3 * d)), np.zeros(4), p, d)
+        inside += abs(curve.limit - p) <= curve.limit_error
+        plain += abs(curve.slope - p) <= curve.spread
+    assert inside >= 285
+    assert plain < 200
+
+
+def test_the_limit_with_three_rates_and_with_uncertain_values():
+    rates = np.array([1 / 32, 1 / 64, 1 / 128])
+    exact = rates**2 * (1 + 0.5 * rates)
+    limit, error = extrapolated(rates, exact, np.zeros(3), 1.0)
+    assert abs(limit - 2) < error < 0.02
+    # one per cent of noise in the values shows in the error, and not more than it must
+    rough = Curve(rates, exact * np.array([1.01, 0.99, 1.01]), 0.01 * exact, 2.0)
+    assert abs(rough.limit - 2) < rough.limit_error < 0.5
+    assert np.isnan(extrapolated(rates[:2], exact[:2], np.zeros(2), 1.0)[0])
+
+
+def test_on_quadratics_the_order_lies_within_its_error():
+    """m-USAM: corrections fall like eta^(1/3), so that the slope itself is off by 0.04. That two of six are out has probability 2 %, at 96 %."""
+    equation = sdesam.derive("m-usam")
+    curves = [weak_error(equation, sdesam.problems.quadratic(dim=2, samples=4, seed=seed), batch=2, micro=1) for seed in range(6)]
+    assert sum(abs(curve.limit - 2) <= curve.limit_error for curve in curves) >= 5
+    assert sum(abs(curve.slope - 2) <= curve.spread for curve in curves) <= 3
+    assert np.median([curve.limit_error for curve in curves]) < 0.1
+    assert {curve.gap for curve in curves} == {1 / 3}
 
 
 def test_fit_slope():
