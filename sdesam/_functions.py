@@ -304,8 +304,11 @@ class _Reader:
     def _function(self, path: str, fn: FunctionType, names: frozenset[str], receiver: Any = None) -> None:
         foreign = _foreign(fn.__code__.co_filename)
         self._note(path, _identity(fn), foreign)
-        # one that was handed in is read in any case
-        if (foreign and path) or not self._first(fn, names, receiver):
+        if not self._first(fn, names, receiver):
+            return
+        if hasattr(fn, "__wrapped__"):
+            self.visit(_joined(path, "__wrapped__"), fn.__wrapped__, names)
+        if foreign and path:  # one that was handed in is read in any case
             return
         free, attributes = _names(fn.__code__)
         for name in free & fn.__globals__.keys():
@@ -331,7 +334,7 @@ class _Reader:
         shared = isinstance(value, (type, ModuleType))
         kind = value if isinstance(value, type) else type(value)
         home = value if isinstance(value, ModuleType) else sys.modules.get(kind.__module__)
-        foreign = _foreign(getattr(home, "__file__", None))
+        foreign = getattr(home, "__name__", "") in sys.builtin_module_names or _foreign(getattr(home, "__file__", None))
         if _is_node(value):
             self._pytree(path, value, names)
         else:
@@ -422,7 +425,7 @@ def _libraries() -> tuple[str, ...]:
 @lru_cache(maxsize=4096)
 def _foreign(file: str | None) -> bool:
     """Whether a source file is of a library, which does not change while a program runs."""
-    return file is None or file.startswith(_libraries()) or file.startswith("<frozen")
+    return file is not None and file.startswith((*_libraries(), "<frozen"))
 
 
 _serials = count()

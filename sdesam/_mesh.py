@@ -39,7 +39,7 @@ def off_mesh(fn: Callable[..., T]) -> Callable[..., T]:
                 filled[k] = value
             return fn(*jax.tree.unflatten(structure, filled))
 
-        shapes = [jax.ShapeDtypeStruct(leaves[k].shape, leaves[k].dtype, weak_type=leaves[k].weak_type) for k in arrays]
+        shapes = [jax.ShapeDtypeStruct(leaves[k].shape, leaves[k].dtype, weak_type=getattr(leaves[k], "weak_type", False)) for k in arrays]
         with use_abstract_mesh(AbstractMesh((), ())):
             closed, shape = jax.make_jaxpr(of_arrays, return_shape=True)(*shapes)
         found: T = jax.tree.unflatten(jax.tree.structure(shape), jaxpr_as_fun(closed)(*[leaves[k] for k in arrays]))

@@ -305,7 +305,7 @@ def small(stepper: Stepper, draw: Draw, params: Any, like: PyTree) -> _Small | N
     """For a state that is small enough, and steps that are elementwise; counters only. Looked at once, `like` and `params` by their shapes."""
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
     leaves, structure = jax.tree.flatten((params, like))
-    shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=leaf.weak_type) for leaf in leaves)
+    shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=getattr(leaf, "weak_type", False)) for leaf in leaves)
     return _small(stepper, replace(draw, carried=False), structure, shapes, machine.double_precision(), of_products())
 
 

@@ -7,6 +7,7 @@ until it refuses, and a data set need not. One sentence names the leaf that is n
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, MappingView
 from typing import Any, NoReturn
 
 import jax
@@ -27,7 +28,7 @@ def samples(data: PyTree) -> tuple[PyTree, int]:
         ValueError: leaves of different length, a ragged list, whole numbers beyond 32 bits where jax
             has no more.
     """
-    leaves, structure = _flatten("data", _lists_as_arrays(data, "data"), is_leaf=lambda leaf: leaf is None)
+    leaves, structure = _flatten("data", _lists_as_arrays(data, "data"), is_leaf=lambda leaf: leaf is None or _streams(leaf))
     names = [f"data{jax.tree_util.keystr(path)}" for path, _ in leaves]
     arrays = [_array(name, leaf, path) for name, (path, leaf) in zip(names, leaves, strict=True)]
     lengths = {name: leaf.shape[0] if leaf.ndim else 0 for name, leaf in zip(names, arrays, strict=True) if leaf is not None}
@@ -54,6 +55,11 @@ def _flatten(name: str, tree: PyTree, **options: Any) -> tuple[list[tuple[Any, A
 
 def _sentence(error: Exception) -> str:
     return str(error).partition("\n")[0].rstrip(".")
+
+
+def _streams(leaf: Any) -> bool:
+    """Whether it is an iterable of which jax warns that it takes it for a leaf."""
+    return isinstance(leaf, (Iterator, MappingView))
 
 
 def _array(name: str, leaf: Any, path: tuple[Any, ...]) -> Any:
@@ -166,7 +172,7 @@ def parameters(x0: PyTree) -> tuple[PyTree, PyTree]:
 
     The rest are functions, and in a module of equinox all but floating-point arrays.
     """
-    leaves, structure = _flatten("x0", x0)
+    leaves, structure = _flatten("x0", x0, is_leaf=_streams)
     _refuse_flax(x0)
     kept = [callable(leaf) or (own and not _floating(leaf)) for (_, leaf), own in zip(leaves, _in_modules(x0), strict=True)]
     own = {jax.tree_util.keystr(path): leaf for (path, leaf), rest in zip(leaves, kept, strict=True) if not rest}
@@ -187,8 +193,8 @@ def _in_modules(x0: PyTree) -> list[bool]:
     """Whether each leaf lies in a module of equinox, where a number is a setting and only an array is trained."""
     equinox = sys.modules.get("equinox")
     module = (equinox.Module,) if equinox is not None else ()
-    nodes = jax.tree.leaves(x0, is_leaf=lambda node: isinstance(node, module))
-    return [isinstance(node, module) for node in nodes for _ in jax.tree.leaves(node)]
+    nodes = jax.tree.leaves(x0, is_leaf=lambda node: isinstance(node, module) or _streams(node))
+    return [isinstance(node, module) for node in nodes for _ in (jax.tree.leaves(node) if isinstance(node, module) else [node])]
 
 
 def _floating(leaf: Any) -> bool:
@@ -208,7 +214,7 @@ def _plain(leaf: Any) -> bool:
 def _refuse_flax(x0: PyTree) -> None:
     """Modules of flax have ways of their own to keep parameters apart."""
     nnx, linen = (getattr(sys.modules.get(f"flax.{name}"), "Module", ()) for name in ("nnx", "linen"))
-    for leaf in jax.tree.leaves(x0, is_leaf=lambda node: isinstance(node, nnx)):
+    for leaf in jax.tree.leaves(x0, is_leaf=lambda node: isinstance(node, nnx) or _streams(node)):
         if isinstance(leaf, nnx):
             raise TypeError(
                 "x0 is a flax.nnx module: its parameters are `graph, x0, rest = nnx.split(module, nnx.Param, ...)`, "

@@ -7,7 +7,6 @@ import pytest
 
 import sdesam
 from sdesam.sde import compile as compile_module
-from sdesam.sde import equation as sde_equation
 
 DRAWS = 20_000
 # 5 standard errors: 6e-7 per number, two-sided; with the at most 100 numbers of a test below 6e-5
@@ -142,13 +141,22 @@ def test_parameters_of_two_precisions():
 
 def test_a_sweep_compiles_once(small):
     """Changing lr, rho, b and m changes runtime values only."""
-    equation = sdesam.derive("m-usam")
-    compiled = sde_equation._drift._cache_size
-    equation.bind(small, lr=0.1, rho=0.1, batch=4, micro=2).drift(small.x0)
-    before = compiled()
-    for lr, rho, b, m in [(0.2, 0.1, 4, 2), (0.1, 0.3, 4, 2), (0.1, 0.1, 8, 2), (0.1, 0.1, 4, 1)]:
-        equation.bind(small, lr=lr, rho=rho, batch=b, micro=m).drift(small.x0)
-    assert compiled() == before
+    traces = 0
+
+    def loss(x, sample):
+        nonlocal traces
+        traces += 1
+        return small.sample_loss(x, sample)
+
+    problem, equation = sdesam.FiniteSum(loss, small.data, small.x0), sdesam.derive("m-usam")
+    new = []
+    for lr, rho, b, m in [(0.1, 0.1, 4, 2), (0.2, 0.1, 4, 2), (0.1, 0.3, 4, 2), (0.1, 0.1, 8, 2), (0.1, 0.1, 4, 1)]:
+        sde = equation.bind(problem, lr=lr, rho=rho, batch=b, micro=m)
+        before = traces
+        sde.drift(small.x0)
+        new.append(traces - before)
+    assert new[0] > 0
+    assert new[1:] == [0, 0, 0, 0]
 
 
 def scalar_sde(drift, noise):
