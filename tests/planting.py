@@ -7,10 +7,10 @@ matter; it must occur once in its function. So code that moves costs a path in t
 from __future__ import annotations
 
 import ast
+import multiprocessing
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import textwrap
@@ -25,6 +25,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("sdesam", "experiments", "tests", "figures", "docs", "pyproject.toml", "README.md")
+PRELOADED = ["jax", "jax.numpy", "matplotlib.figure", "optax", "pytest", "scipy.stats", "sklearn.datasets", "sympy"]
 TIMEOUT = 240
 """Seconds that a test may take; the slowest takes 30 on two cores that are not alone."""
 ENOUGH = 0.97
@@ -137,6 +138,24 @@ class Fate:
     seconds: float
 
 
+def _child(tree: str, words: list[str], output: str) -> None:
+    """In a process of its own, forked from one that has imported what is slow to import: pytest on a copy of the tree."""
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.chdir(tree)
+    os.environ["PYTHONPATH"] = tree
+    sys.path[:] = [tree, *(place for place in sys.path if Path(place).resolve() != ROOT)]
+    for name in [name for name in sys.modules if name.split(".")[0] in COPIED]:
+        del sys.modules[name]  # this module, too, is of the tree that was copied
+    import pytest
+
+    import sdesam
+
+    assert Path(sdesam.__file__).is_relative_to(tree), f"the copy of the source is not what is imported, but {sdesam.__file__}"
+    sys.exit(int(pytest.main(["-q", "--no-header", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist", *words])))
+
+
 class Planter:
     """Copies of the source tree, one for each process, and tests run in them.
 
@@ -148,37 +167,32 @@ class Planter:
     def __init__(self, processes: int, folder: Path):
         self.pool = ThreadPoolExecutor(processes)
         self.trees: SimpleQueue[Path] = SimpleQueue()
-        self.cache = folder / "compiled"
+        # no bytecode: it is told from its source by the second and the length, which a fault may leave as they were
+        os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "JAX_PLATFORMS": "cpu", "MPLBACKEND": "Agg"}
+        os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(PRELOADED)
         for k in range(processes):
             tree = folder / f"tree{k}"
+            tree.mkdir()
             for name in COPIED:
                 place = ROOT / name
                 if place.is_dir():
                     shutil.copytree(place, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
                 else:
-                    tree.mkdir(exist_ok=True)
                     shutil.copy(place, tree / name)
-            code = "import sdesam, experiments; print(sdesam.__file__)"
-            imported = subprocess.run(
-                [sys.executable, "-c", code], cwd=tree, env=self._environment(tree), capture_output=True, text=True, check=True
-            ).stdout
-            if Path(imported.strip()).resolve().parent != (tree / "sdesam").resolve():
-                raise RuntimeError(f"the copy of the source is not what is imported, but {imported.strip()}")
             self.trees.put(tree)
 
-    def _environment(self, tree: Path) -> dict[str, str]:
-        cached = {"JAX_COMPILATION_CACHE_DIR": str(self.cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-        # no bytecode: it is told from its source by the second and the length, which a fault may leave as they were
-        return {**os.environ, **cached, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-
-    def _pytest(self, tree: Path, tests: Sequence[str], timeout: float) -> tuple[int | None, str]:
+    def _pytest(self, tree: Path, words: Sequence[str], timeout: float) -> tuple[int | None, str]:
         """Exit status (None: the time was up) and output."""
-        words = [sys.executable, "-m", "pytest", "-q", "--no-header", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist"]
-        try:
-            done = subprocess.run([*words, *tests], cwd=tree, env=self._environment(tree), capture_output=True, text=True, timeout=timeout)
-        except subprocess.TimeoutExpired:
-            return None, ""
-        return done.returncode, done.stdout + done.stderr
+        output = tree / "output"
+        process = self.context.Process(target=_child, args=(str(tree), list(words), str(output)))
+        process.start()
+        process.join(timeout)
+        status = process.exitcode
+        process.kill()
+        process.join()
+        return status, output.read_text() if output.exists() else ""
 
     def failing(self, tests: Sequence[str]) -> str:
         """The output of the tests on the source as it is, if they do not all pass; each is run once."""

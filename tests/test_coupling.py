@@ -10,9 +10,10 @@ import pytest
 from scipy import stats
 
 import sdesam
-from sdesam.coupling import _indices, _PairStep, _statistics, counts_and_weights, coupled
+from sdesam.coupling import _indices, _PairNumbers, _PairStep, _statistics, counts_and_weights, coupled
 from sdesam.exact.double import drift
 from sdesam.exact.quadratic import Quadratic
+from sdesam.sde import stepping
 
 DRAWS = 20_000
 # entries of sample covariances, two-sided: 6e-7 each, below 2e-5 for the at most 36 entries of a test
@@ -106,6 +107,50 @@ def test_counts_and_weights_go_together():
     assert np.all(abs(weights.T @ weights / DRAWS - true) < SIGMAS * error)
     for k in range(n):
         assert np.corrcoef(counts[:, k], weights[:, k])[0, 1] > 0.5
+
+
+class Deterministic:
+    """`B(x) = -x^3`, `A(x) xi` of the first two normals, whatever the key; it notes the keys."""
+
+    def __init__(self):
+        self.keys = []
+
+    def note(self, key):
+        self.keys.append(tuple(jax.random.key_data(key).tolist()))
+
+    def step_drift(self, params, x, key):
+        self.note(key)
+        return -(x**3)
+
+    def step_noise(self, params, x, xi, key):
+        self.note(key)
+        return jnp.stack([xi[0] * x[0], xi[1] + x[0] * xi[0]])
+
+
+def test_the_sde_of_a_pair_makes_a_step_of_heun():
+    """The scheme of `simulate` with the pair's own normal vector: predictor, corrector and sizes; no two evaluations share a key."""
+    _, chain = pair(TORUS)
+    kernel, key, lr = Deterministic(), jax.random.key(8), 0.3
+    step, x = _PairStep(chain.kernel, kernel), jnp.array([0.7, -1.2])
+    _, moved = step(_PairNumbers(chain.params, (), lr), (TORUS.x0, x), key, None)
+    _, xi = step.draw(jax.random.split(key, 3)[0], jnp.float32)
+    wanted = stepping.Heun(Deterministic())(stepping._StepNumbers((), lr), x, key, xi)
+    np.testing.assert_allclose(moved, wanted, rtol=1e-6)
+    assert abs(moved - x).max() > 0.1
+    assert len(kernel.keys) == len(set(kernel.keys)) == 3
+
+
+def test_statistics_of_pairs_by_hand():
+    """Values of chain and SDE in five runs at one time, one of which is not finite: four differences, two of each sign."""
+    values = np.array([[1.0, 3.0], [2.0, 3.0], [4.0, 4.0], [5.0, 6.0], [np.nan, 7.0]])[:, None]
+    mean, stderr, reduction, lost = _statistics(values)
+    difference = np.array([2.0, 1.0, 0.0, 1.0])
+    assert mean.tolist() == [1.0]
+    assert lost.tolist() == [1]
+    # sums of squares 2, 10 and 6, over 3
+    assert difference.var(ddof=1) == pytest.approx(2 / 3)
+    np.testing.assert_allclose(stderr, np.sqrt(2 / 3 / 4))
+    np.testing.assert_allclose(reduction, (10 / 3 + 6 / 3) / (2 / 3))
 
 
 def test_differences_agree_with_independent_runs():

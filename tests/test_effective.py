@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import sdesam
+from sdesam import effective
 from tests.brute_force import Polynomials, batches
 from tests.sde.test_enumeration import polynomial_loss
 
@@ -85,6 +86,61 @@ def test_where_noise_dominates_it_is_b_squared_over_the_effective_samples():
     assert plain.step.micro == pytest.approx(b, rel=1e-3)
     assert plain.samples == pytest.approx(b)
     assert np.array_equal(plain.family, found.family)
+
+
+SIZES = (1, 2, 4, 8)
+
+
+def summary(step, family=None, replace=True, noise=None):
+    """What is made of blocks whose responses are known: the family's is `1 + 2 sqrt(c_m)`, SAM's that at m = 4; `noise` by column, 400 blocks."""
+    n = 20
+    c = [1 / m if replace else (n - m) / (m * (n - 1)) for m in SIZES]
+    family = 1 + 2 * np.sqrt(c) if family is None else np.array(family)
+    row = np.array([*family, family[2], step, 2.0, 3.5])
+    values = np.tile(row, (400, 1))
+    if noise is not None:
+        rng = np.random.default_rng(5)
+        values = values + np.array(noise) * rng.normal(size=values.shape)
+    layout = effective._Layout(None, 1, n, 4, 8, replace, EXACT, SIZES)
+    return effective._summary(layout, values, 1.0)
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_the_size_is_read_off_the_family(replace):
+    """Where the response is linear in `sqrt(c_m)` the interpolation is exact, between sizes and beyond the block: `c_m` solved for m by hand."""
+    for c in (1.0, 0.6, 0.25, 0.1, 0.02):
+        found = summary(1 + 2 * np.sqrt(c), replace=replace).step
+        m = 1 / c if replace else 20 / (1 + 19 * c)
+        assert (found.micro, found.low, found.high) == pytest.approx((m, m, m))
+        one, batch = 3.0, 1 + 2 * np.sqrt(1 / 4 if replace else 16 / (4 * 19))
+        assert found.share == pytest.approx((1 + 2 * np.sqrt(c) - batch) / (one - batch))
+        assert found.stderr == pytest.approx(0, abs=1e-9)
+    assert summary(3.1, replace=replace).step.micro == 0, "more than m = 1"
+    assert summary(0.9, replace=replace).step.micro == np.inf, "less than the whole data set"
+    assert summary(2.0).samples == pytest.approx(3.5)
+    assert summary(2.0, replace=replace).sizes == (*SIZES, np.inf if replace else 20)
+
+
+def test_the_interval_of_the_size_is_one_of_95_per_cent():
+    """Noise in the response alone: the ends are as far from it as 1.96 of its standard errors, within what 500 resamples and 400 blocks tell."""
+    noise = [0, 0, 0, 0, 0, 0.4, 0, 0]
+    found = summary(2.0, noise=noise)
+    error = 0.4 / np.sqrt(400)
+    low, high = (1 + 2 / np.sqrt(m) for m in (found.step.high, found.step.low))
+    assert (high - low) / (2 * 1.96 * error) == pytest.approx(1, abs=0.2)
+    assert found.step.stderr == pytest.approx(error / 1.0, rel=0.15)  # the responses of m = 1 and m = 4 are 1 apart
+    assert found.step.low < found.step.micro < found.step.high
+
+
+def test_no_size_where_the_family_does_not_fall_or_is_not_told_apart():
+    """Each condition alone; what is within four standard errors speaks against nothing."""
+    rising = [3.0, 2.4, 2.0, 2.1]
+    assert np.isnan(summary(2.0, family=rising).step.micro)
+    assert np.isfinite(summary(2.0, family=rising, noise=[0, 0, 0.8, 0.8, 0, 0, 0, 0]).step.micro), "0.1, of 0.06"
+    assert np.isnan(summary(2.0, family=rising, noise=[0, 0, 0.2, 0.2, 0, 0, 0, 0]).step.micro), "0.1, of 0.014"
+    assert np.isnan(summary(2.0, family=[3.0, 2.4, 2.0, 0.9]).step.micro), "the data set's is 1"
+    assert np.isnan(summary(2.0, noise=[6.0, 0, 0, 0, 0, 0, 0, 0]).step.micro), "m = 1 and m = b differ by 1, of 0.3"
+    assert np.isfinite(summary(2.0, noise=[3.0, 0, 0, 0, 0, 0, 0, 0]).step.micro), "by 1, of 0.15"
 
 
 def test_bad_input():

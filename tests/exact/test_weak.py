@@ -190,6 +190,16 @@ def test_fit_slope():
     values[-1] = 1.0
     assert fit_slope(rates, values, np.array([0, 0, 0, 1.0]))[0] == pytest.approx(1.5)
     assert np.isnan(fit_slope(rates, values, np.ones(4))[0])
+    # what stands nine times above its uncertainty is left out, what stands eleven times above it counts, for less
+    values = 3 * rates**1.5 * np.array([1, 1, 1, 1.5])
+    assert fit_slope(rates, values, np.array([0, 0, 0, values[-1] / 9]))[0] == pytest.approx(1.5)
+    assert 1.3 < fit_slope(rates, values, np.array([0, 0, 0, values[-1] / 11]))[0] < 1.499
+    # of five rates the largest is not looked at, and the slope is that of equal weights
+    more = np.array([1 / 4, *rates])
+    bent = 3 * more**1.5 * np.array([9, 1, 1.02, 1, 1.02])
+    slope, spread = fit_slope(more, bent, np.zeros(5))
+    assert slope == pytest.approx(np.polyfit(np.log(rates), np.log(bent[1:]), 1)[0])
+    assert spread == pytest.approx(np.log(1.02) / np.log(2), rel=1e-6)
     assert Curve(rates, np.full(4, 1e-14), np.zeros(4), 1.0).vanishes
 
 
