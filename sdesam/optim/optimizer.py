@@ -94,7 +94,8 @@ class Optimizer:
             unperturbed parameters. Over micro-batches and devices floating-point values are averaged, of whole numbers (counters) the
             largest is taken, of random keys the first.
         has_key: whether the loss takes a keyword `key` (dropout). A micro-batch has the same key in all its passes, and other micro-batches
-            others: number `j`, counted over all devices, has `jax.random.fold_in(jax.random.split(key)[0], j)`.
+            others: number `j`, counted over all devices, has `jax.random.fold_in(jax.random.split(key)[0], j)`. (Of keys that are not
+            threefry's, jax draws other numbers at once than in turn.)
         axis_name: of the devices that share the mini-batch inside `shard_map` or `pmap`, in equal parts. Results are averaged over
             it: do not average again. None outside of these, also where `jit` is given a batch spread over devices.
         perturbation: with `axis_name`: `"local"`, each device has its own perturbation (which makes sam m-sam, with m the samples of a
