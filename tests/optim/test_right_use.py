@@ -160,7 +160,7 @@ def test_numbers_that_jax_traces(name):
 
 
 def test_eps_and_lambda_that_jax_traces_and_schedules():
-    """`u = x / sqrt(25 + eps^2)`, and of two linear losses `g_0 = (1, 0)`, `g_1 = (0, 1)` scaled: weights by `exp(lam nu)`."""
+    """`u = x / sqrt(25 + eps^2)`; and of two losses `x_i^2 / 2` the weights `exp(lam |x_i|)`."""
 
     def found(eps):
         return one(optim.sam, 0.1, 0.5, eps=eps)
@@ -313,7 +313,7 @@ def test_what_an_optimizer_needs_besides_a_gradient_is_said():
         with pytest.raises(TypeError, match=rf"^the optax optimizer needs more than a gradient: opt.step\(params, state, batch, {names}\)$"):
             jax.eval_shape(lambda other=other: other.step(jnp.ones(3), other.init(jnp.ones(3)), jnp.ones((8, 3))))
     line_search = optim.sam(least, optax.lbfgs(), rho=0.05)
-    jax.eval_shape(lambda: line_search.step(jnp.ones(3), line_search.init(jnp.ones(3)), jnp.ones((8, 3)), value_fn=jnp.sum))
+    jax.eval_shape(lambda: line_search.step(jnp.ones(3), line_search.init(jnp.ones(3)), jnp.ones((8, 3)), value_fn=lambda params: jnp.sum(params)))
 
 
 def test_states_are_stored_by_every_library():
