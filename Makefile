@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: help demo test test-slow campaigns mutation lint bench overhead figures reproduce clean
+.PHONY: help demo test test-slow campaigns calibration mutation lint bench overhead figures reproduce clean
 
 help:
 	@echo "make demo       derive, simulate and compare on handwritten digits (about a minute)"
 	@echo "make test       linters, types and the test suite (about seven minutes)"
 	@echo "make test-slow  digits at full size, twenty seeds of every claim and mutant (about half an hour)"
 	@echo "make campaigns  random calls, kills, damaged files and many problems, seeded, until something fails (about an hour)"
+	@echo "make calibration  200 random right theorems, none to be refuted, and each with one coefficient off, all to be (about an hour)"
 	@echo "make mutation   plant faults in the source, one at a time, and see that the fast tests notice (about an hour)"
 	@echo "make bench      speed beside diffrax, torchsde, numpy and floors, on a machine that does nothing else (about three minutes)"
 	@echo "make overhead   what RW-SAM and m-SAM cost beside SAM, on such a machine (about a minute)"
@@ -43,6 +44,9 @@ campaigns: $(READY)
 	$(BIN)/python -m tests.campaigns.kills --count 100
 	$(BIN)/python -m tests.campaigns.stores --count 400
 	$(BIN)/python -m tests.campaigns.memory --count 500
+
+calibration: $(READY)
+	$(BIN)/python -m tests.campaigns.calibration --theorems 200
 
 mutation: $(READY)
 	$(BIN)/python -m tests.mutations
