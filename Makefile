@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: help demo test test-slow lint bench overhead figures reproduce clean
+.PHONY: help demo test test-slow calibration lint bench overhead figures reproduce clean
 
 help:
 	@echo "make demo       derive, simulate and compare on handwritten digits (about a minute)"
 	@echo "make test       linters, types and the test suite (about seven minutes)"
 	@echo "make test-slow  digits at full size, twenty seeds of every claim and mutant (about half an hour)"
+	@echo "make calibration  200 random right theorems and the same with one coefficient off: none refuted, all refuted"
 	@echo "make bench      speed beside diffrax, torchsde, numpy and floors, on a machine that does nothing else (about three minutes)"
 	@echo "make overhead   what RW-SAM and m-SAM cost beside SAM, on such a machine (about a minute)"
 	@echo "make reproduce  the quick presets of all experiments; goes on where it was stopped (about ten minutes)"
@@ -34,6 +35,9 @@ test: lint
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -n 2 -m slow
+
+calibration: $(READY)
+	$(BIN)/python -m tests.campaigns.calibration --theorems 200
 
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
