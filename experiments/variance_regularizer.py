@@ -169,7 +169,7 @@ def summarise(stored: Sequence[Run]) -> dict[str, Any]:
         summary[words] = part
         none_found = part["n-USAM's strength / (rho/2)"]
         for found in (slope, part["SAM / derivative of E|g_I|"]):
-            good.append(abs(found.mean - 1) <= WITHIN)
+            good.append(found.lower >= 1 - WITHIN and found.upper <= 1 + WITHIN)
             off.append(found.lower > 1 + WITHIN or found.upper < 1 - WITHIN)
         summary["lines"] += [
             f"{words}: USAM slope against c_m, in units of rho/2: {slope}, standard error {fits['c_m']['standard error']:.2g}; "

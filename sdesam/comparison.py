@@ -1,6 +1,6 @@
 """The main job: a discrete optimizer beside its SDE, and beside the SDE with one term knocked out.
 
-Agreement alone proves little. The question is how much of the knocked-out term's effect the full SDE explains,
+Agreement alone proves little. The question is how much of the gap between the optimizer and the SDE without the term the full SDE closes,
 
     share = 1 - |SDE - chain| / |SDE without the term - chain|,
 
@@ -52,7 +52,7 @@ it stays as it is, for a right theory of order 2 and the term `rho^1` it falls b
 
 @dataclass(frozen=True)
 class Share:
-    """How much of a knocked-out term's effect on one observable the full SDE explains, at the final time.
+    """How much of the gap that is left without a term the full SDE closes, in one observable at the final time.
 
     Args:
         value: `1 - |SDE - chain| / |SDE without - chain|`.
@@ -140,7 +140,8 @@ class Comparison:
         lines = [
             f"at time {self.rows[0].chain.time[-1]:g}; in brackets the standard error of the last digits;",
             "gap: SDE - optimizer, in standard errors;",
-            f"share: of the effect of {self.term!r} that the SDE explains, with its 95 % interval; verdicts are about {self.judged} alone,",
+            f"share: of the gap that is left without {self.term!r}, what the SDE closes, with its 95 % interval;",
+            f"verdicts are about {self.judged} alone,",
             f"and any of them is wrong with probability {FAMILY:.0%} at most",
             "",
             f"{'m':>4}  {'':<14} {'optimizer':>15} {'SDE':>15} {'SDE without':>15} {'gap':>6}  share",
@@ -325,7 +326,7 @@ def compare(
 
 
 def share_explained(chain: float, sde: float, without: float, covariance: np.ndarray, quantile: float) -> Share:
-    """The share of a term's effect that the SDE explains, with Fieller's interval.
+    """The share of the gap without a term that the SDE closes, with Fieller's interval.
 
     With `A = sde - chain` and `B = without - chain` the interval of `r = A/B` is the set where `(A - rB)^2 <= q^2 Var(A - rB)`; it is
     bounded only where `B` differs from 0. The share is `1 - |r|`.
@@ -461,8 +462,8 @@ def weigh(row: Row, judged: str, tried: Sequence[Smaller]) -> tuple[Status, str]
     if last.status == "confirmed":
         assert last.share is not None
         return "outside the range", (
-            f"at {here} the step sizes are too large for the SDE: it explains a share {row.shares[judged]} of the term's effect on {judged} "
-            f"there, and {last.share} at {last.sizes}, where it starts to hold, as far as seen"
+            f"at {here} the step sizes are too large for the SDE: it closes a share {row.shares[judged]} of the gap in {judged} without "
+            f"the term there, and {last.share} at {last.sizes}, where it starts to hold, as far as seen"
         )
     refuted = [one for one in tried if one.status == "refuted"]
     if not refuted:
@@ -475,7 +476,7 @@ def weigh(row: Row, judged: str, tried: Sequence[Smaller]) -> tuple[Status, str]
             f"at {here} {row.reason}; what is left falls with the step sizes, to a share {share} at {refuted[-1].sizes}, so that these may be "
             "too large for any SDE; smaller lr and rho would decide"
         )
-    return "refuted", f"at {here} {row.reason}; at {refuted[-1].sizes} it does not explain it either, with a share {share}"
+    return "refuted", f"at {here} {row.reason}; at {refuted[-1].sizes} it does not close it either, with a share {share}"
 
 
 def _sizes(lr: float, rho: float) -> str:
@@ -493,10 +494,10 @@ def judge(share: Share, observable: str, term: str) -> tuple[Status, str]:
         )
     seen = f"without {term!r} it misses by {abs(share.knock_out):.1f} standard errors"
     if share.lower >= ENOUGH:
-        return "confirmed", f"the SDE explains a share {share} of the term's effect on {observable}; {seen}"
+        return "confirmed", f"the SDE closes a share {share} of the gap in {observable} without the term; {seen}"
     if share.upper < ENOUGH:
-        return "refuted", f"the SDE explains only a share {share} of the term's effect on {observable}; {seen}"
-    return "inconclusive", f"the share {share} of the term's effect on {observable} may be above or below {ENOUGH}; {seen}"
+        return "refuted", f"the SDE closes only a share {share} of the gap in {observable} without the term; {seen}"
+    return "inconclusive", f"the share {share} of the gap in {observable} without the term may be above or below {ENOUGH}; {seen}"
 
 
 def _pair_means(run: Result, name: str) -> np.ndarray:

@@ -103,7 +103,8 @@ def effective_micro_batch(
     large; `E|g_I|` makes sense also for `m > b`, up to n-SAM.
 
     What to expect. The gradient of the mini-batch itself is the steepest perturbation of the mini-batch's loss: `u . g_gamma <=
-    |g_gamma|`. So weights in the perturbation alone can only perturb that loss less than SAM does. In `E[H_gamma u_gamma]` a sample's
+    |g_gamma|`. So weights in the perturbation alone can only ascend that loss less than SAM does, which bounds the ascent and not the
+    response that is measured here. In `E[H_gamma u_gamma]` a sample's
     Hessian meets its own gradient with weight `p_i/b`, in all `1/b` as in SAM, but the vector that is normalised is longer, because it
     averages only `N = 1/sum_i p_i^2` samples: where noise dominates and the weights do not depend on the gradients, `m_eff = b^2/N`, MORE
     than `b`. Were the descent gradient weighted too, the weight would be `p_i^2` and `m_eff = N`. The effect is large where `lam` times

@@ -205,7 +205,7 @@ def test_a_wrong_theory_stays_wrong_at_smaller_step_sizes(problem, monkeypatch):
     found = sdesam.compare("m-usam", problem, lr=0.02, rho=0.05, batch=8, micro=[1], steps=50, runs=1000)
     assert found.status == "refuted"
     assert [one.status for one in found.rows[0].smaller] == ["refuted"] * 2
-    assert "at lr = 0.005, rho = 0.0198 it does not explain it either" in found.rows[0].reason
+    assert "at lr = 0.005, rho = 0.0198 it does not close it either" in found.rows[0].reason
 
 
 def share(value, spread):

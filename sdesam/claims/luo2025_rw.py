@@ -207,8 +207,8 @@ def acts_like(
         tuple(measurements),
         tuple(controls),
         f"On digits at the start (b = {_BATCH}) the effective micro-batch is {', '.join(told)}; inf: even n-SAM regularises more. RW-SAM acts like a "
-        "LARGER m, the more so the fewer samples carry the weight (on noise alone m_eff = b^2/N), because the mini-batch's own gradient is the "
-        f"steepest perturbation of the loss that is descended. After 60 steps tr V is {above:+.3f} against SAM, and {mean:+.3f} for m = b/4. "
+        "LARGER m, the more so the fewer samples carry the weight (on noise alone m_eff = b^2/N). That the mini-batch's own gradient is the steepest "
+        f"perturbation of its loss bounds the ascent, and not this. After 60 steps tr V is {above:+.3f} against SAM, and {mean:+.3f} for m = b/4. "
         "Were the descent gradient weighted too, which the paper's words allow, m_eff would be about N early in training, with a drift that is no "
         "longer that of the mean loss.",
         data,

@@ -267,7 +267,7 @@ CLAIMS = (
         statement=r"f = \tfrac l2 x^2,\ \text{noise } s^2:\quad \operatorname{Var}_\infty = \frac{\eta s^2 (1+\rho l)}{2l} \text{ (order 1)},\quad "
         r"\frac{\eta s^2 (1+\rho l)}{l(2 - \eta l(1+\rho l))} \text{ (chain)},\quad \frac{\eta s^2 (1+\rho l)}{l(2 + \eta l(1+\rho l))} "
         r"\text{ (corrected SDE)}",
-        source=f"{_SOURCE}, stationary distribution of USAM; chain and corrected form: docs/theory.md, section 6",
+        source=f"{_SOURCE}, stationary distribution of USAM; chain and corrected form: docs/theory.md, section 7",
         prediction="three closed forms, met by exact moments and by long simulations; they differ by O(eta^2)",
         recorded="confirmed",
         seconds=6.0,
@@ -278,7 +278,7 @@ CLAIMS = (
         title="saddles attract USAM above a radius",
         statement=r"\text{a direction of curvature } l < 0 \text{ attracts USAM iff } \rho > 1/|l|; "
         r"\text{ the chain also needs } \eta |l| (\rho |l| - 1) < 2",
-        source=f"{_SOURCE}, USAM on quadratics; the bound on eta: docs/theory.md, section 6",
+        source=f"{_SOURCE}, USAM on quadratics; the bound on eta: docs/theory.md, section 7",
         prediction="thresholds in rho and eta by root finding on the exact mean of the chain and on the drift of the SDE",
         recorded="confirmed",
         seconds=2.0,

@@ -186,7 +186,7 @@ CLAIMS = (
         statement=r"x^+ = x - \tfrac\eta l \bigl( \tfrac{1+\sqrt{2l-1}}2 G(x;\gamma_1) + \tfrac{1-\sqrt{2l-1}}2 G(x;\gamma_2) \bigr) "
         r"\;\to\; \mathrm dX = -\bar G\,\mathrm dt + \sqrt\eta\,\operatorname{Cov}(G)^{1/2}\,\mathrm dW \text{ like } 1/l; "
         r"\text{ weighting the losses instead multiplies } \operatorname{tr} V \text{ by } l",
-        source="Li, Malladi, Arora 2021, arXiv 2102.12470 (SVAG for SGD); for SAM: docs/theory.md, section 6",
+        source="Li, Malladi, Arora 2021, arXiv 2102.12470 (SVAG for SGD); for SAM: docs/theory.md, section 7",
         prediction="at fixed eta and rho the weak error has slope 1 in 1/l; the corrected SDE keeps an error of order eta",
         recorded="confirmed",
         seconds=6.0,

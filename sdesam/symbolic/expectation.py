@@ -54,7 +54,8 @@ def projection(skeleton: Skeleton, size: sp.Expr, replace: bool) -> TreeSum:
     """The influence `h(i)` of a sample on a tree: the first Hoeffding projection, up to a constant in `i`.
 
     `h(i) = m (E[tree | i in I] - E tree)`, times `(n-1)/(n-m)` without replacement, so that the mean over the `b/m` micro-batches has
-    the leading covariance `c_b Cov_i h(i)`. Constants drop out of a covariance and are left out.
+    the leading covariance `c_b Cov_i h(i)`. With replacement `i in I` means that `i` stands at one given position. Constants drop out of a
+    covariance and are left out.
 
     Source: W. Hoeffding 1948 (iid); for finite populations M. Bloznelis & F. Goetze 2001, Ann. Statist. 29, 899-917.
     """
