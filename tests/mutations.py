@@ -19,8 +19,8 @@ from tests.planting import Mutation, run, unfit
 def of(module: str, tests: str, *faults: tuple[str, ...]) -> tuple[Mutation, ...]:
     """Faults of one module; each is `(function, old, new, test)`, its test in the file `tests` unless it names another."""
 
-    def place(names: str) -> str:
-        return " ".join(name if "::" in name else f"{tests}::{name}" for name in names.split(" & "))
+    def place(names: str) -> tuple[str, ...]:
+        return tuple(name if "::" in name else f"{tests}::{name}" for name in names.split(" & "))
 
     return tuple(
         Mutation(f"sdesam.{module}" if not module.startswith("experiments") else module, f, old, new, place(by)) for f, old, new, by in faults
@@ -1074,7 +1074,7 @@ def main() -> int:
     if not asked.list:
         return run(kinds, ARGUED, asked.processes)
     for kind, many in kinds.items():
-        print(f"{kind} ({len(many)})", *(f"  {m}\n      by {m.caught_by}" for m in many), sep="\n")
+        print(f"{kind} ({len(many)})", *(f"  {m}\n      by {', '.join(m.caught_by)}" for m in many), sep="\n")
     print(f"argued as harmless ({len(ARGUED)})", *(f"  {m}\n      {m.argued}" for m in ARGUED), sep="\n")
     reasons = unfit([m for many in KINDS.values() for m in many] + list(ARGUED))
     print(f"{sum(map(len, kinds.values()))} mutations", *reasons, sep="\n")
