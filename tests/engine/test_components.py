@@ -102,7 +102,7 @@ def test_what_is_small(method):
 
     def small(x0, drift=lambda x: jax.tree.map(lambda leaf: -leaf, x)):
         sde = sdesam.SDE(drift, lambda x, xi: jax.tree.map(lambda leaf: 0.1 * leaf * xi[0], x), (2,), x0)
-        plan = stepping._plan(sde, 1.0, DT, method, None, (), "counter", None)[0]
+        plan = stepping._plan("simulate", sde, jax.random.key(0), 1.0, DT, method, None, (), "counter", None)[0]
         draw = program.Draw(plan.noise_shape, "float32", "counter", antithetic=False, carried=False)
         return program.small(plan.stepper, draw, jax.tree.map(jnp.asarray, plan.params), plan.x0) is not None
 

@@ -345,7 +345,7 @@ def test_observations_of_one_call_or_of_many(keep, monkeypatch):
 
 def test_slow_observations_wait_for_no_others():
     """A call takes as many as fit into the patience, and one where nothing is known."""
-    plan = stepping._plan(double_well(), 1.0, 0.01, "euler", np.arange(1, 101) * 0.01, OBSERVE, "counter", None)
+    plan = stepping._plan("simulate", double_well(), jax.random.key(0), 1.0, 0.01, "euler", np.arange(1, 101) * 0.01, OBSERVE, "counter", None)
     work = driver._Work(driver.lay_out(plan[0], jax.random.key(0), paths=2, grid=plan[1]), snapshot.Snapshot(None, 0.0, {}, None))
     begin = driver._Pass(0, np.ones(2, bool), np.empty((0, 2), int))
     work.pace = driver._Pace(called=True, speed=1e6)
