@@ -10,7 +10,6 @@ from scipy import stats
 
 import sdesam
 from sdesam.sampling import list_micro_batches
-from sdesam.sde import equation as equation_module
 from sdesam.sde.equation import _Draw
 from tests.brute_force import Polynomials
 from tests.sde.test_enumeration import polynomial_loss
@@ -20,9 +19,9 @@ PROBLEM = sdesam.FiniteSum(polynomial_loss, vars(LOSSES), np.array([0.3, -0.2]))
 DRAWS = 4000
 
 
-def bound(variant="m-sam", with_replacement=True, order=(2, 3), **change):
+def bound(variant="m-sam", with_replacement=True, order=(2, 3), problem=PROBLEM, **change):
     numbers = {"lr": 0.1, "rho": 0.3, "batch": 4, "micro": 2 if variant == "m-sam" else None, "eps": 0.2, **change}
-    return sdesam.derive(variant, order, with_replacement).bind(PROBLEM, **numbers)
+    return sdesam.derive(variant, order, with_replacement).bind(problem, **numbers)
 
 
 def z_scores(values, wanted):
@@ -174,18 +173,32 @@ def test_random_directions():
 
 def test_a_sweep_of_rw_sam_compiles_once():
     """eta, rho, eps and lambda are runtime values where micro-batches are listed, too."""
-    compiled = equation_module._drift._cache_size
+    traces = 0
+
+    def loss(x, sample):
+        nonlocal traces
+        traces += 1
+        return PROBLEM.sample_loss(x, sample)
+
+    problem = sdesam.FiniteSum(loss, PROBLEM.data, PROBLEM.x0)
     exact = {"order": (1, 2), "norms": sdesam.NormEstimate("exact"), "expectation": "exact"}
 
     def drift(lam=1.0, **change):
-        return np.asarray(bound("rw-sam", lam=lam, **exact, **change).drift(PROBLEM.x0))
+        return np.asarray(bound("rw-sam", problem=problem, lam=lam, **exact, **change).drift(PROBLEM.x0))
 
-    start, before = drift(), compiled()
+    start, sde = drift(), bound("rw-sam", problem=problem, lam=1.0, **exact)
+    before = traces
+    sde.drift(PROBLEM.x0)
+    assert traces == before
     for change in ({"lr": 0.2}, {"rho": 0.5}, {"rho": 0}, {"eps": 0.5}, {"lam": 2}, {"lam": 0.0}):
-        assert (drift(**change) == start).all() == ("lr" in change)  # at order (1, 2) a drift has no eta in it
-    assert compiled() == before
-    drift(batch=2)
-    assert compiled() > before, "the count sees a compilation where there is one"
+        sde = bound("rw-sam", problem=problem, lam=change.pop("lam", 1.0), **exact, **change)
+        before = traces
+        assert (np.asarray(sde.drift(PROBLEM.x0)) == start).all() == ("lr" in change)  # at order (1, 2) a drift has no eta in it
+        assert traces == before, change
+    sde = bound("rw-sam", problem=problem, lam=1.0, batch=2, **exact)
+    before = traces
+    sde.drift(PROBLEM.x0)
+    assert traces > before, "the count sees a compilation where there is one"
 
 
 @pytest.mark.slow
