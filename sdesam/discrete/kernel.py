@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdesam._functions import compiled
+from sdesam._precision import wide
 from sdesam.problems import FiniteSum, mean_grad
 from sdesam.problems.ghost import Factors, dense_layers, factors, loss_along, squared_norm_of_mean
 from sdesam.variants import NormEstimate, Variant
@@ -282,11 +283,6 @@ def moved(x: PyTree, radius: Any, u: PyTree) -> PyTree:
         return (start + jnp.asarray(radius, start.dtype) * v.astype(start.dtype)).astype(leaf.dtype)
 
     return jax.tree.map(move, x, u)
-
-
-def wide(tree: PyTree) -> PyTree:
-    """Arrays in float32 at least: sums in half precision stop growing."""
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if _narrow(leaf) else leaf, tree)
 
 
 def _narrow(leaf: Any) -> bool:

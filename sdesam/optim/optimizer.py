@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import optax
 
 from sdesam._names import unknown
-from sdesam.discrete.kernel import Perturbed, check_delta, check_delta_at, perturbed_gradient, random_key, wide
+from sdesam._precision import wide
+from sdesam.discrete.kernel import Perturbed, check_delta, check_delta_at, perturbed_gradient, random_key
 from sdesam.sampling import check_perturbation
 from sdesam.sampling import whole as whole_number
 from sdesam.variants import NormEstimate, Variant
