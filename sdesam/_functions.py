@@ -25,6 +25,7 @@ import jax
 import numpy as np
 
 from sdesam._precision import precisely
+from sdesam._process import Failure
 
 PyTree = Any
 T = TypeVar("T")
@@ -36,14 +37,14 @@ _MOST = 10_000
 """So many values are looked at for one function; more are taken to stay as they are."""
 
 
-def failure(what: str, error: Exception) -> ValueError:
+def failure(what: str, error: Exception) -> Failure:
     """The error to raise where a function that a user handed in fails with another.
 
     >>> str(failure("drift(x0)", ZeroDivisionError("division by zero")))
     'drift(x0) fails with ZeroDivisionError: division by zero'
     """
     kind = "" if isinstance(error, _ASKS_FOR_VALUES) else f" with {type(error).__name__}"
-    return ValueError(f"{what} fails{kind}: {words(error)}")
+    return Failure(f"{what} fails{kind}: {words(error)}")
 
 
 def words(error: Exception) -> str:

@@ -9,6 +9,10 @@ _first_user: int | None = None
 _runs = 0
 
 
+class Failure(ValueError):
+    """A function that a user handed in fails; this is no fault of the arguments beside it."""
+
+
 def check_not_forked() -> None:
     """Refuse to go on in a process that was forked from one which had used jax: jax's threads are not forked with it, and it would hang.
 

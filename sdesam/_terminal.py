@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TextIO
 
 import click
 
-from sdesam._process import runs_begun
+from sdesam._process import Failure, runs_begun
 
 BAD_USAGE, COULD_NOT_FINISH, INTERRUPTED, CLOSED_PIPE = 2, 3, 130, 141
 """The last two are those that a shell reports of programs ended by SIGINT and by SIGPIPE."""
@@ -155,7 +155,7 @@ def checking(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except refused as error:
-        if runs_begun() > before or _raised_by_user(error):
+        if runs_begun() > before or _raised_by_user(error) or isinstance(error, Failure):
             raise
         raise click.UsageError(_sentence(error)) from error
 

@@ -257,12 +257,12 @@ def test_what_is_no_function_is_no_hypothesis(part):
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"drift": lambda p, x, lr, rho, b, m: x[0]}, "it must have those of the parameters"),
+        ({"drift": lambda p, x, lr, rho, b, m: x[0]}, "it must be real, of the shapes of the parameters"),
         ({"drift": lambda p, x, lr, rho, b, m: x * jnp.nan}, "the drift is not finite"),
         ({"potential": lambda p, x, lr, rho, b, m: x}, "it must be a scalar, the modified loss"),
         ({"covariance": lambda p, x, lr, rho, b, m: x}, r"it must be real and dense, of shape \(2, 2\)"),
         ({"covariance": lambda p, x, lr, rho, b, m: None}, "the covariance is None: it must be real and dense"),
-        ({"drift": lambda p, x, lr, rho, b, m: "text"}, r"the drift is str: .*of the shapes of the parameters, float64\[2\]"),
+        ({"drift": lambda p, x, lr, rho, b, m: "text"}, "the drift is str: it must be real, of the shapes of the parameters"),
         ({"drift": lambda p, x, lr, rho, b, m: x * 1j}, r"the drift is complex128\[2\]: it must be real"),
         ({"potential": lambda p, x, lr, rho, b, m: "text"}, "the potential fails on torus2d .*: the potential is str: it must be a scalar"),
         ({"potential": lambda p, x, lr, rho, b, m: (1.0, 2.0)}, "the potential is .*it must be a scalar"),

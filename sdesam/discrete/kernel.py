@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdesam._functions import compiled
-from sdesam._precision import wide
+from sdesam._precision import precisely, wide
 from sdesam.problems import FiniteSum, mean_grad
 from sdesam.problems.ghost import Factors, dense_layers, factors, loss_along, squared_norm_of_mean
 from sdesam.variants import NormEstimate, Variant
@@ -236,7 +236,7 @@ def check_delta_on(norms: NormEstimate | None, problem: FiniteSum) -> None:
     some = jax.tree.map(lambda leaf: leaf[: min(_LOOKED_AT, problem.chunk)], problem.data)
     with jax.ensure_compile_time_eval():
         loss, norm = (float(value) for value in _sizes(problem.sample_loss, problem.x0, some))
-    dtype = jax.eval_shape(problem.sample_loss, problem.x0, problem.sample(0)).dtype
+    dtype = jax.eval_shape(precisely(problem.sample_loss), problem.x0, problem.sample(0)).dtype
     if norms.delta * norm < _rounding(dtype) * loss and norm:
         least = 1000 * _rounding(dtype) * loss / norm
         raise ValueError(

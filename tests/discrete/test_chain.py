@@ -181,9 +181,8 @@ def test_bad_input():
     chain = sdesam.Chain("m-usam", problem, lr=0.1, rho=0.1, batch=4, micro=2)
     with pytest.raises(ValueError, match="runs=0: it must be at least 1"):
         sdesam.train(chain, jax.random.key(0), runs=0, steps=5)
-    vast = sdesam.Chain("sgd", sdesam.problems.quadratic(), lr=0.1, batch=2**40)
-    with pytest.raises(ValueError, match=r"1 paths together need about .* GB of working memory.*a smaller network, batch or data set"):
-        sdesam.train(vast, jax.random.key(0), runs=1, steps=1)
+    with pytest.raises(ValueError, match="at most 2147483647 samples are drawn in a step"):
+        sdesam.Chain("sgd", sdesam.problems.quadratic(), lr=0.1, batch=2**40)
     with pytest.raises(ValueError, match="steps=0: it must be at least 1"):
         sdesam.train(chain, jax.random.key(0), runs=1, steps=0)
     with pytest.raises(TypeError, match="key must be one jax random key"):

@@ -121,6 +121,6 @@ def test_two_different_remedies(monkeypatch):
     assert advice(keep="values") == ("keep='statistics'", "fewer paths")
     assert advice(keep="trajectories", dim=3) == ("keep='values' or 'statistics'", "fewer paths")
     devices = jax.devices()
-    assert advice(paths=2, dim=10**6) == ("fewer devices", "a smaller network or data set")
-    assert advice(paths=2, dim=10**6, devices=devices[:1], chunk=1) == ("a smaller network or data set", "a machine with more memory")
+    assert advice(paths=2, dim=10**6) == ("fewer devices", "a smaller network, batch or data set")
+    assert advice(paths=2, dim=10**6, devices=devices[:1], chunk=1) == ("a smaller network, batch or data set", "a machine with more memory")
     assert advice(paths=4000, dim=10, chunk=4000, keep="means") == ("a smaller chunk", "fewer devices")

@@ -310,7 +310,7 @@ def test_what_an_optimizer_needs_besides_a_gradient_is_said():
         (told(["first", "second"]), "first=..., second=..."),
     ]:
         other = optim.sam(least, inner, rho=0.05)
-        with pytest.raises(TypeError, match=rf"^the optax optimizer needs more than a gradient: opt.step\(params, state, batch, {names}\)$"):
+        with pytest.raises(TypeError, match=rf"^the optax optimizer needs more than a gradient: opt.step\(params, state, batch, {names}\)"):
             jax.eval_shape(lambda other=other: other.step(jnp.ones(3), other.init(jnp.ones(3)), jnp.ones((8, 3))))
     line_search = optim.sam(least, optax.lbfgs(), rho=0.05)
     jax.eval_shape(lambda: line_search.step(jnp.ones(3), line_search.init(jnp.ones(3)), jnp.ones((8, 3)), value_fn=lambda params: jnp.sum(params)))

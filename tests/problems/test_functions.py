@@ -342,11 +342,11 @@ def test_what_cannot_be_called(make, message):
         make()
 
 
-@pytest.mark.parametrize(("value", "told"), [((1, 2), "a tuple"), (None, "a NoneType"), ({"a": 1}, "a dict"), ([1.0], "a list"), ("text", "a str")])
-def test_observables_return_one_array(value, told):
+@pytest.mark.parametrize("value", [(1, 2), None, {"a": 1}, [1.0], "text"])
+def test_observables_return_one_array(value):
     problem = sdesam.FiniteSum(lambda x, a: x * a, np.ones(2), 1.0, observables={"odd": lambda x: value})
     sde = sdesam.SDE(lambda x: -x, lambda x, xi: xi, (), 1.0)
-    message = f"observable 'odd' must return one array, or a number, but it returns {told}"
+    message = "observable 'odd' must return one array, or a number, but it returns"
     with pytest.raises(TypeError, match=message):
         sdesam.train(sdesam.Chain("sgd", problem, lr=0.1, batch=1), KEY, 1, 1, observe=["odd"])
     with pytest.raises(TypeError, match=message):
