@@ -416,6 +416,7 @@ def test_an_observable_that_is_no_number_is_named_beside_the_table(mine):
     assert "not shown: pair, of shape (2,); --json and --save hold it" in out.stdout
 
 
+@pytest.mark.slow
 def test_the_program_itself(mine):
     """As a program, with files of the names of libraries beside it and other keys as the default: the numbers are those of this process."""
     for name in ("jax", "optax", "click", "numpy.random", "experiments", "benchmarks"):
@@ -489,6 +490,7 @@ def test_a_full_output():
     assert done.stderr == "could not finish: the standard output cannot be written: No space left on device\n"
 
 
+@pytest.mark.slow
 def test_an_interrupt_in_a_callback_is_not_lost():
     class Doomed:
         def __del__(self):
@@ -502,6 +504,7 @@ def test_an_interrupt_in_a_callback_is_not_lost():
         collected()
 
 
+@pytest.mark.slow
 def test_a_fork_after_jax_has_started(tmp_path):
     """A child that would hang ends with a sentence; a child of a process that has not used jax runs."""
     code = """

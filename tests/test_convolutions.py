@@ -85,10 +85,7 @@ def sample_gradients(problem, x):
     return np.array([ravel_pytree(gradient(x, problem.sample(i)))[0] for i in range(problem.n)], float)
 
 
-FAST = ("grouped", "transposed", "attention", "scan")
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in NETWORKS])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name == "grouped" else pytest.mark.slow) for name in NETWORKS])
 def test_two_devices_do_what_one_does_and_both_do_what_they_should(name):
     problem = problem_of(name)
     chain = sdesam.Chain("m-usam", problem, lr=0.05, rho=0.1, batch=4, micro=2)
@@ -199,6 +196,7 @@ def test_the_sde_equals_enumeration(variant, name, order):
             np.testing.assert_allclose(correction[j], -lr / 2 * expected, rtol=1e-5, atol=1e-7 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_the_sde_stands_beside_the_chain():
     """Both sides of a comparison on two devices; with so few runs the verdict is open, the numbers are not."""
     numbers = {"lr": 0.02, "rho": 0.02, "batch": 4, "micro": [2], "runs": 32, "steps": 10, "order": (1, 2)}

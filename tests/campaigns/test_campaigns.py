@@ -75,6 +75,7 @@ def test_violations_of_calls_are_found(monkeypatch):
     assert plant(monkeypatch, refuse, spoiled=("paths", 3)).status == "refused"
 
 
+@pytest.mark.slow
 def test_calls_of_the_api():
     outcomes = list(tries(api.work, range(4), environment=api.ENVIRONMENT))
     assert [outcome for _, outcome in outcomes if outcome.violation] == []
@@ -89,6 +90,7 @@ def test_known_means_tell_a_wrong_one():
     assert not draw.close(1.2, 1.0, stderr=0.01, paths=20)
 
 
+@pytest.mark.slow
 def test_kills():
     for kill in (kills.Kill("after fsync", number=3), kills.Kill("before replace", number=2)):
         outcome = kills.attempt(kills.Job("sweep"), [kill])
@@ -140,6 +142,7 @@ def test_memory_of_real_problems():
     memory.different(3, rng)
 
 
+@pytest.mark.slow
 def test_stores():
     outcomes = list(tries(stores.work, range(16), environment=stores.ENVIRONMENT))
     assert [outcome for _, outcome in outcomes if outcome.violation] == []

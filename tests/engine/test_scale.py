@@ -161,6 +161,7 @@ def test_nothing_compiles_anew_over_a_sweep(caplog):
     assert looks(caplog) == 0
 
 
+@pytest.mark.slow
 def test_programs_are_forgotten(monkeypatch):
     """More of them than are kept, as in a long sweep over functions: their memory maps are given back."""
     maps = Path("/proc/self/maps")

@@ -27,7 +27,7 @@ def assert_signature(found, every_knock_out_shows=True):
         assert term.breaks or small, found.table()
 
 
-@pytest.mark.parametrize(("variant", "micro"), [("m-usam", 1), ("n-usam", None)])
+@pytest.mark.parametrize(("variant", "micro"), [("m-usam", 1), pytest.param("n-usam", None, marks=pytest.mark.slow)])
 def test_signature_on_a_torus(variant, micro):
     assert_signature(signature(sdesam.derive(variant), sdesam.problems.torus(dim=2, samples=3), batch=2, micro=micro, rates=RATES))
 

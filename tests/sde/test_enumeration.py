@@ -228,6 +228,7 @@ def test_rw_sam(with_replacement, b, eps):
     assert_equals_enumeration(4, 2, b, None, with_replacement, "rw-sam", seed=12, eps=eps, bound=RW_SAM)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "b", "m", "with_replacement"),
     some_slow(
