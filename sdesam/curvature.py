@@ -57,10 +57,9 @@ def hessian_trace(problem: FiniteSum, x: PyTree, key: jax.Array, probes: int = 6
     >>> abs(found.value - exact) < 4 * found.error
     True
     """
+    check_problem(problem)
     count = whole("probes", probes, least=2)
-    values = np.asarray(
-        _probe(problem.sample_loss, problem.chunk, count, problem.data, check_problem(problem).check_params(x), check_key(key)), np.float64
-    )
+    values = np.asarray(_probe(problem.sample_loss, problem.chunk, count, problem.data, problem.check_params(x), check_key(key)), np.float64)
     return Estimate(float(values.mean()), float(values.std(ddof=1)) / sqrt(count))
 
 

@@ -27,6 +27,7 @@ def quick(tmp_path_factory):
     return json.loads((folder / "bench.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_json_is_complete(quick):
     assert quick["schema"] == "sdesam.bench/1"
     assert {"schema", "config", "provenance", "results", "targets", "not_measured"} == set(quick)
@@ -52,6 +53,7 @@ def apart(one, other):
     return max(means, abs(np.log(one[1] / other[1])) / np.sqrt(6 / one[2] + 6 / other[2]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workload", ["W1", "W2"])
 def test_all_contenders_solve_the_same_sde(quick, workload):
     contenders = {name: c for name, c in quick["results"][workload]["contenders"].items() if c["kind"] != "floor"}

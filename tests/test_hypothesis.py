@@ -106,6 +106,7 @@ def test_sizes_tell_theories_apart():
     assert sdesam.check(by_population, "m-usam").drift.status == "refuted"
 
 
+@pytest.mark.slow
 def test_steep_problems_are_expanded_closer():
     """A right theorem on losses whose expansion in rho converges only for small rho."""
     steep = sdesam.FiniteSum(lambda x, s: jax.nn.softplus(-10 * s * x) + (x - s) ** 4, np.array([1.0, -0.5, 0.3]), 0.2)

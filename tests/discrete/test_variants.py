@@ -148,6 +148,7 @@ def test_a_step_that_would_be_ignored_is_refused(kind, name):
     assert chain.step(problem.x0, jax.random.key(0)).shape == (2,)  # to loop over by oneself
 
 
+@pytest.mark.slow
 def test_a_step_put_on_one_chain_is_refused_and_added_methods_are_not():
     problem = sdesam.problems.quadratic(samples=3)
     chain = Reported("sgd", problem, lr=0.1, batch=2)

@@ -55,6 +55,7 @@ def test_signatures_of_smoothed_sam(variant, micro, with_replacement):
     assert_signature(signature(equation, sdesam.problems.torus(dim=2, samples=4), batch=2, micro=micro, eps=0.2, rates=FINE))
 
 
+@pytest.mark.slow
 def test_order_of_smoothed_sam():
     """In one dimension, quickly: order 2 with SAM's own drift, and not with that of n-SAM or with another eps."""
     problem = sdesam.problems.torus(dim=1, samples=3)

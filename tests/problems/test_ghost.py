@@ -65,6 +65,7 @@ def test_two_layers_in_numpy():
     assert float(problem.trace_cov(problem.x0)) == pytest.approx(truth, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_samples_that_are_nearly_alike_keep_their_digits():
     """Deviations of 1e-3: tr V is 1e-6 of |gbar|^2, where the difference of two means has no digit left in float32."""
     near = {"a": 1 + 1e-3 * DATA["a"], "y": 1 + 1e-3 * DATA["y"]}
@@ -82,6 +83,7 @@ def test_samples_that_are_nearly_alike_keep_their_digits():
     assert abs(means / truth - 1) > 0.02, "the control: the difference of two means"
 
 
+@pytest.mark.slow
 def test_derivatives_pass_through():
     """grad tr V, as in a modified loss, by both paths."""
     with jax.enable_x64(True):

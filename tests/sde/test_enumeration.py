@@ -185,6 +185,7 @@ def test_normalised_variants(variant, b, m, with_replacement):
         assert_equals_enumeration(4, 2, b, m, with_replacement, variant, seed=seed, eps=eps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variant", "m"), some_slow({("sam", None): True, ("dnsam", None): False, ("n-sam", None): False}))
 def test_rho_cubed_of_normalised_variants(variant, m):
     assert_equals_enumeration(4, 2, 3, m, True, variant, seed=8, order=(2, 4), eps=0.2)

@@ -45,6 +45,7 @@ def test_draws_are_unbiased(with_replacement):
     assert abs(z_scores(noises, other.apply_noise(PROBLEM.x0, xi))).max() > 10
 
 
+@pytest.mark.slow
 def test_excess_covariance_falls_with_the_number():
     """The covariance that fresh micro-batches add to the noise falls like 1/(number - 1), which is why it is named."""
 
@@ -119,6 +120,7 @@ def test_subsets_are_listed_with_one_chance():
     np.testing.assert_allclose(chance, 1 / 6)
 
 
+@pytest.mark.slow
 def test_an_exact_drift_of_large_micro_batches():
     """Two samples, 1100 of them to a mini-batch: SAM's drift from the binomial law of how often the first was drawn."""
     losses, x, m, rho = Polynomials.random(2, 2, seed=3), np.array([0.3, -0.2]), 1100, 0.3
