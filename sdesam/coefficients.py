@@ -1,8 +1,8 @@
 """Coefficients in powers of `eta` and `rho`: those of a stated SDE beside the optimizer's own.
 
-The optimizer's are derivatives at `rho = 0` of its one-step mean and covariance, all mini-batches listed. A stated field is only
-evaluated: polynomials through its values at positive `eta` and `rho` are taken on ever shorter intervals until their coefficients
-stand still. So a field that depends on `eta` and `rho` analytically, to any order, has its coefficients read right.
+The optimizer's are derivatives at `rho = 0` of its one-step mean and covariance, all mini-batches listed. Those of a stated field are
+derivatives too, taken at positive `eta` and `rho` that fall to zero, because a formula may divide by either. So a field that depends
+on `eta` and `rho` analytically, to any order, has its coefficients read right.
 """
 
 from __future__ import annotations
@@ -10,8 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
+from itertools import pairwise
+from math import factorial
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sdesam._names import Status
@@ -21,8 +26,6 @@ from sdesam.exact.enumerate import list_batches
 from sdesam.problems import FiniteSum
 from sdesam.sampling import Sampling
 
-Field = Callable[[float, float], np.ndarray]
-"""`(lr, rho) -> values at some points`, leading axis the points."""
 Power = tuple[int, int]
 """`(i, j)` of `eta^i rho^j`."""
 
@@ -31,12 +34,13 @@ SAME, OTHER = 1e-5, 1e-3
 and the smallest wrong theory of interest is off by one per cent. Nothing here is random: no right theory is refuted by chance."""
 _FLOOR = 1e-3
 """A right coefficient below this part of what it could have been counts as zero: deviations are then measured by this part."""
-_LEVELS = 9
+_LEVELS = 12
 _SHRINK = 4.0
-"""Each interval is so many times shorter than the one before; the last is 65536 times shorter than the first, below which rounding wins."""
-_STILL = 1e-2 * SAME
-_START = 0.4
-"""Of the scale on which a field is expected to change: the first interval."""
+"""Each `eta` and `rho` is so many times smaller than the one before; the last are 4 million times smaller than the first."""
+_STEPS = 3
+"""Of Richardson's extrapolation: what is left of a coefficient's change falls like the fourth power of `eta` and `rho`."""
+_START = 0.01
+"""The first `eta` and `rho`, as a part of the scale on which a field is expected to change."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,11 @@ class Read(NamedTuple):
     error: float
 
 
+Field = Callable[[Sequence[Power], tuple[float, float]], "dict[Power, Read] | None"]
+"""A reader of one field's coefficients: `(powers, scales of eta and rho) -> coefficients`, None where the field is not finite. A scale
+of zero says that `rho` is always zero."""
+
+
 @dataclass(frozen=True)
 class Expansion:
     """One part of a stated SDE in one setting, coefficient by coefficient.
@@ -188,8 +197,8 @@ def compare_coefficients(
 
     Args:
         settings: where to compare.
-        drifts: per setting, the stated drift `(lr, rho) -> (p, d)`; None where none is stated.
-        covariances: per setting, the stated diffusion matrix `(lr, rho) -> (p, d, d)`.
+        drifts: per setting, the stated drift of shape `(p, d)`; None where none is stated.
+        covariances: per setting, the stated diffusion matrix of shape `(p, d, d)`.
         chains: per setting, the optimizer at given `(lr, rho)`.
         order: which powers to compare.
     """
@@ -231,23 +240,26 @@ def expand(
     squares = sample_sizes(setting.problem, setting.points)
     gradient, bent = np.sqrt(squares.mean(axis=1))
     reach = _reach(float(gradient), float(bent), normalised=chain(0.1, 0.0).variant.normaliser != "none")
+    scales = (reach[0], 0.0 if unperturbed else reach[1])
     expansions = []
     if drift is not None:
         right = {(i, j): -step.correction[j] / 2 if i else -step.mean[j] for i, j in powers("drift")}
         size = float(np.sqrt(squares[0].sum()))
         natural = {(i, j): size / reach[0] ** i / reach[1] ** j for i, j in right}
-        expansions.append(_expansion("drift", setting, drift, right, natural, reach, unperturbed))
+        expansions.append(_expansion("drift", setting, drift, right, natural, scales))
     if covariance is not None:
         right = {(0, j): step.covariance[j] for _, j in powers("covariance")}
         # a covariance must vanish with eta
         right |= {(-1, j): np.zeros_like(value) for (_, j), value in right.items()}
         size = float(np.linalg.norm(squares[0])) / setting.sampling.batch
         natural = {(i, j): size / reach[0] ** i / reach[1] ** j for i, j in right}
-        expansions.append(_expansion("covariance", setting, covariance, right, natural, reach, unperturbed))
+        expansions.append(_expansion("covariance", setting, covariance, right, natural, scales))
     return expansions
 
 
-def nearer_than_read(expansion: Expansion, drift: Field, chain: Callable[[float, float], Chain], lr: float, rho: float) -> bool:
+def nearer_than_read(
+    expansion: Expansion, drift: Callable[[float, float], np.ndarray], chain: Callable[[float, float], Chain], lr: float, rho: float
+) -> bool:
     """Whether a stated drift is nearer to the optimizer's at given sizes than its coefficients say.
 
     Then these describe it below the sizes alone, and say nothing of an error measured at them.
@@ -265,13 +277,10 @@ def _split(drift: list[Power], covariance: list[Power]) -> tuple[list[tuple[str,
 
 
 def _reach(gradient: float, bent: float, normalised: bool) -> tuple[float, float]:
-    """How far the first interval of `eta` and of `rho` reaches: 0.4 of the scale on which a step changes.
-
-    That is `|g| / |H g|` for `eta`, and the `rho` for which `rho u` is a step of that length.
-    """
+    """The scales of `eta` and `rho` on which a step changes: `|g| / |H g|`, and the `rho` for which `rho u` is a step of that length."""
     # a gradient that changes nowhere has no scale, and any will do
     scale = gradient / bent if bent and gradient else 1.0
-    return _START * scale, _START * scale * (gradient if normalised and gradient else 1.0)
+    return scale, scale * (gradient if normalised and gradient else 1.0)
 
 
 def _expansion(
@@ -280,70 +289,122 @@ def _expansion(
     field: Field,
     right: dict[Power, np.ndarray],
     natural: dict[Power, float],
-    reach: tuple[float, float],
-    unperturbed: bool,
+    scales: tuple[float, float],
 ) -> Expansion:
     norms = {power: float(np.linalg.norm(value)) for power, value in right.items()}
     vanishing = frozenset(power for power in right if norms[power] <= _FLOOR * natural[power])
     scale = {power: max(norms[power], _FLOOR * natural[power]) for power in right}
-    found = read(field, scale, reach, unperturbed, shift=1 if part == "covariance" else 0)
-    if found is None:
+    # a covariance is compared divided by eta
+    shift = 1 if part == "covariance" else 0
+    stated = field([(i + shift, j) for i, j in right], scales)
+    if stated is None:
         raise ValueError(f"the {part} is not finite at some of the points it is checked at, on {setting}")
+    found = {(i, j): stated[i + shift, j] for i, j in right}
     return Expansion(part, setting, found, right, scale, vanishing)
 
 
-def read(field: Field, scale: dict[Power, float], reach: tuple[float, float], unperturbed: bool = False, shift: int = 0) -> dict[Power, Read] | None:
-    """The Taylor coefficients of a field at `eta = rho = 0`, from its values at positive `eta` and `rho`.
+def differentiated(field: Callable[[jax.Array, jax.Array], jax.Array]) -> Field:
+    """The reader of a jax function `(lr, rho) -> values`, by automatic differentiation at positive `lr` and `rho`.
 
-    On each interval, four times shorter than the one before, a polynomial goes through the values at Chebyshev nodes. The error of a
-    coefficient is how far it moved from the interval before; of all intervals the one of least error is taken, for each coefficient on
-    its own. Truncation falls with the interval like its fourth power, while rounding grows.
+    A worked example: `exp(lr)` has the coefficient 1 of `lr`. Its derivative is 1.0100 at `lr = 0.01` and 1.0025 at a fourth of
+    that. Richardson's extrapolation `(4 * 1.0025 - 1.0100) / 3` is 1.0000, and goes on in the same way with smaller `lr`. The error of
+    a coefficient is how far it moved from one `lr` to the next; the one of least error is taken. So a formula such as
+    `expm1(lr) / lr`, in which rounding grows as `lr` falls, is read where rounding is small.
+
+    The first `lr` and `rho` lie far below 1 and far below the field's own scales, because a tail may have either for its scale: on
+    losses of size 1e-4 a step changes on the scale 1e4, where `(1 + lr)^-4` stands still at zero.
+
+    >>> found = differentiated(lambda lr, rho: jnp.exp(-lr) / (1 + rho))([(1, 2)], (1.0, 1.0))
+    >>> round(float(found[1, 2].value), 6), found[1, 2].error < 1e-8
+    (-1.0, True)
+    """
+
+    def read(powers: Sequence[Power], scales: tuple[float, float]) -> dict[Power, Read] | None:
+        highest = {i: max(j for k, j in powers if k == i) for i, _ in powers}
+
+        @jax.jit
+        def local(lr: jax.Array, rho: jax.Array) -> dict[Power, jax.Array]:
+            """The Taylor coefficients about `lr`, `rho`."""
+            finite = jnp.isfinite(field(lr, rho)).all()  # where a field is infinite, its derivative may be zero
+            found: dict[Power, jax.Array] = {}
+            for i, most in highest.items():
+                of_rho = partial(_derivative, field, lr, i)
+                for j, value in enumerate(_derivatives(of_rho, rho, most)):
+                    found[i, j] = jnp.where(finite, value / (factorial(i) * factorial(j)), jnp.nan)
+            return {power: found[power] for power in powers}
+
+        tables: dict[Power, list[np.ndarray]] = {power: [] for power in powers}
+        for level in range(_LEVELS):
+            lr, rho = (_START * min(scale, 1.0) / _SHRINK**level for scale in scales)
+            with jax.enable_x64(True):
+                for power, value in local(jnp.float64(lr), jnp.float64(rho)).items():
+                    tables[power].append(np.asarray(value))
+        found = {power: _limit(values) for power, values in tables.items()}
+        return {power: read for power, read in found.items() if read is not None} if None not in found.values() else None
+
+    return read
+
+
+def interpolated(field: Callable[[float, float], np.ndarray], degree: int = 4) -> Field:
+    """The reader of a polynomial in `lr` and `rho` that can only be evaluated, such as the SDE of a modified equation.
 
     Args:
         field: `(lr, rho) -> values`.
-        scale: the powers to read, and the sizes of which a small part of an error will do.
-        reach: the first interval in `eta` and in `rho`.
-        unperturbed: whether `rho` is always 0.
-        shift: added to the powers of `eta`: 1 for a covariance, whose powers are those of it divided by `eta`.
+        degree: at least that of the polynomial in `lr`, and in `rho`.
 
-    Returns:
-        None if the field is finite on no two intervals.
-
-    >>> found = read(lambda lr, rho: np.array([np.exp(-lr) / (1 + rho)]), {(1, 2): 1.0}, (1.0, 1.0))
-    >>> found[1, 2].value.round(4), found[1, 2].error < 1e-5
-    (array([-1.]), True)
+    >>> found = interpolated(lambda lr, rho: np.array(3 * lr * rho**2))([(1, 1), (1, 2)], (1.0, 1.0))
+    >>> round(float(found[1, 2].value), 9)
+    3.0
     """
-    highest = [max(i + shift for i, _ in scale), max(j for _, j in scale)]
-    best: dict[Power, Read] = {}
-    last: dict[Power, float] = {}
-    before = None
-    for level in range(_LEVELS):
-        more = 2 if level < 2 else 4  # few nodes are enough for a polynomial
-        lrs, rhos = (_nodes(most + more, end / _SHRINK**level) for most, end in zip(highest, reach, strict=True))
-        if unperturbed:
-            rhos = np.zeros(1)
-        with np.errstate(over="ignore", invalid="ignore"):
-            values = np.array([[field(float(lr), float(rho)) for rho in rhos] for lr in lrs])
+
+    def read(powers: Sequence[Power], scales: tuple[float, float]) -> dict[Power, Read] | None:
+        nodes = (1 - np.cos(np.pi * (np.arange(degree + 1) + 0.5) / (degree + 1))) / 2
+        lrs, rhos = (0.4 * scale * nodes if scale else np.zeros(1) for scale in scales)  # Chebyshev's
+        values = np.array([[field(float(lr), float(rho)) for rho in rhos] for lr in lrs])
         if not np.isfinite(values).all():
-            before = None
-            continue
+            return None
         polynomial = _coefficients(_coefficients(values, lrs, axis=0), rhos, axis=1)
-        now = {(i, j): polynomial[i + shift, j] for i, j in scale}
-        if before is not None:
-            for power, value in now.items():
-                moved = float(np.linalg.norm(value - before[power]))
-                error = _to_come(moved, last.get(power))
-                if power not in best or error < best[power].error:
-                    best[power] = Read(value, error)
-                last[power] = moved
-            if all(best[power].error <= _STILL * size for power, size in scale.items()):
-                break
-        before = now
-    return best or None
+        return {power: Read(polynomial[power], 0.0) for power in powers}
+
+    return read
 
 
-def _to_come(moved: float, before: float | None) -> float:
-    """How far a coefficient may still move, when it moved so far on this interval and on the one before.
+def _derivative(field: Callable[[jax.Array, jax.Array], jax.Array], lr: jax.Array, order: int, rho: jax.Array) -> jax.Array:
+    """The derivative of a field in `lr`."""
+    return _derivatives(lambda x: field(x, rho), lr, order)[order]
+
+
+def _derivatives(fn: Callable[[jax.Array], jax.Array], at: jax.Array, most: int) -> list[jax.Array]:
+    """A function of one number and its derivatives up to the order `most`, each the derivative of the one before."""
+    if most == 0:
+        return [fn(at)]
+    one = jnp.ones_like(at)
+    lower, higher = jax.jvp(lambda x: _derivatives(fn, x, most - 1), (at,), (one,))
+    return [*lower, higher[-1]]
+
+
+def _limit(values: list[np.ndarray]) -> Read | None:
+    """The limit of a coefficient as `eta` and `rho` fall, extrapolated; None if it is finite at no two of them in a row."""
+    best: Read | None = None
+    for step in range(_STEPS + 1):
+        before = None
+        for last, value in pairwise(values):
+            if not (np.isfinite(last).all() and np.isfinite(value).all()):
+                before = None
+                continue
+            moved = float(np.linalg.norm(value - last))
+            # a move that is small by chance is no sign of rest
+            error = moved if before is None else max(_to_come(moved, before), before / _SHRINK ** (step + 1))
+            before = moved
+            if best is None or error < best.error:
+                best = Read(value, error)
+        rate = _SHRINK ** (step + 1)
+        values = [(rate * value - last) / (rate - 1) for last, value in pairwise(values)]
+    return best
+
+
+def _to_come(moved: float, before: float) -> float:
+    """How far a coefficient may still move, when it moved so far at this `eta` and `rho` and at the ones before.
 
     If moves shrink like a geometric series, all to come add up to its rest. A field with a power that is no whole number shrinks so slowly that the
     rest is many times the last move; an analytic one so fast that the last move is above the rest.
@@ -352,11 +413,6 @@ def _to_come(moved: float, before: float | None) -> float:
         return moved
     ratio = moved / before
     return moved * max(1.0, ratio / (1 - ratio)) if ratio < 1 else np.inf
-
-
-def _nodes(count: int, most: float) -> np.ndarray:
-    """Chebyshev nodes inside `(0, most)`."""
-    return most * (1 - np.cos(np.pi * (np.arange(count) + 0.5) / count)) / 2
 
 
 def _coefficients(values: np.ndarray, nodes: np.ndarray, axis: int) -> np.ndarray:

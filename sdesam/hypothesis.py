@@ -21,7 +21,7 @@ from jax.flatten_util import ravel_pytree
 
 from sdesam._functions import words
 from sdesam._names import Status
-from sdesam.coefficients import Expansion, Finding, Setting, expand, nearer_than_read, summarised
+from sdesam.coefficients import Expansion, Field, Finding, Power, Read, Setting, differentiated, expand, nearer_than_read, summarised
 from sdesam.discrete import Chain
 from sdesam.exact.double import Rebuild, directions, start, to_double
 from sdesam.exact.enumerate import MOST_BATCHES, count_batches, list_batches, one_step
@@ -201,8 +201,7 @@ def check(
         for each in stated:
             each.check_covariance()
     chains = [partial(_chain, declared, s) for s in settings]
-    fields = [(s.drift if s.has_drift else None, s.covariance if s.has_covariance else None) for s in stated]
-    expanded = [expand(setting, *pair, chain, (alpha, beta)) for setting, pair, chain in zip(settings, fields, chains, strict=True)]
+    expanded = [expand(s.setting, *s.fields(), chain, (alpha, beta)) for s, chain in zip(stated, chains, strict=True)]
     findings = summarised([expansion for parts in expanded for expansion in parts])
     drift = covariance = None
     if stated[0].has_drift:
@@ -306,6 +305,27 @@ class Stated:
         least = float(np.linalg.eigvalsh(value).min())
         if least < -1e-9 * abs(value).max():
             raise ValueError(f"the covariance is not positive semi-definite: it has the eigenvalue {least:.3g} at lr={lr:g}, rho=0")
+
+    def fields(self) -> tuple[Field | None, Field | None]:
+        """The readers of the coefficients of drift and covariance, None for what is not stated."""
+        return (
+            self._reader(self.what, self._drift, self.drift) if self.has_drift else None,
+            self._reader("covariance", self._covariance, self.covariance) if self.has_covariance else None,
+        )
+
+    def _reader(self, what: str, fn: Callable[..., jax.Array], evaluate: Callable[[float, float], np.ndarray]) -> Field:
+        read = differentiated(lambda lr, rho: fn(jnp.asarray(self.points), lr, rho))
+
+        def told(powers: Sequence[Power], scales: tuple[float, float]) -> dict[Power, Read] | None:
+            evaluate(*scales)  # what fails by itself says so in its own words
+            try:
+                return read(powers, scales)
+            except Exception as error:
+                raise ValueError(
+                    f"the {what} cannot be differentiated in lr and rho on {self.setting}, and so not expanded: {words(error)}"
+                ) from error
+
+        return told
 
     def _evaluate(self, what: str, fn: Callable[..., jax.Array], lr: float, rho: float) -> np.ndarray:
         try:

@@ -19,7 +19,7 @@ import sympy as sp
 from sdesam import symbolic
 from sdesam.claims import luo2025_normalised as normalised
 from sdesam.claims.luo2025 import finite_population, micro_batches
-from sdesam.coefficients import Field, Finding, Setting, compare_coefficients
+from sdesam.coefficients import Field, Finding, Setting, compare_coefficients, interpolated
 from sdesam.discrete import Chain
 from sdesam.discrete.kernel import Numbers, StepKernel
 from sdesam.exact.double import covariance, drift
@@ -108,7 +108,7 @@ def fate(mutant: Mutant, seed: int = 0) -> Fate:
         return stated if mutant.sde is None else mutant.sde(*stated, lr, setting)
 
     def stated_part(which: int, index: int) -> Field:
-        return lambda lr, rho: fields(which, lr, rho)[index]
+        return interpolated(lambda lr, rho: fields(which, lr, rho)[index])
 
     findings = compare_coefficients(
         settings,
@@ -153,9 +153,9 @@ def _against(mutant: Mutant, seed: int) -> tuple[Finding, ...]:
     stated = _stated(mutant.theory, mutant.variant, mutant.with_replacement, seed)
     settings = [s.setting for s in stated]
     nothing, chains = [None] * len(settings), [partial(_made, mutant, setting) for setting in settings]
-    findings = compare_coefficients(settings, [s.drift for s in stated], nothing, chains, (1, 2)) if stated[0].has_drift else []
+    findings = compare_coefficients(settings, [s.fields()[0] for s in stated], nothing, chains, (1, 2)) if stated[0].has_drift else []
     if stated[0].has_covariance:
-        findings += compare_coefficients(settings, nothing, [s.covariance for s in stated], chains, (2, 3))
+        findings += compare_coefficients(settings, nothing, [s.fields()[1] for s in stated], chains, (2, 3))
     return tuple(finding for finding in findings if finding.status != "confirmed")
 
 

@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 
 import sdesam
-from sdesam.coefficients import OTHER, SAME, Finding, Setting, compare_coefficients, expand, kept_powers, nearer_than_read, read
+from sdesam.coefficients import (
+    OTHER,
+    SAME,
+    Finding,
+    Setting,
+    compare_coefficients,
+    differentiated,
+    expand,
+    interpolated,
+    kept_powers,
+    nearer_than_read,
+)
 from sdesam.hypothesis import Part
 from sdesam.sampling import Sampling
 
@@ -33,24 +44,22 @@ class Quadratics:
         self.H, self.c = (scale * np.broadcast_to(part, (n, *part.shape[1:])).astype(np.float32).astype(float) for part in (H, c))
         self.problem = sdesam.FiniteSum(quadratic_loss, {"H": self.H, "c": self.c}, np.ones(2), name="quadratics")
 
-    def directions(self, b, m, replace, rho):
-        """`G = A x - a` of every mini-batch: lists of `A` and `a`."""
+    def directions(self, b, m, replace):
+        """`G = (A0 + rho A1) x - (a0 + rho a1)` of every mini-batch: lists of these four."""
         for batch in product(range(self.n), repeat=b) if replace else permutations(range(self.n), b):
             parts = [list(batch[k : k + m]) for k in range(0, b, m)]
             means = [(self.H[part].mean(axis=0), self.c[part].mean(axis=0)) for part in parts]
-            yield (
-                np.mean([H + rho * H @ H for H, c in means], axis=0),
-                np.mean([c + rho * H @ c for H, c in means], axis=0),
-            )
+            yield [np.mean(each, axis=0) for each in zip(*((H, H @ H, c, H @ c) for H, c in means), strict=True)]
 
     def fields(self, b, m, replace, tail=lambda lr, rho: 1.0):
-        """The SDE of order 2, nothing dropped in rho: the drift and the covariance as functions of `(lr, rho)`."""
+        """The SDE of order 2, nothing dropped in rho: the drift and the covariance as jax functions of `(lr, rho)`."""
+        A0, A1, a0, a1 = (np.array(part) for part in zip(*self.directions(b, m, replace), strict=True))
 
         def moments(rho):
-            A, a = (np.array(part) for part in zip(*self.directions(b, m, replace, rho), strict=True))
-            G = np.einsum("qij,pj->pqi", A, POINTS) - a
+            A, a = A0 + rho * A1, a0 + rho * a1
+            G = jnp.einsum("qij,pj->pqi", A, POINTS) - a
             away = G - G.mean(axis=1, keepdims=True)
-            return G.mean(axis=1), A.mean(axis=0), np.einsum("pqi,pqj->pij", away, away) / len(A)
+            return G.mean(axis=1), A.mean(axis=0), jnp.einsum("pqi,pqj->pij", away, away) / len(A)
 
         def drift(lr, rho):
             mean, jacobian, _ = moments(rho)
@@ -60,7 +69,9 @@ class Quadratics:
 
     def findings(self, b, m, replace, drift, covariance, order=(2, 3)):
         setting = Setting(self.problem, Sampling(b, m, replace), POINTS)
-        return compare_coefficients([setting], [drift], [covariance], [self.chain(b, m, replace)], order)
+        return compare_coefficients(
+            [setting], [drift and differentiated(drift)], [covariance and differentiated(covariance)], [self.chain(b, m, replace)], order
+        )
 
     def chain(self, b, m, replace):
         return lambda lr, rho: sdesam.Chain("m-usam", self.problem, lr, rho, b, m, replace)
@@ -113,7 +124,7 @@ def test_each_coefficient_is_judged_by_its_own_size(scale):
     losses = Quadratics(3, scale=scale)
     drift, covariance = losses.fields(2, 1, True)
     setting, chain = Setting(losses.problem, Sampling(2, 1, True), POINTS), losses.chain(2, 1, True)
-    for expansion in expand(setting, drift, covariance, chain, (2, 3)):
+    for expansion in expand(setting, differentiated(drift), differentiated(covariance), chain, (2, 3)):
         for (i, j), right in expansion.right.items():
             if (i, j) in expansion.vanishing:
                 continue
@@ -128,12 +139,12 @@ def test_each_coefficient_is_judged_by_its_own_size(scale):
 @pytest.mark.parametrize(
     "tail",
     [
-        lambda lr, rho: np.exp(lr),
+        lambda lr, rho: jnp.exp(lr),
         lambda lr, rho: (1 + lr) ** -4,
         lambda lr, rho: 1 / (1 - 0.5 * lr),
-        lambda lr, rho: np.expm1(lr) / lr,  # 0/0 at lr = 0
-        lambda lr, rho: np.cos(3 * lr * rho) + lr * rho**3,
-        lambda lr, rho: np.exp(40 * lr),
+        lambda lr, rho: jnp.expm1(lr) / lr,  # 0/0 at lr = 0
+        lambda lr, rho: jnp.cos(3 * lr * rho) + lr * rho**3,
+        lambda lr, rho: jnp.exp(40 * lr),
     ],
 )
 def test_higher_powers_leave_the_coefficients_right(tail):
@@ -144,31 +155,51 @@ def test_higher_powers_leave_the_coefficients_right(tail):
 
 def test_what_is_read_of_an_analytic_field():
     """`exp(-2 lr) / (1 - 3 rho)`: the coefficient of `lr^i rho^j` is `(-2)^i / i! 3^j`."""
-    powers = dict.fromkeys([(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)], 1.0)
-    found = read(lambda lr, rho: np.array([np.exp(-2 * lr) / (1 - 3 * rho)]), powers, (2.0, 2.0))
+    powers = [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)]
+    found = differentiated(lambda lr, rho: jnp.exp(-2 * lr) / (1 - 3 * rho))(powers, (2.0, 2.0))
     for (i, j), (value, error) in found.items():
         right = (-2.0) ** i * 3.0**j
-        assert abs(value[0] - right) <= max(error, 1e-9 * abs(right))
+        assert abs(value - right) <= max(error, 1e-9 * abs(right))
         assert error < SAME / 2 * abs(right)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e4, 1e-4])
+def test_a_tail_on_a_scale_of_its_own(scale):
+    """Far out `(1 + lr)^-4` stands still at zero, which is not its coefficient."""
+    found = differentiated(lambda lr, rho: (1 + lr) ** -4 * jnp.exp(-rho))([(0, 1), (1, 1)], (scale, scale))
+    for power, right in {(0, 1): -1.0, (1, 1): 4.0}.items():
+        assert abs(found[power].value - right) < 1e-7
+        assert found[power].error < 1e-7
+
+
 def test_what_is_not_analytic_is_not_read():
+    def one(field, power):
+        return differentiated(field)([power], (1.0, 1.0))[power]
+
     # a coefficient that falls so slowly is never called zero, and one that grows without limit is no coefficient
-    value, error = read(lambda lr, rho: np.array([rho**1.2]), {(0, 1): 1.0}, (1.0, 1.0))[0, 1]
-    assert 0.5 * value[0] < error < 2 * value[0]
-    value, error = read(lambda lr, rho: np.array([np.sqrt(lr)]), {(1, 0): 1.0}, (1.0, 1.0))[1, 0]
-    assert value[0] - error > OTHER
-    assert read(lambda lr, rho: np.array([np.nan]), {(0, 0): 1.0}, (1.0, 1.0)) is None
+    value, error = one(lambda lr, rho: rho**1.2, (0, 1))
+    assert 0.5 * value < error < 2 * value
+    value, error = one(lambda lr, rho: jnp.sqrt(lr), (1, 0))
+    assert value - error > OTHER
+    assert differentiated(lambda lr, rho: lr + jnp.nan)([(0, 0)], (1.0, 1.0)) is None
     # finite near zero alone
-    value, error = read(lambda lr, rho: np.array([1 / lr if lr > 0.1 else lr] if lr < 0.5 else [np.inf]), {(1, 0): 1.0}, (1.0, 1.0))[1, 0]
-    assert value[0] == pytest.approx(1)
+    value, error = one(lambda lr, rho: jnp.where(lr > 1e-3, jnp.inf, lr), (1, 0))
+    assert value == pytest.approx(1)
     assert error < 1e-9
+
+
+def test_what_cannot_be_differentiated_says_so():
+    def drift(p, x, lr, rho, batch, micro):
+        return -p.grad(x) * jax.pure_callback(lambda r: r, jax.ShapeDtypeStruct((), rho.dtype), rho, vmap_method="sequential")
+
+    with pytest.raises(ValueError, match="the drift cannot be differentiated in lr and rho on "):
+        sdesam.check(sdesam.Hypothesis(drift=drift), "m-usam")
 
 
 def test_a_covariance_must_vanish_with_eta():
     losses = Quadratics(3)
     _, covariance = losses.fields(2, 1, True)
-    found = losses.findings(2, 1, True, None, lambda lr, rho: covariance(lr, rho) + 1e-3 * np.eye(2))
+    found = losses.findings(2, 1, True, None, lambda lr, rho: covariance(lr, rho) + 1e-3 * jnp.eye(2))
     assert [(f.power, f.status) for f in found] == [((0, 0), "confirmed"), ((0, 1), "confirmed"), ((-1, 0), "refuted")]
 
 
@@ -176,7 +207,7 @@ def two_settings(first, second, order=(1, 2)):
     """A drift on two problems, and what is kept of the findings."""
     one, two = Quadratics(3), Quadratics(3, seed=2)
     settings = [Setting(q.problem, Sampling(2, 1, True), POINTS) for q in (one, two)]
-    drifts = [change(q.fields(2, 1, True)[0]) for q, change in ((one, first), (two, second))]
+    drifts = [differentiated(change(q.fields(2, 1, True)[0])) for q, change in ((one, first), (two, second))]
     return compare_coefficients(settings, drifts, [None, None], [q.chain(2, 1, True) for q in (one, two)], order)
 
 
@@ -270,9 +301,9 @@ def test_nearer_than_read():
     setting, chain = Setting(losses.problem, Sampling(2, 1, True), POINTS), losses.chain(2, 1, True)
 
     def switched(lr, rho):
-        return drift(lr, rho) * (1 if lr > 0.0075 else 2)
+        return drift(lr, rho) * jnp.where(lr > 0.0075, 1, 2)
 
-    (expansion,) = expand(setting, switched, None, chain, (2, 3))
+    (expansion,) = expand(setting, differentiated(switched), None, chain, (2, 3))
     assert "refuted" in {f.status for f in expansion.findings()}
     near = partial(nearer_than_read, expansion, switched, chain, rho=0.02)
     assert near(lr=1 / 128)
@@ -297,7 +328,7 @@ def test_the_optimizers_own_coefficients_against_numbers(variant):
         (lambda lr, rho: mean_step(chain(rho), POINTS, *listed)[1], found.correction),
         (lambda lr, rho: one_step(chain(rho), POINTS).covariance, found.covariance),
     ):
-        numeric = read(field, {(0, j): 1e-3 for j in range(len(coefficients))}, (1.0, 0.2))
+        numeric = interpolated(field, degree=12)([(0, j) for j in range(len(coefficients))], (0.0, 0.2))
         for j, coefficient in enumerate(coefficients):
             np.testing.assert_allclose(numeric[0, j].value, coefficient, atol=1e-8)
 

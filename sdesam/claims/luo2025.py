@@ -116,9 +116,9 @@ def deviation(variant: str, replace: bool, sizes: list[tuple[int, int]], seed: i
     chains = [lambda lr, rho, s=s: Chain(variant, problem, lr, rho, s.sampling.batch, s.sampling.m, replace, eps=eps) for s in settings]
     nothing = [None] * len(settings)
     if stated[0].has_drift:
-        result["drift"] = _largest(compare_coefficients(settings, [s.drift for s in stated], nothing, chains, (1, 2)))
+        result["drift"] = _largest(compare_coefficients(settings, [s.fields()[0] for s in stated], nothing, chains, (1, 2)))
     if stated[0].has_covariance:
-        result["covariance"] = _largest(compare_coefficients(settings, nothing, [s.covariance for s in stated], chains, (2, 3)))
+        result["covariance"] = _largest(compare_coefficients(settings, nothing, [s.fields()[1] for s in stated], chains, (2, 3)))
     return result
 
 

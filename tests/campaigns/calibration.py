@@ -105,7 +105,7 @@ def judge(seed, counts):
     label = (
         f"seed {seed}: {rule.name}, {setting}, {'with' if setting.sampling.replace else 'without'} replacement, eps={setting.eps:g}, order {order}"
     )
-    expansions = expand(setting, stated.drift, stated.covariance, chain, order)
+    expansions = expand(setting, *stated.fields(), chain, order)
     findings = summarised(expansions)
     states = {finding.status for finding in findings}
     verdict = "refuted" if "refuted" in states else "confirmed" if states == {"confirmed"} else "inconclusive"
