@@ -8,7 +8,7 @@ READY = $(VENV)/.ready
 
 help:
 	@echo "make demo       derive, simulate and compare on handwritten digits (about a minute)"
-	@echo "make test       linters, types and the test suite (about ten minutes)"
+	@echo "make test       linters, types and the test suite (about seven minutes)"
 	@echo "make test-slow  digits at full size, twenty seeds of every claim and mutant (about half an hour)"
 	@echo "make campaigns  random calls, kills, damaged files and many problems, seeded, until something fails (about an hour)"
 	@echo "make calibration  200 random right theorems, none to be refuted, and each with one coefficient off, all to be (about an hour)"

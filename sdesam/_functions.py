@@ -30,8 +30,9 @@ from sdesam._process import Failure
 PyTree = Any
 T = TypeVar("T")
 
-_PROGRAMS = 64
-"""Programs that are kept of each compiled function, the last ones used; as many as in `sdesam.engine.program`."""
+PROGRAMS = 32
+"""Programs that are kept of each compiled function, the last ones used. With each stays the loss that it was compiled for.
+On a CPU each takes some four hundred memory maps; with 65,530 of them XLA crashes."""
 _ASKS_FOR_VALUES = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError, jax.errors.TracerIntegerConversionError)
 _MOST = 10_000
 """So many values are looked at for one function; more are taken to stay as they are."""
@@ -65,7 +66,7 @@ def compiled(static: int) -> Callable[[Callable[..., T]], Callable[..., T]]:
     """
 
     def decorate(fn: Callable[..., T]) -> Callable[..., T]:
-        @lru_cache(maxsize=_PROGRAMS)
+        @lru_cache(maxsize=PROGRAMS)
         def program(*fixed: Hashable) -> Callable[..., T]:
             def traced(*arguments: Any) -> T:
                 return fn(*fixed, *arguments)

@@ -254,6 +254,7 @@ def _tell(error: BaseException, status: int) -> None:
     if whole:
         traceback.print_exception(error)
     if isinstance(error, click.ClickException):
+        error.message = _shortened(error.message)  # type: ignore[misc]  # click repeats a value, however long
         error.show()
     elif status == INTERRUPTED:
         click.echo("interrupted; nothing half-written", err=True)
@@ -271,8 +272,13 @@ def _one_line(text: str) -> str:
     """The first paragraph of a message; of one that holds a whole traceback, its last line."""
     if "Traceback (most recent call last)" in text:
         text = text.strip().splitlines()[-1]
-    text = " ".join(text.strip().partition("\n\n")[0].split())
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+    return _shortened(" ".join(text.strip().partition("\n\n")[0].split()))
+
+
+def _shortened(text: str) -> str:
+    """A message without its middle, if it is too long to be read."""
+    half = (_LONGEST - 5) // 2
+    return text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}"
 
 
 def _raised_by_user(error: BaseException) -> bool:

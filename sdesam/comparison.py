@@ -196,7 +196,7 @@ def compare(
     lr: float,
     rho: float | None = None,
     batch: int,
-    micro: Sequence[int] = (),
+    micro: int | Sequence[int] = (),
     steps: int,
     runs: int = 64,
     order: tuple[int, int] = (2, 3),
@@ -224,7 +224,7 @@ def compare(
         lr: `eta`.
         rho: perturbation radius.
         batch: `b`.
-        micro: the sizes `m` to compare; left out, the mini-batch.
+        micro: the sizes `m` to compare, or one; left out, the mini-batch.
         steps: optimizer steps; the SDE runs to `steps * lr`.
         runs: how many runs of each, even and at least 8.
         order: of the SDE.
@@ -271,7 +271,8 @@ def compare(
     count = whole("runs", runs, least=8)
     if count % 2:
         raise ValueError(f"runs={runs}: an even number is needed, for antithetic pairs")
-    sizes: list[int | None] = [whole("micro", m) for m in micro] or [None]
+    given: Any = micro if np.iterable(micro) else (micro,)
+    sizes: list[int | None] = [whole("micro", m) for m in given] or [None]
     if not isinstance(halving, bool):
         raise TypeError(f"halving={halving!r}: it must be True or False")
     options: Any = {"eps": eps, "lam": lam, "norms": norms}

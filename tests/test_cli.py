@@ -185,6 +185,26 @@ def test_bad_input(arguments, message, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["file"], "nothing is written"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "sgd", "--runs", "1" * 5000],
+        ["train", "sgd", "--steps", "x" * 5000],
+        ["train", "x" * 5000],
+        ["x" * 5000],
+        ["train", "sgd", "--" + "x" * 5000],
+        ["train", "sgd", "x" * 5000],
+        ["verify", "x" * 5000],
+        ["simulate", "sgd", "--observe", "x" * 5000],
+        ["train", "sgd", "--problem", "x" * 5000],
+    ],
+)
+def test_a_long_value_is_not_repeated_whole(arguments):
+    out = invoke(*arguments)
+    assert out.exit_code == 2
+    assert len(" ".join(out.stderr.split())) < 1000
+
+
 def test_every_command_has_help():
     for command in cli.commands:
         out = invoke(command, "--help")

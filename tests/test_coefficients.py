@@ -163,6 +163,11 @@ def test_what_is_read_of_an_analytic_field():
         assert error < SAME / 2 * abs(right)
 
 
+def test_what_is_read_of_a_second_power():
+    found = differentiated(lambda lr, rho: 3 * lr**2 * rho)([(2, 1)], (1.0, 1.0))
+    assert found[2, 1].value == pytest.approx(3, rel=1e-9)
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e4, 1e-4])
 def test_a_tail_on_a_scale_of_its_own(scale):
     """Far out `(1 + lr)^-4` stands still at zero, which is not its coefficient."""

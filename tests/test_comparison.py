@@ -297,6 +297,7 @@ def test_other_variants(problem):
         ({"runs": 6}, "runs=6: it must be at least 8"),
         ({"runs": 9}, "an even number is needed"),
         ({"micro": [3]}, "micro=3 does not divide batch=8"),
+        ({"micro": 3}, "micro=3 does not divide batch=8"),
         ({"without": "rho"}, r"unknown term 'rho'"),
         ({"judged": "tracecov"}, "unknown observable 'tracecov'.*did you mean 'trace_cov'"),
         ({"dt": 0.03}, "horizon=1 is no multiple of dt=0.03"),
@@ -311,6 +312,12 @@ def test_bad_input_before_any_run(problem, change, message, monkeypatch):
     monkeypatch.setattr("sdesam.engine.driver._Work", lambda *a: pytest.fail("work was started"))
     with pytest.raises(ValueError, match=message):
         sdesam.compare("m-usam", problem, **{**SETTING, **change})
+
+
+@pytest.mark.parametrize("micro", [1.0, "4", "4,1", None, True, [2.0], {"m": 1}, object()])
+def test_what_is_no_micro_batch_size(problem, micro):
+    with pytest.raises(TypeError, match=r"micro=.*: it must be a whole number of at least 1"):
+        sdesam.compare("m-usam", problem, **{**SETTING, "micro": micro})
 
 
 def test_numbers_with_errors():

@@ -23,6 +23,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from sdesam import store
+from sdesam._functions import PROGRAMS
 from sdesam._precision import of_products, precisely
 from sdesam._process import begin_run, check_not_forked
 from sdesam.engine import machine, program
@@ -196,7 +197,7 @@ class _Pace:
     """Seconds for one look and the steps before it."""
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=PROGRAMS)
 def _pace(steps: Hashable, size: int, shapes: Hashable) -> _Pace:
     return _Pace()
 

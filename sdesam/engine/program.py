@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
+from sdesam._functions import PROGRAMS
 from sdesam._keys import seed_key
 from sdesam._precision import of_products, precisely
 from sdesam.engine import machine
@@ -31,8 +32,6 @@ Normals = Literal["counter", "jax"]
 _BLOCK, _UNROLL = 32, 4
 """Steps of the inner loop on an accelerator, and how many of a small state are compiled as one: a loop of known length runs without asking the host
 after each step whether to go on, and XLA makes one kernel of four small steps, normals included."""
-_PROGRAMS = 64
-"""Programs that are kept, the last ones used. Each takes some four hundred memory maps on a CPU; with 65,530 of them XLA crashes."""
 LEGS = 16
 """Legs of one call of `advance` at most: with ten looks in one, they cost W1 5 % of its time, and 20 % with one in each."""
 _SMALL_NOISE = 8
@@ -156,7 +155,7 @@ def _compiler_options() -> dict[str, Any] | None:
     return options
 
 
-@lru_cache(maxsize=_PROGRAMS)
+@lru_cache(maxsize=PROGRAMS)
 def start(draw: Draw, mesh: Mesh) -> Any:
     """`(key, ids, x0)` -> all paths at `x0`, and the normals of step 0; compiled."""
 
@@ -167,7 +166,7 @@ def start(draw: Draw, mesh: Mesh) -> Any:
     return _on_devices(many, mesh, (P(), P("paths"), P()))
 
 
-@lru_cache(maxsize=_PROGRAMS)
+@lru_cache(maxsize=PROGRAMS)
 def advance(stepper: Stepper, draw: Draw, look: Look | None, mesh: Mesh) -> Any:
     """`(params, key, ids, ensemble, route, (data, good))` -> the ensemble at the end of the route, and on each device a row of moments for each look;
     compiled.
@@ -204,7 +203,7 @@ def advance(stepper: Stepper, draw: Draw, look: Look | None, mesh: Mesh) -> Any:
     return _on_devices(precisely(follow), mesh, specs, donate_argnums=3, compiler_options=_compiler_options())
 
 
-@lru_cache(maxsize=_PROGRAMS)
+@lru_cache(maxsize=PROGRAMS)
 def observe(look: Look, mesh: Mesh) -> Any:
     """`(x, (data, good))` -> on each device a row of moments, and the values; compiled."""
 
@@ -309,7 +308,7 @@ def small(stepper: Stepper, draw: Draw, params: Any, like: PyTree) -> _Small | N
     return _small(stepper, replace(draw, carried=False), structure, shapes, machine.double_precision(), of_products())
 
 
-@lru_cache(maxsize=_PROGRAMS)
+@lru_cache(maxsize=PROGRAMS)
 def _small(stepper: Stepper, draw: Draw, structure: Any, shapes: tuple[Any, ...], double: bool, products: str) -> _Small | None:
     """`double` and `products` are settings of jax that what is traced here depends on."""
     params, like = jax.tree.unflatten(structure, shapes)

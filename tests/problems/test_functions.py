@@ -371,18 +371,18 @@ def forgotten(make, count):
 
 
 def test_dead_functions_are_forgotten():
-    """Compiled code is kept for the last 64 of each kind, and the functions of these alone."""
+    """Compiled code is kept for the last 32 of each kind, and the functions of these alone."""
     apply = compiled(static=1)(lambda fn, x: fn(x, 1.0))
-    assert forgotten(lambda fn: apply(Function(fn), 2.0), 67) == list(range(3, 67))
+    assert forgotten(lambda fn: apply(Function(fn), 2.0), 35) == list(range(3, 35))
 
 
 @pytest.mark.slow
 def test_memory_stays_flat():
-    """Of 300 problems and what is built on them the last 64 are alive, which may share a loss with the engine's programs."""
+    """Of 300 problems and what is built on them the last 32 are alive, which may share a loss with the engine's programs."""
 
     def use(loss):
         problem = sdesam.FiniteSum(loss, np.arange(3.0), 1.0)
         problem.trace_cov(problem.x0)
         sdesam.train(sdesam.Chain("sgd", problem, lr=0.1, batch=1), KEY, 1, 1, observe=["loss"])
 
-    assert forgotten(use, 300) == list(range(236, 300))
+    assert forgotten(use, 300) == list(range(268, 300))
