@@ -13,7 +13,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from sdesam.sampling import Sampling
-from sdesam.symbolic import ModifiedEquation, derive
+from sdesam.symbolic import ModifiedEquation, derive, equation
 from sdesam.variants import VARIANTS, NormEstimate, Variant
 
 if TYPE_CHECKING:
@@ -85,6 +85,16 @@ _WITH_JAX = {
     "signature": "sdesam.exact",
     "weak_error": "sdesam.exact",
 }
+
+
+def _bind(*arguments: Any, **options: Any) -> SDE:
+    """`sdesam.sde.bind`; jax is imported with the first call."""
+    from sdesam.sde import bind
+
+    return bind(*arguments, **options)
+
+
+equation.binder = _bind
 
 
 def __getattr__(name: str) -> Any:

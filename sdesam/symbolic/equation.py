@@ -11,6 +11,7 @@ that and are dropped (`docs/theory.md`, section 2).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
@@ -45,6 +46,9 @@ from sdesam.variants import variant as find_variant
 if TYPE_CHECKING:
     from sdesam.problems import FiniteSum
     from sdesam.sde import SDE
+
+binder: Callable[..., SDE]
+"""What :meth:`ModifiedEquation.bind` calls. The algebra imports no jax, so `sdesam/__init__.py` says what it is."""
 
 
 @dataclass(frozen=True)
@@ -301,9 +305,8 @@ class ModifiedEquation:
         micro_batches: int | None = None,
     ) -> SDE:
         """The equation as jax functions on a problem, with numbers: see :func:`sdesam.sde.bind`."""
-        from sdesam.sde import bind
-
-        return bind(self, problem, lr, rho, batch, micro, expectation, eps=eps, lam=lam, norms=norms, micro_batches=micro_batches)
+        options = {"eps": eps, "lam": lam, "norms": norms, "micro_batches": micro_batches}
+        return binder(self, problem, lr, rho, batch, micro, expectation, **options)  # noqa: F821
 
 
 def derive(variant: str | Variant, order: tuple[int, int] = (2, 3), replace: bool = True) -> ModifiedEquation:

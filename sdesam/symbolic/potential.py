@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import sympy as sp
 
-from sdesam.symbolic.trees import ONE, WHOLE, Factor, Tree, TreeSum, canonical, eps, reroot
+from sdesam.symbolic.printing import text
+from sdesam.symbolic.trees import ONE, WHOLE, Factor, Tree, TreeSum, canonical, closed, eps, reroot
 
 
 def free(tree: Tree) -> Tree:
@@ -68,17 +69,6 @@ def _own_norm(tree: Tree) -> Factor | None:
     return None
 
 
-def closed(tree: Tree) -> Tree:
-    """The representative of a product of scalars: the first inner product, if there is one, as the tree, the rest as its factors."""
-    main = () if tree.colour == ONE else (Factor(False, tree._replace(factors=()), 1),)
-    product = canonical(Tree(ONE, (), (*tree.factors, *main)))
-    dots = [factor for factor in product.factors if not factor.norm and factor.power > 0]
-    if not dots:
-        return product
-    rest = (f if f is not dots[0] else f._replace(power=f.power - 1) for f in product.factors)
-    return canonical(dots[0].tree._replace(factors=tuple(f for f in rest if f.power)))
-
-
 @dataclass(frozen=True)
 class Obstruction:
     """Why a combination of trees is no gradient: within one free tree the rootings stand in another ratio."""
@@ -88,8 +78,6 @@ class Obstruction:
     needed: TreeSum | None
 
     def __str__(self) -> str:
-        from sdesam.symbolic.printing import text
-
         if self.needed is None:
             return f"{text(self.found)} follows the weighted gradient g^_I, whose weights move with the parameters: in general it is no gradient"
         return f"{text(self.found)} would have to be a multiple of {text(self.needed)}, the gradient of the only scalar with these trees"

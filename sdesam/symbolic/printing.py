@@ -12,8 +12,7 @@ from itertools import chain, combinations
 
 import sympy as sp
 
-from sdesam.symbolic.potential import closed
-from sdesam.symbolic.trees import MARK, ONE, WHOLE, Factor, Tree, TreeSum, batch, block_sizes, canonical, micro, reroot, samples
+from sdesam.symbolic.trees import MARK, ONE, WHOLE, Factor, Tree, TreeSum, batch, block_sizes, canonical, closed, micro, reroot, samples
 
 _LETTERS = "ijkl"
 _MICRO_BATCHES = "IJKL"

@@ -200,6 +200,17 @@ def _rootings_below(tree: Tree) -> Iterator[Tree]:
         yield from _rootings_below(child._replace(children=(*child.children, rest), factors=tree.factors))
 
 
+def closed(tree: Tree) -> Tree:
+    """The representative of a product of scalars: the first inner product, if there is one, as the tree, the rest as its factors."""
+    main = () if tree.colour == ONE else (Factor(False, tree._replace(factors=()), 1),)
+    product = canonical(Tree(ONE, (), (*tree.factors, *main)))
+    dots = [factor for factor in product.factors if not factor.norm and factor.power > 0]
+    if not dots:
+        return product
+    rest = (f if f is not dots[0] else f._replace(power=f.power - 1) for f in product.factors)
+    return canonical(dots[0].tree._replace(factors=tuple(f for f in rest if f.power)))
+
+
 def independent(tree: Tree) -> Tree:
     """`tree` with a colour of its own for each node, norms of the mean gradient: its value were all samples independent.
 
@@ -222,6 +233,8 @@ class TreeSum(Mapping[Tree, sp.Expr]):
     >>> gbar = TreeSum({Tree(1): sp.Integer(1)})
     >>> gbar * rho + gbar * rho == gbar * (2 * rho)
     True
+    >>> gbar * rho
+    TreeSum((rho) [1])
     """
 
     def __init__(self, terms: Mapping[Tree, Any] | Iterable[tuple[Tree, Any]] = ()):
@@ -267,9 +280,18 @@ class TreeSum(Mapping[Tree, sp.Expr]):
         return TreeSum([(independent(tree), c) for tree, c in self.items()])
 
     def __repr__(self) -> str:
-        from sdesam.symbolic.printing import text
+        return f"TreeSum({' + '.join(f'({c}) {_brackets(tree)}' for tree, c in self.items())})"
 
-        return f"TreeSum({text(self)})"
+
+def _brackets(tree: Tree) -> str:
+    """The notation of this page: `[1 [2]]` is `Hbar gbar`; the factors stand behind.
+
+    >>> _brackets(Tree(1, (Tree(2),)))
+    '[1 [2]]'
+    """
+    name = f"{'p' if tree.weighted else ''}{tree.colour}"
+    scalars = (f" {'log ' if f.log else ''}{'r' if f.norm else ''}{_brackets(f.tree)}^{f.power}" for f in tree.factors)
+    return f"[{' '.join([name, *map(_brackets, tree.children)])}]{''.join(scalars)}"
 
 
 def directional_derivative(field: TreeSum, direction: TreeSum) -> TreeSum:

@@ -1,0 +1,121 @@
+"""The rooms of the package import each other in one direction, and no function asks for more than it can be read with."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "sdesam"
+
+
+def order_of_rooms() -> list[str]:
+    """The rooms as CONTRIBUTING.md lists them, the lowest first."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    paragraph = re.search(r"Imports go in one direction:(.*?)\n\n", text, re.S).group(1)
+    return re.findall(r"`([a-z_0-9]+)`", paragraph)
+
+
+def files() -> dict[str, Path]:
+    """Every module of the package by its dotted name."""
+    named = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sorted(PACKAGE.rglob("*.py"))}
+    return {name.removesuffix(".__init__"): path for path, name in named.items()}
+
+
+def imports(source: str, modules: set[str]) -> set[str]:
+    """The modules of `modules` that a source imports when it runs, also inside functions; not those for types alone."""
+    found = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            return
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports name the whole path"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in modules else node.module)
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(source))
+    return found & modules
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+@cache
+def arrows() -> dict[str, set[str]]:
+    """`module -> modules that it imports`."""
+    modules = files()
+    return {name: imports(path.read_text(), set(modules)) for name, path in modules.items()}
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Walks that end where they began."""
+    found, done = [], set()
+
+    def walk(path: list[str]) -> None:
+        for then in sorted(graph.get(path[-1], ())):
+            if then in path:
+                found.append([*path[path.index(then) :], then])
+            elif then not in done:
+                walk([*path, then])
+        done.add(path[-1])
+
+    for name in sorted(graph):
+        if name not in done:
+            walk([name])
+    return found
+
+
+def test_imports_go_in_one_direction():
+    order = order_of_rooms()
+    assert len(order) == len(set(order))
+    places = {name: place for place, name in enumerate(order)}
+    assert {room(name) for name in files()} - {""} == set(places), "CONTRIBUTING.md lists every room"
+    against = [
+        f"{module} imports {other}"
+        for module, others in arrows().items()
+        for other in others
+        # the package itself knows every room, and its command line knows the package
+        if room(module) and room(module) not in ("cli", "__main__") and room(other) != room(module)
+        if not room(other) or places[room(other)] >= places[room(module)]
+    ]
+    assert not against
+
+
+def test_there_are_no_circles():
+    # `import sdesam.a` runs sdesam/__init__.py, which every module may
+    graph = {module: {other for other in others if other != "sdesam"} for module, others in arrows().items()}
+    assert circles(graph) == []
+
+
+def test_the_symbolic_side_imports_no_jax():
+    for name, path in files().items():
+        if room(name) in ("variants", "sampling", "symbolic"):
+            assert not imports(path.read_text(), {"jax", "jax.numpy"}), name
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("from a.b import c", {"a.b"}),
+        ("import a.b", {"a.b"}),
+        ("def f():\n    from a import b", {"a.b"}),
+        ("if TYPE_CHECKING:\n    from a import b", set()),
+        ("from os import path", set()),
+    ],
+)
+def test_what_counts_as_an_import(source, found):
+    assert imports(source, {"a", "a.b"}) == found
+
+
+def test_a_circle_is_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c", "b"]]
+    assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
