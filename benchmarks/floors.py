@@ -1,6 +1,8 @@
-"""The normals of the floors: counter-based, fused, as cheap as is known; independent of the package, so that it cannot flatter itself.
+"""The normals of the floors: counter-based, fused, as cheap as is known; independent of the
+package, so that it cannot flatter itself.
 
-Threefry-2x32-20 on the counter (step, path), unrolled, and Box-Muller on its two words with polynomials in place of log, sin and cos.
+Threefry-2x32-20 on the counter (step, path), unrolled, and Box-Muller on its two words with
+polynomials in place of log, sin and cos.
 """
 
 from __future__ import annotations
@@ -36,16 +38,26 @@ def _polynomial(coefficients: Any, z: Any) -> Any:
 
 
 # Taylor in z = (pi y)^2, |y| <= 1/2: the terms left out are below 4e-9
-_SIN = [np.pi * (-1) ** k * np.pi ** (2 * k) / float(np.prod(np.arange(1, 2 * k + 2, dtype=float))) for k in range(7)]
-_COS = [(-1) ** k * np.pi ** (2 * k) / float(np.prod(np.arange(1, 2 * k + 1, dtype=float))) for k in range(7)]
+_SIN = [
+    np.pi * (-1) ** k * np.pi ** (2 * k) / float(np.prod(np.arange(1, 2 * k + 2, dtype=float)))
+    for k in range(7)
+]
+_COS = [
+    (-1) ** k * np.pi ** (2 * k) / float(np.prod(np.arange(1, 2 * k + 1, dtype=float)))
+    for k in range(7)
+]
 
 
 def _fitted_log() -> np.ndarray:
-    """`P` with `log m = z - z^2/2 + z^3 P(z)`, `z = m - 1` and `m` from 1/sqrt 2 to sqrt 2, to 1e-7."""
+    """`P` with `log m = z - z^2/2 + z^3 P(z)`, `z = m - 1` and `m` from 1/sqrt 2 to sqrt 2, to
+    1e-7.
+    """
     low, high = 0.5**0.5 - 1, 2**0.5 - 1
     z = (low + high) / 2 + (high - low) / 2 * np.cos(np.pi * (np.arange(200) + 0.5) / 200)
     powers, weight = np.vander(z, 7, increasing=True), z * z + 1e-3
-    return np.linalg.lstsq(powers * weight[:, None], (np.log1p(z) - z + z * z / 2) / z**3 * weight, rcond=None)[0]
+    return np.linalg.lstsq(
+        powers * weight[:, None], (np.log1p(z) - z + z * z / 2) / z**3 * weight, rcond=None
+    )[0]
 
 
 _LOG = _fitted_log()
@@ -53,8 +65,15 @@ _LOG = _fitted_log()
 
 def _log(u: Any) -> Any:
     bits = jax.lax.bitcast_convert_type(u, jnp.int32) - np.int32(0x3F3504F3)  # the bits of 1/sqrt 2
-    z = jax.lax.bitcast_convert_type((bits & np.int32(0x7FFFFF)) + np.int32(0x3F3504F3), jnp.float32) - 1
-    return (bits >> 23).astype(jnp.float32) * np.float32(np.log(2)) + (z + z * z * (z * _polynomial(_LOG, z) - np.float32(0.5)))
+    z = (
+        jax.lax.bitcast_convert_type(
+            (bits & np.int32(0x7FFFFF)) + np.int32(0x3F3504F3), jnp.float32
+        )
+        - 1
+    )
+    return (bits >> 23).astype(jnp.float32) * np.float32(np.log(2)) + (
+        z + z * z * (z * _polynomial(_LOG, z) - np.float32(0.5))
+    )
 
 
 def normal_pair(key: Any, step: Any, path: Any) -> tuple[jax.Array, jax.Array]:

@@ -1,4 +1,6 @@
-"""Peak memory and time of a process that streams many paths of W1, beside one that imported jax and ran one small jit: children, so fresh ones."""
+"""Peak memory and time of a process that streams many paths of W1, beside one that imported jax and
+ran one small jit: children, so fresh ones.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +14,24 @@ from pathlib import Path
 
 
 def measure(what: str, paths: int = 0, few: int = 0, steps: int = 0) -> dict[str, float]:
-    """What a child uses that does `what`: "idle", or "w1", a run of `few` steps and then one of `steps`.
+    """What a child uses that does `what`: "idle", or "w1", a run of `few` steps and then one of
+    `steps`.
 
     Returns:
-        `peak`, resident memory in bytes after the first; with "w1" also `long`, after the second, and `seconds`, the time of this.
+        `peak`, resident memory in bytes after the first; with "w1" also `long`, after the second,
+        and `seconds`, the time of this.
     """
     root = Path(__file__).resolve().parents[1]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
+    }
     command = [sys.executable, "-m", "benchmarks.memory", what, str(paths), str(few), str(steps)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"the child that measures memory failed: {done.stderr.strip().splitlines()[-1]}")
+        raise RuntimeError(
+            f"the child that measures memory failed: {done.stderr.strip().splitlines()[-1]}"
+        )
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -46,11 +55,19 @@ def main(what: str, paths: int, few: int, steps: int) -> None:
 
 
 def high_water() -> int:
-    """Peak resident bytes of this process. Not `ru_maxrss` where it can be helped: on Linux a child begins with its parent's."""
+    """Peak resident bytes of this process. Not `ru_maxrss` where it can be helped: on Linux a child
+    begins with its parent's.
+    """
     status = Path("/proc/self/status")
     if status.exists():
-        return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return 1024 * next(
+            int(line.split()[1])
+            for line in status.read_text().splitlines()
+            if line.startswith("VmHWM")
+        )
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 if __name__ == "__main__":

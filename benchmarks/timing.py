@@ -12,7 +12,9 @@ from typing import Any, Literal
 import numpy as np
 
 Statistics = dict[str, np.ndarray] | None
-"""Per observable its mean over paths and the variance over paths, shape `(times, 2)`; None for a floor, which solves nothing."""
+"""Per observable its mean over paths and the variance over paths, shape `(times, 2)`; None for a
+floor, which solves nothing.
+"""
 
 Run = Callable[[int], Statistics]
 """`seed -> statistics`, timed from call to return."""
@@ -26,7 +28,8 @@ class Contender:
         name: for tables.
         kind: "ours", "peer" or "floor" (part of the work alone, which nobody can beat).
         prepare: `(paths, steps) -> run`; not timed.
-        share: the part of the workload's steps that is run, because a slow peer needs no more to be timed; its cost per step is compared.
+        share: the part of the workload's steps that is run, because a slow peer needs no more to be
+            timed; its cost per step is compared.
         needs: modules that must be installed.
         cpu_only: it does not use a GPU, and so takes part on CPU alone.
         about: one line: what it is.
@@ -71,7 +74,9 @@ class Timing:
         return 1e9 * self.median / (self.paths * self.steps)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it; `spread` is (largest - smallest) / median, `statistics` are those of the first run."""
+        """All of it; `spread` is (largest - smallest) / median, `statistics` are those of the first
+        run.
+        """
         return {
             "ns_per_path_step": self.nanoseconds,
             "seconds": list(self.seconds),
@@ -85,7 +90,12 @@ class Timing:
 
 
 def in_turn(
-    contenders: Sequence[Contender], paths: int, steps: int, unit: int, repeats: int, show: Callable[[str], Any] = lambda _: None
+    contenders: Sequence[Contender],
+    paths: int,
+    steps: int,
+    unit: int,
+    repeats: int,
+    show: Callable[[str], Any] = lambda _: None,
 ) -> dict[str, Timing]:
     """Every contender `repeats` times, in turn, after one call that compiles.
 
@@ -110,17 +120,27 @@ def in_turn(
         gc.collect()
         for contender, run, *_ in ready:
             seconds[contender.name].append(_clock(run, repeat + 1)[0])
-    return {contender.name: Timing(tuple(seconds[contender.name]), first, here, many, seen) for contender, _, here, many, first, seen in ready}
+    return {
+        contender.name: Timing(tuple(seconds[contender.name]), first, here, many, seen)
+        for contender, _, here, many, first, seen in ready
+    }
 
 
-def taking_part(contenders: Iterable[Contender], on_gpu: bool) -> tuple[list[Contender], dict[str, str]]:
+def taking_part(
+    contenders: Iterable[Contender], on_gpu: bool
+) -> tuple[list[Contender], dict[str, str]]:
     """Those that can run here, and why the others cannot."""
     reasons = [(contender, contender.missing(on_gpu)) for contender in contenders]
-    return [c for c, why in reasons if why is None], {c.name: why for c, why in reasons if why is not None}
+    return [c for c, why in reasons if why is None], {
+        c.name: why for c, why in reasons if why is not None
+    }
 
 
 def on_all_devices(
-    fn: Callable[[Any, Any], Any], paths: int, options: dict[str, Any] | None = None, columns: bool = False
+    fn: Callable[[Any, Any], Any],
+    paths: int,
+    options: dict[str, Any] | None = None,
+    columns: bool = False,
 ) -> Callable[[Any, Any], Any]:
     """`fn(seed, per path)` compiled, its paths on all devices: a peer may use every core too.
 
@@ -137,11 +157,16 @@ def on_all_devices(
     devices = jax.devices()
     mesh = Mesh(np.array(devices if paths % len(devices) == 0 else devices[:1]), ("paths",))
     out = P(None, "paths") if columns else P("paths")
-    return jax.jit(jax.shard_map(fn, mesh=mesh, in_specs=(P(), P("paths")), out_specs=out, check_vma=False), compiler_options=options)
+    return jax.jit(
+        jax.shard_map(fn, mesh=mesh, in_specs=(P(), P("paths")), out_specs=out, check_vma=False),
+        compiler_options=options,
+    )
 
 
 def wide_vectors() -> dict[str, Any] | None:
-    """The compiler option for vectors of 512 bits, which a floor needs where the processor has them; None where it is unknown (a GPU)."""
+    """The compiler option for vectors of 512 bits, which a floor needs where the processor has
+    them; None where it is unknown (a GPU).
+    """
     import jax
 
     options = {"xla_cpu_prefer_vector_width": 512}

@@ -1,9 +1,11 @@
 """W1, a small ensemble: a 2-d SDE with a state-dependent 2x2 diffusion, 100,000 paths, float32.
 
     f(x) = (x1^2 - 1)^2 / 4 + x2^2 / 2 + x1 x2 / 2         a quartic double well
-    dX = -grad(f + rho/2 |grad f|^2) dt + sqrt(eta) L(X) dW,   L L^T = [[1 + x1^2, x1 x2 / 2], [x1 x2 / 2, 1 + x2^2]]
+    dX = -grad(f + rho/2 |grad f|^2) dt + sqrt(eta) L(X) dW,   L L^T = [[1 + x1^2, x1 x2 / 2], [x1
+    x2 / 2, 1 + x2^2]]
 
-from (1, 0), Euler-Maruyama; mean and variance over paths of x1, x2 and f every 100 steps, and the final states, are kept.
+from (1, 0), Euler-Maruyama; mean and variance over paths of x1, x2 and f every 100 steps, and the
+final states, are kept.
 """
 
 from __future__ import annotations
@@ -62,7 +64,11 @@ def moments(values: Any) -> np.ndarray:
 def statistics_of(states: Any) -> Statistics:
     """The statistics of stored states, shape `(paths, times, 2)`."""
     states = np.asarray(states)
-    return {"x1": moments(states[..., 0]), "x2": moments(states[..., 1]), "f": moments(loss(states[..., 0], states[..., 1]))}
+    return {
+        "x1": moments(states[..., 0]),
+        "x2": moments(states[..., 1]),
+        "f": moments(loss(states[..., 0], states[..., 1])),
+    }
 
 
 # ---- ours
@@ -85,8 +91,20 @@ def _ours(make: Any, observed: Any, paths: int, steps: int) -> Run:
     times = np.arange(EVERY, steps + 1, EVERY) * DT
 
     def run(seed: int) -> Statistics:
-        out = sdesam.simulate(sde, seed_key(seed), paths, steps * DT, DT, times=times, observe=observed, progress=False)
-        return {name: np.stack([out.mean[name], out.stderr[name] ** 2 * paths], axis=-1) for name in NAMES}
+        out = sdesam.simulate(
+            sde,
+            seed_key(seed),
+            paths,
+            steps * DT,
+            DT,
+            times=times,
+            observe=observed,
+            progress=False,
+        )
+        return {
+            name: np.stack([out.mean[name], out.stderr[name] ** 2 * paths], axis=-1)
+            for name in NAMES
+        }
 
     return run
 
@@ -109,7 +127,17 @@ def packed() -> sdesam.SDE:
 def streamed(paths: int, steps: int) -> None:
     """A run whose statistics alone are kept, for the measurement of memory."""
     times = np.arange(EVERY, steps + 1, EVERY) * DT
-    sdesam.simulate(ordinary(), seed_key(0), paths, steps * DT, DT, times=times, observe=_OBSERVED, progress=False, keep="means")
+    sdesam.simulate(
+        ordinary(),
+        seed_key(0),
+        paths,
+        steps * DT,
+        DT,
+        times=times,
+        observe=_OBSERVED,
+        progress=False,
+        keep="means",
+    )
 
 
 # ---- peers in jax
@@ -169,12 +197,24 @@ def _prepare_diffrax(tree: bool, everywhere: bool, paths: int, steps: int) -> Ru
     saved = diffrax.SaveAt(ts=jnp.arange(EVERY, steps + 1, EVERY) * DT)
 
     def one(key: jax.Array) -> Any:
-        path = diffrax.VirtualBrownianTree(0.0, end, DT / 2, (2,), key) if tree else diffrax.UnsafeBrownianPath((2,), key)
-        terms = diffrax.MultiTerm(diffrax.ODETerm(lambda t, x, args: _array_drift(x)), diffrax.ControlTerm(matrix, path))
+        path = (
+            diffrax.VirtualBrownianTree(0.0, end, DT / 2, (2,), key)
+            if tree
+            else diffrax.UnsafeBrownianPath((2,), key)
+        )
+        terms = diffrax.MultiTerm(
+            diffrax.ODETerm(lambda t, x, args: _array_drift(x)), diffrax.ControlTerm(matrix, path)
+        )
         options = {"saveat": saved, "adjoint": diffrax.ForwardMode()}
-        return diffrax.diffeqsolve(terms, diffrax.Euler(), 0.0, end, dt0=DT, y0=jnp.array(START), **options).ys
+        return diffrax.diffeqsolve(
+            terms, diffrax.Euler(), 0.0, end, dt0=DT, y0=jnp.array(START), **options
+        ).ys
 
-    many = per_path(one, paths) if everywhere else jax.jit(lambda seed: jax.vmap(one)(jax.random.split(jax.random.key(seed), paths)))
+    many = (
+        per_path(one, paths)
+        if everywhere
+        else jax.jit(lambda seed: jax.vmap(one)(jax.random.split(jax.random.key(seed), paths)))
+    )
     return lambda seed: statistics_of(many(seed))
 
 
@@ -207,7 +247,9 @@ def _prepare_torchsde(paths: int, steps: int) -> Run:
 
         def g(self, t: Any, x: Any) -> Any:
             a, b, c = root(x[:, 0], x[:, 1], torch.sqrt)
-            return torch.stack([torch.stack([a, torch.zeros_like(a)], dim=1), torch.stack([b, c], dim=1)], dim=1)
+            return torch.stack(
+                [torch.stack([a, torch.zeros_like(a)], dim=1), torch.stack([b, c], dim=1)], dim=1
+            )
 
     times = torch.arange(0, steps + 1, EVERY) * DT
 
@@ -228,8 +270,12 @@ def _floor(body: Any, paths: int, steps: int) -> Run:
     def many(seed: jax.Array, ids: jax.Array) -> jax.Array:
         key = (seed.astype(jnp.uint32), jnp.uint32(7))
         start = jnp.full(ids.shape, complex(*START), jnp.complex64)
-        unroll = 1 if jax.default_backend() == "cpu" else 4  # four steps in one kernel, as ours; slower on a CPU
-        return jax.lax.fori_loop(0, steps, lambda k, x: body(key, k.astype(jnp.uint32), ids, x), start, unroll=unroll)
+        unroll = (
+            1 if jax.default_backend() == "cpu" else 4
+        )  # four steps in one kernel, as ours; slower on a CPU
+        return jax.lax.fori_loop(
+            0, steps, lambda k, x: body(key, k.astype(jnp.uint32), ids, x), start, unroll=unroll
+        )
 
     compiled = on_all_devices(many, paths, wide_vectors())
     ids = jnp.arange(paths, dtype=jnp.uint32)
@@ -252,15 +298,79 @@ def _arithmetic_only(key: Any, k: Any, ids: Any, x: Any) -> Any:
 
 
 CONTENDERS = (
-    Contender("sdesam", "ours", partial(_ours, ordinary, _OBSERVED), "simulate(), functions of one array-valued state"),
-    Contender("sdesam, packed", "ours", partial(_ours, packed, _OBSERVED), "simulate(), functions of two numbers"),
-    Contender("normals only", "floor", partial(_floor, _normals_only), "the random numbers alone, fused, added up"),
-    Contender("arithmetic only", "floor", partial(_floor, _arithmetic_only), "the steps alone, with numbers that cost nothing"),
-    Contender("jax, normal per step", "peer", _prepare_per_step, "jax.random.normal for all paths, once per step, in a scan", 0.5),
-    Contender("jax, naive", "peer", _prepare_naive, "vmap over paths with split keys, scan over steps: what most people write", 0.2),
-    Contender("numpy", "peer", _prepare_numpy, "vectorised over paths, float32", 0.2, cpu_only=True),
-    Contender("torchsde", "peer", _prepare_torchsde, "sdeint, method euler", 0.1, ("torch", "torchsde"), True),
-    Contender("diffrax", "peer", partial(_prepare_diffrax, False, False), "vmap(diffeqsolve): Euler, UnsafeBrownianPath", 0.1, ("diffrax",)),
-    Contender("diffrax, all cores", "peer", partial(_prepare_diffrax, False, True), "the same, spread over the devices by us", 0.1, ("diffrax",)),
-    Contender("diffrax, tree", "peer", partial(_prepare_diffrax, True, False), "Euler, VirtualBrownianTree", 0.1, ("diffrax",), most_paths=2000),
+    Contender(
+        "sdesam",
+        "ours",
+        partial(_ours, ordinary, _OBSERVED),
+        "simulate(), functions of one array-valued state",
+    ),
+    Contender(
+        "sdesam, packed",
+        "ours",
+        partial(_ours, packed, _OBSERVED),
+        "simulate(), functions of two numbers",
+    ),
+    Contender(
+        "normals only",
+        "floor",
+        partial(_floor, _normals_only),
+        "the random numbers alone, fused, added up",
+    ),
+    Contender(
+        "arithmetic only",
+        "floor",
+        partial(_floor, _arithmetic_only),
+        "the steps alone, with numbers that cost nothing",
+    ),
+    Contender(
+        "jax, normal per step",
+        "peer",
+        _prepare_per_step,
+        "jax.random.normal for all paths, once per step, in a scan",
+        0.5,
+    ),
+    Contender(
+        "jax, naive",
+        "peer",
+        _prepare_naive,
+        "vmap over paths with split keys, scan over steps: what most people write",
+        0.2,
+    ),
+    Contender(
+        "numpy", "peer", _prepare_numpy, "vectorised over paths, float32", 0.2, cpu_only=True
+    ),
+    Contender(
+        "torchsde",
+        "peer",
+        _prepare_torchsde,
+        "sdeint, method euler",
+        0.1,
+        ("torch", "torchsde"),
+        True,
+    ),
+    Contender(
+        "diffrax",
+        "peer",
+        partial(_prepare_diffrax, False, False),
+        "vmap(diffeqsolve): Euler, UnsafeBrownianPath",
+        0.1,
+        ("diffrax",),
+    ),
+    Contender(
+        "diffrax, all cores",
+        "peer",
+        partial(_prepare_diffrax, False, True),
+        "the same, spread over the devices by us",
+        0.1,
+        ("diffrax",),
+    ),
+    Contender(
+        "diffrax, tree",
+        "peer",
+        partial(_prepare_diffrax, True, False),
+        "Euler, VirtualBrownianTree",
+        0.1,
+        ("diffrax",),
+        most_paths=2000,
+    ),
 )

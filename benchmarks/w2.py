@@ -1,11 +1,14 @@
-"""W2, a finite sum: the m-USAM SDE of linear regression, n = 64 samples, d = 32 parameters, 2,000 paths, 1,000 steps, float32.
+"""W2, a finite sum: the m-USAM SDE of linear regression, n = 64 samples, d = 32 parameters, 2,000
+paths, 1,000 steps, float32.
 
 With residuals r = A x - y and one sample's gradient g_i = a_i r_i, at order (1,2):
 
-    dX = -( gbar + rho (Hbar gbar + c_m (mean_i H_i g_i - Hbar gbar)) ) dt + sqrt(eta/b) V^(1/2) dW,   c_m = 1/m
+    dX = -( gbar + rho (Hbar gbar + c_m (mean_i H_i g_i - Hbar gbar)) ) dt + sqrt(eta/b) V^(1/2) dW,
+    c_m = 1/m
 
-from 0, Euler-Maruyama; the mean and variance over paths of the loss and of x_1 at the end are kept. The noise is `sum_i w_i g_i` with a
-Gaussian `w` of mean zero, or a root of the matrix `V`: the same law.
+from 0, Euler-Maruyama; the mean and variance over paths of the loss and of x_1 at the end are kept.
+The noise is `sum_i w_i g_i` with a Gaussian `w` of mean zero, or a root of the matrix `V`: the same
+law.
 """
 
 from __future__ import annotations
@@ -34,7 +37,9 @@ NAMES = ("loss", "x1")
 def problem() -> sdesam.FiniteSum:
     """Linear regression with random inputs, scaled so that the step is stable."""
     made = sdesam.problems.linear_regression(dim=DIM, samples=SAMPLES, seed=0)
-    return sdesam.FiniteSum(made.sample_loss, jax.tree.map(lambda a: a / 2, made.data), made.x0, name=made.name)
+    return sdesam.FiniteSum(
+        made.sample_loss, jax.tree.map(lambda a: a / 2, made.data), made.x0, name=made.name
+    )
 
 
 @cache
@@ -57,7 +62,9 @@ def statistics_of(states: Any) -> Statistics:
 
 def derived() -> sdesam.SDE:
     """The SDE by algebra, as a user gets it: derivatives by jax."""
-    return sdesam.derive("m-usam", order=(1, 2)).bind(problem(), lr=LR, rho=RHO, batch=BATCH, micro=MICRO)
+    return sdesam.derive("m-usam", order=(1, 2)).bind(
+        problem(), lr=LR, rho=RHO, batch=BATCH, micro=MICRO
+    )
 
 
 def _ours(make: Any, paths: int, steps: int) -> Run:
@@ -65,8 +72,20 @@ def _ours(make: Any, paths: int, steps: int) -> Run:
     arrays()  # before anything is traced
 
     def run(seed: int) -> Statistics:
-        out = sdesam.simulate(sde, seed_key(seed), paths, steps * DT, DT, times=[steps * DT], observe=_OBSERVED, progress=False)
-        return {name: np.stack([out.mean[name], out.stderr[name] ** 2 * paths], axis=-1) for name in _OBSERVED}
+        out = sdesam.simulate(
+            sde,
+            seed_key(seed),
+            paths,
+            steps * DT,
+            DT,
+            times=[steps * DT],
+            observe=_OBSERVED,
+            progress=False,
+        )
+        return {
+            name: np.stack([out.mean[name], out.stderr[name] ** 2 * paths], axis=-1)
+            for name in _OBSERVED
+        }
 
     return run
 
@@ -100,7 +119,9 @@ _OBSERVED = {"loss": _loss, "x1": lambda x: x[0]}
 
 
 def drift_weights(r: Any, inputs: Any, matmul: Any) -> Any:
-    """`c` with `drift = A^T c`, for residuals `r` of shape (n, paths): three of the four products with the data of a step."""
+    """`c` with `drift = A^T c`, for residuals `r` of shape (n, paths): three of the four products
+    with the data of a step.
+    """
     n = inputs.shape[0]
     along = matmul(inputs, matmul(inputs.T, r)) / n  # A gbar
     norms = (inputs**2).sum(axis=1)[:, None]
@@ -116,7 +137,9 @@ def noise_weights(r: Any, xi: Any) -> Any:
 def hand_step(x: Any, xi: Any, inputs: Any, targets: Any, matmul: Any) -> Any:
     """One Euler-Maruyama step of all paths."""
     r = matmul(inputs, x) - targets[:, None]
-    return x + matmul(inputs.T, DT * drift_weights(r, inputs, matmul) + DT**0.5 * noise_weights(r, xi))
+    return x + matmul(
+        inputs.T, DT * drift_weights(r, inputs, matmul) + DT**0.5 * noise_weights(r, xi)
+    )
 
 
 def _columns(body: Any, floor: bool = False) -> Any:
@@ -127,7 +150,12 @@ def _columns(body: Any, floor: bool = False) -> Any:
 
         def fn(seed: jax.Array, ids: jax.Array) -> jax.Array:
             start = jnp.zeros((DIM, ids.shape[0]))
-            return jax.lax.fori_loop(0, steps, lambda k, x: body(seed, k, ids, x, jnp.asarray(inputs), jnp.asarray(targets)), start)
+            return jax.lax.fori_loop(
+                0,
+                steps,
+                lambda k, x: body(seed, k, ids, x, jnp.asarray(inputs), jnp.asarray(targets)),
+                start,
+            )
 
         many = on_all_devices(fn, paths, wide_vectors() if floor else None, columns=True)
         ids = jnp.arange(paths, dtype=jnp.uint32)
@@ -172,11 +200,17 @@ def _prepare_naive(paths: int, steps: int) -> Run:
             g = gradients(x)
             g = g - g.mean(axis=0)
             factor = jnp.linalg.cholesky(LR / BATCH * (g.T @ g / SAMPLES) + 1e-9 * jnp.eye(DIM))
-            return (key, x - DT * jax.grad(regularised)(x) + DT**0.5 * factor @ jax.random.normal(sub, (DIM,))), None
+            return (
+                key,
+                x
+                - DT * jax.grad(regularised)(x)
+                + DT**0.5 * factor @ jax.random.normal(sub, (DIM,)),
+            ), None
 
         return jax.lax.scan(body, (key, jnp.zeros(DIM)), None, length=steps)[0][1]
 
-    # on one device: batched LAPACK calls on two CPU devices at once wait for each other for ever (jaxlib 0.10.2)
+    # on one device: batched LAPACK calls on two CPU devices at once wait for each other for ever
+    # (jaxlib 0.10.2)
     many = jax.jit(lambda seed: jax.vmap(one)(jax.random.split(jax.random.key(seed), paths)))
     return lambda seed: statistics_of(many(seed))
 
@@ -188,9 +222,15 @@ def _prepare_diffrax(everywhere: bool, paths: int, steps: int) -> Run:
 
     def one(key: jax.Array) -> Any:
         terms = sde.to_diffrax(solver, diffrax.UnsafeBrownianPath(sde.noise_shape, key))
-        return diffrax.diffeqsolve(terms, solver, 0.0, steps * DT, dt0=DT, y0=sde.x0, adjoint=diffrax.ForwardMode()).ys[-1]
+        return diffrax.diffeqsolve(
+            terms, solver, 0.0, steps * DT, dt0=DT, y0=sde.x0, adjoint=diffrax.ForwardMode()
+        ).ys[-1]
 
-    many = per_path(one, paths) if everywhere else jax.jit(lambda seed: jax.vmap(one)(jax.random.split(jax.random.key(seed), paths)))
+    many = (
+        per_path(one, paths)
+        if everywhere
+        else jax.jit(lambda seed: jax.vmap(one)(jax.random.split(jax.random.key(seed), paths)))
+    )
     return lambda seed: statistics_of(many(seed))
 
 
@@ -201,7 +241,9 @@ def _prepare_numpy(paths: int, steps: int) -> Run:
         rng = np.random.default_rng(seed)
         x = np.zeros((DIM, paths), np.float32)
         for _ in range(steps):
-            x = hand_step(x, rng.standard_normal((SAMPLES, paths), np.float32), inputs, targets, np.matmul)
+            x = hand_step(
+                x, rng.standard_normal((SAMPLES, paths), np.float32), inputs, targets, np.matmul
+            )
         return statistics_of(x.T)
 
     return run
@@ -224,13 +266,17 @@ def _prepare_torchsde(paths: int, steps: int) -> Run:
 
         def g(self, t: Any, x: Any) -> Any:
             gradients = (x @ inputs.T - targets)[:, :, None] * inputs
-            return (gradients - gradients.mean(dim=1, keepdim=True)).transpose(1, 2) * (LR / (SAMPLES * BATCH)) ** 0.5
+            return (gradients - gradients.mean(dim=1, keepdim=True)).transpose(1, 2) * (
+                LR / (SAMPLES * BATCH)
+            ) ** 0.5
 
     def run(seed: int) -> Statistics:
         torch.manual_seed(seed)
         with torch.no_grad():
             ends = torch.tensor([0.0, steps * DT])
-            states = torchsde.sdeint(Problem(), torch.zeros(paths, DIM), ends, dt=DT, method="euler")
+            states = torchsde.sdeint(
+                Problem(), torch.zeros(paths, DIM), ends, dt=DT, method="euler"
+            )
         return statistics_of(states[-1])
 
     return run
@@ -257,14 +303,70 @@ def _matmuls_only(seed: Any, k: Any, ids: Any, x: Any, inputs: Any, targets: Any
 
 
 CONTENDERS = (
-    Contender("sdesam, derived", "ours", partial(_ours, derived), "simulate() of a derived SDE: derivatives by jax"),
-    Contender("sdesam, by hand", "ours", partial(_ours, by_hand), "simulate() of matrix products over all paths"),
-    Contender("normals only", "floor", _columns(_normals_only, True), "64 random numbers per path and step, fused, added up"),
-    Contender("matmuls only", "floor", _columns(_matmuls_only, True), "the four products with the data of a step"),
-    Contender("jax, by hand", "peer", _columns(_per_step), "the step written by hand, jax.random.normal once per step", 0.5),
-    Contender("jax, naive", "peer", _prepare_naive, "vmap over paths, grad of the modified loss, Cholesky of V", 0.02),
-    Contender("numpy", "peer", _prepare_numpy, "the step written by hand, float32", 0.3, cpu_only=True),
-    Contender("torchsde", "peer", _prepare_torchsde, "sdeint, method euler, general noise", 0.02, ("torch", "torchsde"), True),
-    Contender("diffrax", "peer", partial(_prepare_diffrax, False), "vmap(diffeqsolve) of sde.to_diffrax(): matrix-free", 0.1, ("diffrax",)),
-    Contender("diffrax, all cores", "peer", partial(_prepare_diffrax, True), "the same, spread over the devices by us", 0.1, ("diffrax",)),
+    Contender(
+        "sdesam, derived",
+        "ours",
+        partial(_ours, derived),
+        "simulate() of a derived SDE: derivatives by jax",
+    ),
+    Contender(
+        "sdesam, by hand",
+        "ours",
+        partial(_ours, by_hand),
+        "simulate() of matrix products over all paths",
+    ),
+    Contender(
+        "normals only",
+        "floor",
+        _columns(_normals_only, True),
+        "64 random numbers per path and step, fused, added up",
+    ),
+    Contender(
+        "matmuls only",
+        "floor",
+        _columns(_matmuls_only, True),
+        "the four products with the data of a step",
+    ),
+    Contender(
+        "jax, by hand",
+        "peer",
+        _columns(_per_step),
+        "the step written by hand, jax.random.normal once per step",
+        0.5,
+    ),
+    Contender(
+        "jax, naive",
+        "peer",
+        _prepare_naive,
+        "vmap over paths, grad of the modified loss, Cholesky of V",
+        0.02,
+    ),
+    Contender(
+        "numpy", "peer", _prepare_numpy, "the step written by hand, float32", 0.3, cpu_only=True
+    ),
+    Contender(
+        "torchsde",
+        "peer",
+        _prepare_torchsde,
+        "sdeint, method euler, general noise",
+        0.02,
+        ("torch", "torchsde"),
+        True,
+    ),
+    Contender(
+        "diffrax",
+        "peer",
+        partial(_prepare_diffrax, False),
+        "vmap(diffeqsolve) of sde.to_diffrax(): matrix-free",
+        0.1,
+        ("diffrax",),
+    ),
+    Contender(
+        "diffrax, all cores",
+        "peer",
+        partial(_prepare_diffrax, True),
+        "the same, spread over the devices by us",
+        0.1,
+        ("diffrax",),
+    ),
 )

@@ -19,14 +19,26 @@ from sdesam.runs import Numbers, Run
 
 CONDITIONS = (digits.SGD, *digits.M_SAM, digits.RW_SAM)
 PROBES, ITERATIONS = 100, 40
-QUANTITIES = {"trace_cov": plots.LABELS["trace_cov"], "hessian_trace": r"Hessian trace $\mathrm{tr}\,H$", "eigenvalue": r"largest eigenvalue"}
+QUANTITIES = {
+    "trace_cov": plots.LABELS["trace_cov"],
+    "hessian_trace": r"Hessian trace $\mathrm{tr}\,H$",
+    "eigenvalue": r"largest eigenvalue",
+}
 
 
-def runs(preset: str, seeds: int | None = None, steps: int = digits.SETTING["steps"]) -> list[dict[str, Any]]:
+def runs(
+    preset: str, seeds: int | None = None, steps: int = digits.SETTING["steps"]
+) -> list[dict[str, Any]]:
     """The curvature at the end of each training run."""
     count = seeds or {"quick": 20, "full": 50}[preset]
     return [
-        {"run": "digits curvature", "probes": PROBES, "iterations": ITERATIONS, "of": digits.training(seed, condition, steps=steps), "seed": seed}
+        {
+            "run": "digits curvature",
+            "probes": PROBES,
+            "iterations": ITERATIONS,
+            "of": digits.training(seed, condition, steps=steps),
+            "seed": seed,
+        }
         for seed in range(count)
         for condition in CONDITIONS
     ]
@@ -45,35 +57,71 @@ def execute(config: digits.Config, needed: Sequence[Run], device: Any) -> Number
         problem = digits.problem(config["of"])
         x = digits.unpack(needed[0])
         trace = curvature.hessian_trace(problem, x, seed_key(config["seed"]), config["probes"])
-        top = curvature.largest_eigenvalue(problem, x, seed_key(config["seed"]), config["iterations"])
-        values = {"trace_cov": float(problem.trace_cov(x)), "hessian_trace": trace.value, "eigenvalue": top.value}
-        return Numbers({**values, "hessian_trace error": trace.error, "eigenvalue residual": top.error})
+        top = curvature.largest_eigenvalue(
+            problem, x, seed_key(config["seed"]), config["iterations"]
+        )
+        values = {
+            "trace_cov": float(problem.trace_cov(x)),
+            "hessian_trace": trace.value,
+            "eigenvalue": top.value,
+        }
+        return Numbers(
+            {**values, "hessian_trace error": trace.error, "eigenvalue residual": top.error}
+        )
 
 
 def summarise(stored: Sequence[Run]) -> dict[str, Any]:
-    """Trends over m of the three quantities, SAM and RW-SAM beside SGD; the verdict on L-TrV (table 6)."""
+    """Trends over m of the three quantities, SAM and RW-SAM beside SGD; the verdict on L-TrV (table
+    6).
+    """
     # the table reads arrays that hold the value at the end
     ends = [
-        Run(run.config["of"], Numbers({}, {name: np.array([run.numbers.values[name]]) for name in QUANTITIES}), run.seconds, {}) for run in stored
+        Run(
+            run.config["of"],
+            Numbers({}, {name: np.array([run.numbers.values[name]]) for name in QUANTITIES}),
+            run.seconds,
+            {},
+        )
+        for run in stored
     ]
     table = digits.Table(ends)
     summary = digits.summary_of(table, tuple(QUANTITIES))
     if "final" not in summary:
         return summary
-    tests: dict[str, Any] = {f"trend of {name}": digits.micro_trend(table, name, "falls") for name in QUANTITIES}
+    tests: dict[str, Any] = {
+        f"trend of {name}": digits.micro_trend(table, name, "falls") for name in QUANTITIES
+    }
     rw = digits.label(digits.RW_SAM)
     for name in QUANTITIES:
         for first, second in (("m=64", "SGD"), (rw, "m=64")):
-            tests[f"log {name}, {first} - {second}"] = statistics.paired(np.log(table.last(first, name)), np.log(table.last(second, name)))
+            tests[f"log {name}, {first} - {second}"] = statistics.paired(
+                np.log(table.last(first, name)), np.log(table.last(second, name))
+            )
     p = digits.adjusted(tests)
     variance = tests["trend of trace_cov"]
-    words = {name: digits.reason(t, name) if isinstance(t, statistics.Trend) else digits.difference(t, name) for name, t in tests.items()}
+    words = {
+        name: (
+            digits.reason(t, name)
+            if isinstance(t, statistics.Trend)
+            else digits.difference(t, name)
+        )
+        for name, t in tests.items()
+    }
     return summary | {
         "tests": tests,
         "p (Holm)": p,
-        "verdicts": {"L-TrV": {"status": variance.verdict(), "reason": f"{words['trend of trace_cov']}; Holm: {p['trend of trace_cov']:.2g}"}},
+        "verdicts": {
+            "L-TrV": {
+                "status": variance.verdict(),
+                "reason": f"{words['trend of trace_cov']}; Holm: {p['trend of trace_cov']:.2g}",
+            }
+        },
         "lines": [
-            *(f"{n}: tr V {f['trace_cov']}, tr H {f['hessian_trace']}, eigenvalue {f['eigenvalue']}" for n, f in summary["final"].items()),
+            *(
+                f"{n}: tr V {f['trace_cov']}, tr H {f['hessian_trace']}, eigenvalue"
+                f" {f['eigenvalue']}"
+                for n, f in summary["final"].items()
+            ),
             *(f"{words[name]}; Holm: {p[name]:.2g}" for name in tests),
         ],
     }
@@ -86,9 +134,20 @@ def figure(data: Mapping[str, Any]) -> Any:
     drawn = Figure(figsize=(plots.COLUMN, 4.6), layout="constrained")
     rows: dict[str, list[Any]] = {}
     for run in data["results"]["runs"]:
-        rows.setdefault(digits.label({**data["config"]["common"], **run["config"]}["of"]), []).append(run)
-    for axes, (name, title) in zip(drawn.subplots(3, 1, sharex=True), QUANTITIES.items(), strict=True):
-        digits.dots(axes, {digits.label(c): np.array([run[name] for run in rows[digits.label(c)]]) for c in CONDITIONS}, log=True)
+        rows.setdefault(
+            digits.label({**data["config"]["common"], **run["config"]}["of"]), []
+        ).append(run)
+    for axes, (name, title) in zip(
+        drawn.subplots(3, 1, sharex=True), QUANTITIES.items(), strict=True
+    ):
+        digits.dots(
+            axes,
+            {
+                digits.label(c): np.array([run[name] for run in rows[digits.label(c)]])
+                for c in CONDITIONS
+            },
+            log=True,
+        )
         axes.set_ylabel(title)
     return drawn
 

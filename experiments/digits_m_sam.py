@@ -1,7 +1,8 @@
 """m-SAM on digits: how much of the way from n-SAM to m-SAM its SDE explains, at rho = 0.1.
 
-The knock-out is the SDE with n-SAM's drift at `rho^1`. The smaller its effect, the more runs it takes to tell: they grow with m.
-Run with `python -m experiments.digits_m_sam`; about six minutes on two cores.
+The knock-out is the SDE with n-SAM's drift at `rho^1`. The smaller its effect, the more runs it
+takes to tell: they grow with m. Run with `python -m experiments.digits_m_sam`; about six minutes on
+two cores.
 """
 
 from pathlib import Path
@@ -20,7 +21,9 @@ def main() -> None:
 
     problem = sdesam.problems.digits()
     for m, runs in RUNS.items():
-        found = sdesam.compare("m-sam", problem, lr=0.1, rho=0.1, batch=16, micro=[m], steps=60, runs=runs)
+        found = sdesam.compare(
+            "m-sam", problem, lr=0.1, rho=0.1, batch=16, micro=[m], steps=60, runs=runs
+        )
         print(found.table(), "\n", flush=True)
         store.write_json(FIGURES / f"digits-m-sam-{m}.json", found.to_json())
         plots.comparison(found.to_json(), FIGURES / f"digits-m-sam-{m}")

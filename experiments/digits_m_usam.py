@@ -1,4 +1,5 @@
-"""m-USAM on digits: what the rho^2 terms add, at rho = 0.1 and along rho = eta^(2/3), where the gap between optimizer and SDE shrinks.
+"""m-USAM on digits: what the rho^2 terms add, at rho = 0.1 and along rho = eta^(2/3), where the gap
+between optimizer and SDE shrinks.
 
 Run with `python -m experiments.digits_m_usam`; about three minutes on two cores.
 """
@@ -19,7 +20,17 @@ def main() -> None:
     from sdesam import plots, store
 
     problem = sdesam.problems.digits()
-    fixed = sdesam.compare("m-usam", problem, lr=0.1, rho=0.1, batch=16, micro=[16, 4, 1], steps=60, without="rho^2", judged="loss")
+    fixed = sdesam.compare(
+        "m-usam",
+        problem,
+        lr=0.1,
+        rho=0.1,
+        batch=16,
+        micro=[16, 4, 1],
+        steps=60,
+        without="rho^2",
+        judged="loss",
+    )
     print(fixed.table(), "\n", flush=True)
     store.write_json(FIGURES / "digits-rho2.json", fixed.to_json())
     plots.comparison(fixed.to_json(), FIGURES / "digits-rho2")
@@ -41,7 +52,12 @@ def main() -> None:
         runs.append(found.to_json())
     data = {
         "schema": "sdesam.path/1",
-        "config": {"path": "rho = eta^(2/3)", "rates": RATES, "time": TIME, "command": "python -m experiments.digits_m_usam"},
+        "config": {
+            "path": "rho = eta^(2/3)",
+            "rates": RATES,
+            "time": TIME,
+            "command": "python -m experiments.digits_m_usam",
+        },
         "provenance": store.provenance(),
         "results": {"comparisons": runs},
     }

@@ -1,7 +1,9 @@
-"""Section 3.5: gradient covariance V, Fisher matrix F and Hessian H near a minimum: where V ~ F ~ H holds, and where it does not.
+"""Section 3.5: gradient covariance V, Fisher matrix F and Hessian H near a minimum: where V ~ F ~ H
+holds, and where it does not.
 
-Minima that can be had exactly: softmax regression on labels drawn from the model (the well-specified likelihood), on labels that the model cannot
-produce, least squares with noise sigma; and the squared loss of a network that interpolates its data.
+Minima that can be had exactly: softmax regression on labels drawn from the model (the
+well-specified likelihood), on labels that the model cannot produce, least squares with noise sigma;
+and the squared loss of a network that interpolates its data.
 """
 
 from __future__ import annotations
@@ -29,10 +31,19 @@ LINES = {
     "least squares, V and sigma^2 H": r"least squares: $V$, $\sigma^2H$",
     "least squares, V and H": "least squares: $V$, $H$",
 }
-NETWORK = {"run": "fisher interpolation", "train": 100, "width": 64, "batch": 10, "lr": 0.1, "steps": 20_000}
+NETWORK = {
+    "run": "fisher interpolation",
+    "train": 100,
+    "width": 64,
+    "batch": 10,
+    "lr": 0.1,
+    "steps": 20_000,
+}
 STEPS = (0, 200, 500, 1000, 2000, 5000, 10_000, 20_000)
 NEAR = 0.1
-"""V is near to what is said of it if the relative Frobenius distance at the largest n is below; chance alone leaves about sqrt(d/n) = 0.02."""
+"""V is near to what is said of it if the relative Frobenius distance at the largest n is below;
+chance alone leaves about sqrt(d/n) = 0.02.
+"""
 
 
 def runs(preset: str, seeds: int | None = None) -> list[dict[str, Any]]:
@@ -40,7 +51,11 @@ def runs(preset: str, seeds: int | None = None) -> list[dict[str, Any]]:
     count = seeds or {"quick": 10, "full": 30}[preset]
     made: list[dict[str, Any]] = []
     for seed in range(count):
-        made += [{"run": f"fisher {family}", "n": n, "seed": seed} for family in ("softmax", "misspecified", "least squares") for n in SIZES]
+        made += [
+            {"run": f"fisher {family}", "n": n, "seed": seed}
+            for family in ("softmax", "misspecified", "least squares")
+            for n in SIZES
+        ]
         made.append({**NETWORK, "seed": seed})
     return made
 
@@ -75,13 +90,18 @@ def least_squares(n: int, seed: int) -> dict[str, float]:
     y = a @ rng.normal(size=5) + SIGMA * rng.normal(size=n)
     x = np.linalg.lstsq(a, y, rcond=None)[0]
     V, H = covariance(a * (a @ x - y)[:, None]), a.T @ a / n
-    return {"least squares, V and sigma^2 H": distance(V, SIGMA**2 * H), "least squares, V and H": distance(V, H)}
+    return {
+        "least squares, V and sigma^2 H": distance(V, SIGMA**2 * H),
+        "least squares, V and H": distance(V, H),
+    }
 
 
 def softmax(n: int, seed: int, well_specified: bool) -> dict[str, float]:
-    """At the maximum likelihood of softmax regression, V against H, and V against the model's Fisher matrix F.
+    """At the maximum likelihood of softmax regression, V against H, and V against the model's
+    Fisher matrix F.
 
-    Wrong model: where the first feature is negative, half of the labels are moved on by one, which no linear softmax can say.
+    Wrong model: where the first feature is negative, half of the labels are moved on by one, which
+    no linear softmax can say.
     """
     rng = np.random.default_rng([seed, n, 1])
     a = jnp.asarray(rng.normal(size=(n, 4)))
@@ -99,7 +119,9 @@ def softmax(n: int, seed: int, well_specified: bool) -> dict[str, float]:
 
 @jax.jit
 def _maximum_likelihood(a: jax.Array, label: jax.Array) -> tuple[jax.Array, ...]:
-    """Newton's method; parameters of two classes, the third fixed at 0, so that the minimum is one point."""
+    """Newton's method; parameters of two classes, the third fixed at 0, so that the minimum is one
+    point.
+    """
 
     def scores(x: jax.Array, row: jax.Array) -> jax.Array:
         return jnp.concatenate([row @ x.reshape(4, 2), jnp.zeros(1)])
@@ -124,20 +146,39 @@ def _maximum_likelihood(a: jax.Array, label: jax.Array) -> tuple[jax.Array, ...]
 
 
 def network(config: Mapping[str, Any], device: Any) -> Numbers:
-    """Loss, tr V and tr H of a network that comes to interpolate its data under the squared loss."""
-    problem = sdesam.problems.digits(config["train"], config["width"], config["seed"], loss="squared")
+    """Loss, tr V and tr H of a network that comes to interpolate its data under the squared
+    loss.
+    """
+    problem = sdesam.problems.digits(
+        config["train"], config["width"], config["seed"], loss="squared"
+    )
     chain = sdesam.Chain("sgd", problem, config["lr"], batch=config["batch"], replace=False)
     times = np.array(STEPS) * config["lr"]
     out = sdesam.train(
-        chain, seed_key(config["seed"]), 1, config["steps"], times=times, observe=["loss", "trace_cov"], keep="trajectories", devices=[device],
+        chain,
+        seed_key(config["seed"]),
+        1,
+        config["steps"],
+        times=times,
+        observe=["loss", "trace_cov"],
+        keep="trajectories",
+        devices=[device],
         progress=False,
-    )  # fmt: skip
+    )
     assert out.values is not None
     with jax.default_device(device):
-        states = [jax.tree.map(lambda leaf, k=k: jnp.asarray(leaf[0, k]), out.trajectory) for k in range(len(STEPS))]
-        traces = [curvature.hessian_trace(problem, x, seed_key(k), 50).value for k, x in enumerate(states)]
+        states = [
+            jax.tree.map(lambda leaf, k=k: jnp.asarray(leaf[0, k]), out.trajectory)
+            for k in range(len(STEPS))
+        ]
+        traces = [
+            curvature.hessian_trace(problem, x, seed_key(k), 50).value for k, x in enumerate(states)
+        ]
     curves = {name: out.values[name][0] for name in ("loss", "trace_cov")}
-    return Numbers({"diverged": bool(out.diverged)}, {"step": np.array(STEPS), **curves, "hessian_trace": np.array(traces)})
+    return Numbers(
+        {"diverged": bool(out.diverged)},
+        {"step": np.array(STEPS), **curves, "hessian_trace": np.array(traces)},
+    )
 
 
 def summarise(stored: Sequence[Run]) -> dict[str, Any]:
@@ -145,32 +186,60 @@ def summarise(stored: Sequence[Run]) -> dict[str, Any]:
     at_largest = {
         name: statistics.interval(found)
         for name in LINES
-        if len(found := [run.numbers.values[name] for run in stored if run.config.get("n") == SIZES[-1] and name in run.numbers.values]) >= 2
+        if len(
+            found := [
+                run.numbers.values[name]
+                for run in stored
+                if run.config.get("n") == SIZES[-1] and name in run.numbers.values
+            ]
+        )
+        >= 2
     }
     nets = [run.numbers.arrays for run in stored if run.config["run"] == NETWORK["run"]]
     if len(at_largest) < len(LINES) or len(nets) < 2:
         return {"verdicts": {}, "lines": ["too few whole seeds for statistics"]}
-    left = {name: statistics.interval([net[name][-1] / net[name][0] for net in nets]) for name in ("loss", "trace_cov", "hessian_trace")}
+    left = {
+        name: statistics.interval([net[name][-1] / net[name][0] for net in nets])
+        for name in ("loss", "trace_cov", "hessian_trace")
+    }
     near = {name for name, found in at_largest.items() if found.upper < NEAR}
     far = {name for name, found in at_largest.items() if found.lower > NEAR}
     claimed = {"softmax, V and H", "softmax, V and F", "least squares, V and sigma^2 H"}
     vanishes = left["trace_cov"].upper < 0.01 and left["hessian_trace"].lower > 0.2
-    general = {"status": "refuted" if far else "confirmed" if near == set(LINES) else "inconclusive", "reason": "V ~ H at every minimum"}
+    general = {
+        "status": "refuted" if far else "confirmed" if near == set(LINES) else "inconclusive",
+        "reason": "V ~ H at every minimum",
+    }
     general["reason"] += (
-        f": relative distance {at_largest['misspecified, V and H']} for a wrong model, {at_largest['least squares, V and H']} for least squares"
+        f": relative distance {at_largest['misspecified, V and H']} for a wrong model,"
+        f" {at_largest['least squares, V and H']} for least squares"
     )
     conditional = {
         # what the claim does not say must be seen to fail, or nothing was tested
-        "status": "refuted" if far & claimed else "confirmed" if near == claimed and far == set(LINES) - claimed and vanishes else "inconclusive",
-        "reason": f"V ~ F ~ H for a true likelihood (distance {at_largest['softmax, V and H']} at n = {SIZES[-1]}), sigma^2 H for least squares "
-        f"({at_largest['least squares, V and sigma^2 H']}); interpolation leaves {left['trace_cov'].mean:.2g} "
-        f"of tr V and {left['hessian_trace'].mean:.2g} of tr H",
+        "status": (
+            "refuted"
+            if far & claimed
+            else (
+                "confirmed"
+                if near == claimed and far == set(LINES) - claimed and vanishes
+                else "inconclusive"
+            )
+        ),
+        "reason": (
+            f"V ~ F ~ H for a true likelihood (distance {at_largest['softmax, V and H']} at n ="
+            f" {SIZES[-1]}), sigma^2 H for least squares"
+            f" ({at_largest['least squares, V and sigma^2 H']}); interpolation leaves"
+            f" {left['trace_cov'].mean:.2g} of tr V and {left['hessian_trace'].mean:.2g} of tr H"
+        ),
     }
     return {
         "relative distance at the largest n": at_largest,
         "left at the end of training": left,
         "verdicts": {"L-FIM": conditional, "L-FIMn": general},
-        "lines": [f"{name}: relative distance {found} at n = {SIZES[-1]}" for name, found in at_largest.items()],
+        "lines": [
+            f"{name}: relative distance {found} at n = {SIZES[-1]}"
+            for name, found in at_largest.items()
+        ],
     }
 
 
@@ -182,12 +251,27 @@ def figure(data: Mapping[str, Any]) -> Any:
     upper, lower = drawn.subplots(2, 1)
     runs = data["results"]["runs"]
     for k, (name, words) in enumerate((name, words) for name, words in LINES.items() if words):
-        columns = [[run[name] for run in runs if run["config"].get("n") == n and name in run] for n in SIZES]
+        columns = [
+            [run[name] for run in runs if run["config"].get("n") == n and name in run]
+            for n in SIZES
+        ]
         if not all(columns):
             continue
-        mean, low, high = (np.array([getattr(statistics.interval(c), end) for c in columns]) for end in ("mean", "lower", "upper"))
-        upper.errorbar(SIZES, mean, [mean - low, high - mean], color=plots.COLOURS[k], marker=plots.MARKERS[k], ms=3.5, mfc="white", label=words,
-                       ls="-" if mean[-1] < NEAR else "--")  # fmt: skip
+        mean, low, high = (
+            np.array([getattr(statistics.interval(c), end) for c in columns])
+            for end in ("mean", "lower", "upper")
+        )
+        upper.errorbar(
+            SIZES,
+            mean,
+            [mean - low, high - mean],
+            color=plots.COLOURS[k],
+            marker=plots.MARKERS[k],
+            ms=3.5,
+            mfc="white",
+            label=words,
+            ls="-" if mean[-1] < NEAR else "--",
+        )
     guide = np.array(SIZES, float)
     upper.plot(guide, 3 * guide**-0.5, color="0.6", lw=0.8, ls=":", label=r"$\propto n^{-1/2}$")
     upper.set_xscale("log")
@@ -196,11 +280,25 @@ def figure(data: Mapping[str, Any]) -> Any:
     upper.set_ylabel("relative Frobenius distance")
     upper.legend(fontsize=6.5, loc="lower center", bbox_to_anchor=(0.45, 1))
     nets = [run for run in runs if "hessian_trace" in run]
-    names = {"loss": plots.LABELS["loss"], "trace_cov": r"$\mathrm{tr}\,V$", "hessian_trace": r"$\mathrm{tr}\,H$"}
+    names = {
+        "loss": plots.LABELS["loss"],
+        "trace_cov": r"$\mathrm{tr}\,V$",
+        "hessian_trace": r"$\mathrm{tr}\,H$",
+    }
     for k, (name, words) in enumerate(names.items()):
-        mean, low, high = (np.exp(part) for part in statistics.band([np.log(run[name]) for run in nets]))
+        mean, low, high = (
+            np.exp(part) for part in statistics.band([np.log(run[name]) for run in nets])
+        )
         steps = np.maximum(nets[0]["step"], 50)  # a logarithmic axis has no 0
-        lower.plot(steps, mean, color=plots.COLOURS[k], marker=plots.MARKERS[k], ms=3.5, mfc="white", label=words)
+        lower.plot(
+            steps,
+            mean,
+            color=plots.COLOURS[k],
+            marker=plots.MARKERS[k],
+            ms=3.5,
+            mfc="white",
+            label=words,
+        )
         lower.fill_between(steps, low, high, color=plots.COLOURS[k], alpha=0.2, lw=0)
     lower.set_xscale("log")
     lower.set_yscale("log")

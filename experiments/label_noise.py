@@ -23,13 +23,26 @@ CLAIMED = LEVELS[:3]
 CONDITIONS = (digits.SGD, *digits.M_SAM, digits.RW_SAM)
 
 
-def runs(preset: str, seeds: int = 10, steps: int = digits.SETTING["steps"]) -> list[dict[str, Any]]:
+def runs(
+    preset: str, seeds: int = 10, steps: int = digits.SETTING["steps"]
+) -> list[dict[str, Any]]:
     """All optimizers and shares of wrong labels for each seed."""
-    return [digits.training(seed, condition, steps=steps, label_noise=level) for seed in range(seeds) for level in LEVELS for condition in CONDITIONS]
+    return [
+        digits.training(seed, condition, steps=steps, label_noise=level)
+        for seed in range(seeds)
+        for level in LEVELS
+        for condition in CONDITIONS
+    ]
 
 
 def full_runs(
-    preset: str, seeds: int = 3, epochs: int = 60, micro: tuple[int, ...] = (32, 16), train: int = 50_000, width: int = 64, rho: float = 0.1
+    preset: str,
+    seeds: int = 3,
+    epochs: int = 60,
+    micro: tuple[int, ...] = (32, 16),
+    train: int = 50_000,
+    width: int = 64,
+    rho: float = 0.1,
 ) -> list[dict[str, Any]]:
     """The same on the first `train` images of CIFAR-10."""
     return cifar.configurations(seeds, epochs, micro, train, width, rho, levels=LEVELS)
@@ -37,37 +50,67 @@ def full_runs(
 
 def summarise(stored: Sequence[Run]) -> dict[str, Any]:
     """At each level the trend over m, and SAM and RW-SAM beside SGD; the verdict on L-Noise."""
-    tables = {level: digits.Table([run for run in stored if run.config.get("label_noise") == level]) for level in LEVELS}
+    tables = {
+        level: digits.Table([run for run in stored if run.config.get("label_noise") == level])
+        for level in LEVELS
+    }
     summary: dict[str, Any] = {"verdicts": {}, "lines": []}
     tests: dict[str, Any] = {}
     rw = digits.label(digits.RW_SAM)
     for level, table in tables.items():
         part = digits.summary_of(table, ("test_accuracy", "train_accuracy", "trace_cov"))
-        summary[f"{level:.0%}"] = {name: part[name] for name in part if name not in ("verdicts", "lines")}
+        summary[f"{level:.0%}"] = {
+            name: part[name] for name in part if name not in ("verdicts", "lines")
+        }
         if "final" not in part:
             return summary | {"lines": part["lines"]}
         tests[f"{level:.0%}: trend over m"] = digits.micro_trend(table, "test_accuracy", "rises")
         sam, least = f"m={table.micro[0]}", f"m={table.micro[-1]}"
-        tests |= {f"{level:.0%}: {name}": found for name, found in digits.against(table, ((sam, "SGD"), (least, "SGD"), (rw, sam))).items()}
-        ends = ", ".join(f"{name} {100 * part['final'][name]['test_accuracy'].mean:.1f}" for name in table.names)
+        tests |= {
+            f"{level:.0%}: {name}": found
+            for name, found in digits.against(
+                table, ((sam, "SGD"), (least, "SGD"), (rw, sam))
+            ).items()
+        }
+        ends = ", ".join(
+            f"{name} {100 * part['final'][name]['test_accuracy'].mean:.1f}" for name in table.names
+        )
         summary["lines"].append(f"{level:.0%} wrong labels: test accuracy (%) {ends}")
     p = digits.adjusted(tests)
     for name, test in tests.items():
         what = f"{name}, accuracy (%)"
         trend = isinstance(test, statistics.Trend)
-        words = digits.reason(test, what, 100, tables[LEVELS[0]].micro) if trend else digits.difference(test, what, 100)
+        words = (
+            digits.reason(test, what, 100, tables[LEVELS[0]].micro)
+            if trend
+            else digits.difference(test, what, 100)
+        )
         summary["lines"].append(f"{words}; Holm: {p[name]:.2g}")
     trends = {name: test for name, test in tests.items() if isinstance(test, statistics.Trend)}
     # every level of the claim must show it: Holm's correction is over all tests of this experiment
-    states = {name: replace(t, p=p[name], p_reversed=min(1.0, t.p_reversed * len(p))).verdict() for name, t in trends.items()}
+    states = {
+        name: replace(t, p=p[name], p_reversed=min(1.0, t.p_reversed * len(p))).verdict()
+        for name, t in trends.items()
+    }
     claimed = {states[f"{level:.0%}: trend over m"] for level in CLAIMED}
-    status = "refuted" if "refuted" in claimed else "confirmed" if claimed == {"confirmed"} else "inconclusive"
+    status = (
+        "refuted"
+        if "refuted" in claimed
+        else "confirmed"
+        if claimed == {"confirmed"}
+        else "inconclusive"
+    )
     reason = "accuracy rises as m falls: " + "; ".join(
-        f"{name.split(':')[0]} {state} (Holm p = {p[name]:.2g}, least step {trends[name].least:+.1f} standard errors)"
+        f"{name.split(':')[0]} {state} (Holm p = {p[name]:.2g}, least step"
+        f" {trends[name].least:+.1f} standard errors)"
         for name, state in states.items()
     )
     reason += f". The claim is about {', '.join(f'{level:.0%}' for level in CLAIMED)}"
-    return summary | {"tests": tests, "p (Holm)": p, "verdicts": {"L-Noise": {"status": status, "reason": reason}}}
+    return summary | {
+        "tests": tests,
+        "p (Holm)": p,
+        "verdicts": {"L-Noise": {"status": status, "reason": reason}},
+    }
 
 
 def figure(data: Mapping[str, Any]) -> Any:
@@ -87,8 +130,18 @@ def figure(data: Mapping[str, Any]) -> Any:
     for k, name in enumerate(names[1:]):
         gains = []
         for level in LEVELS:
-            both = [(found.get((name, level, seed)), found.get(("SGD", level, seed))) for seed in seeds]
-            gains.append(statistics.interval([100 * (a["test_accuracy"][-1] - b["test_accuracy"][-1]) for a, b in both if a and b]))
+            both = [
+                (found.get((name, level, seed)), found.get(("SGD", level, seed))) for seed in seeds
+            ]
+            gains.append(
+                statistics.interval(
+                    [
+                        100 * (a["test_accuracy"][-1] - b["test_accuracy"][-1])
+                        for a, b in both
+                        if a and b
+                    ]
+                )
+            )
         colour, dash = digits.style(name, k, names)
         at = 100 * np.array(LEVELS) + 0.6 * (k - 2)
         bars = np.array([[g.mean - g.lower for g in gains], [g.upper - g.mean for g in gains]])
@@ -107,7 +160,14 @@ def figure(data: Mapping[str, Any]) -> Any:
     axes.set_xticks([100 * level for level in LEVELS])
     axes.set_xlabel("wrong training labels (%)")
     axes.set_ylabel("test accuracy above SGD (points)")
-    drawn.legend(fontsize=7, loc="outside upper center", ncols=3, columnspacing=1, title="bars: 95 % of the mean", title_fontsize=7)
+    drawn.legend(
+        fontsize=7,
+        loc="outside upper center",
+        ncols=3,
+        columnspacing=1,
+        title="bars: 95 % of the mean",
+        title_fontsize=7,
+    )
     return drawn
 
 

@@ -1,6 +1,8 @@
-"""Tables 1 and 3: accuracy from scratch against m, with n-SAM and RW-SAM beside it, and what a step costs.
+"""Tables 1 and 3: accuracy from scratch against m, with n-SAM and RW-SAM beside it, and what a step
+costs.
 
-The paper trains CIFAR-10 and -100; the quick preset asks the same of digits, the full one of ResNet-18 on CIFAR-10.
+The paper trains CIFAR-10 and -100; the quick preset asks the same of digits, the full one of
+ResNet-18 on CIFAR-10.
 """
 
 from __future__ import annotations
@@ -20,16 +22,38 @@ from sdesam.reproduce import Experiment
 from sdesam.runs import Numbers, Run
 
 CONDITIONS = (digits.SGD, digits.N_SAM, *digits.M_SAM, digits.RW_SAM)
-COST = {"run": "digits cost of a step", "steps": 2000, "rounds": 7, "replace": True, "conditions": CONDITIONS, "seed": 0}
+COST = {
+    "run": "digits cost of a step",
+    "steps": 2000,
+    "rounds": 7,
+    "replace": True,
+    "conditions": CONDITIONS,
+    "seed": 0,
+}
 
 
-def runs(preset: str, seeds: int = 20, steps: int = digits.SETTING["steps"]) -> list[dict[str, Any]]:
+def runs(
+    preset: str, seeds: int = 20, steps: int = digits.SETTING["steps"]
+) -> list[dict[str, Any]]:
     """All optimizers from each seed's random start; once, the cost of a step."""
-    return [COST, *(digits.training(seed, condition, steps=steps) for seed in range(seeds) for condition in CONDITIONS)]
+    return [
+        COST,
+        *(
+            digits.training(seed, condition, steps=steps)
+            for seed in range(seeds)
+            for condition in CONDITIONS
+        ),
+    ]
 
 
 def full_runs(
-    preset: str, seeds: int = 3, epochs: int = 100, micro: tuple[int, ...] = (32, 16), train: int = 50_000, width: int = 64, rho: float = 0.1
+    preset: str,
+    seeds: int = 3,
+    epochs: int = 100,
+    micro: tuple[int, ...] = (32, 16),
+    train: int = 50_000,
+    width: int = 64,
+    rho: float = 0.1,
 ) -> list[dict[str, Any]]:
     """The same on the first `train` images of CIFAR-10."""
     return cifar.configurations(seeds, epochs, micro, train, width, rho)
@@ -42,24 +66,42 @@ def needs(config: digits.Config) -> list[digits.Config]:
 
 def execute(config: digits.Config, needed: Sequence[Run], device: Any) -> Numbers:
     """Train, or measure what a step costs."""
-    return cost(config, device) if config["run"] == COST["run"] else digits.execute(config, needed, device)
+    return (
+        cost(config, device)
+        if config["run"] == COST["run"]
+        else digits.execute(config, needed, device)
+    )
 
 
 def cost(config: digits.Config, device: Any) -> Numbers:
     """Milliseconds per step of each optimizer, in turn, `rounds` times; compilation apart.
 
-    With replacement: at this size a draw without, which sorts all indices, would take longer than a step of SGD.
+    With replacement: at this size a draw without, which sorts all indices, would take longer than a
+    step of SGD.
     """
-    chains = {digits.label(c): digits.chain(digits.training(0, c, replace=config["replace"])) for c in config["conditions"]}
+    chains = {
+        digits.label(c): digits.chain(digits.training(0, c, replace=config["replace"]))
+        for c in config["conditions"]
+    }
 
     def seconds(chain: sdesam.Chain) -> float:
         begun = monotonic()
-        sdesam.train(chain, seed_key(0), runs=1, steps=config["steps"], times=[0], devices=[device], progress=False)
+        sdesam.train(
+            chain,
+            seed_key(0),
+            runs=1,
+            steps=config["steps"],
+            times=[0],
+            devices=[device],
+            progress=False,
+        )
         return (monotonic() - begun) / config["steps"]
 
     for chain in chains.values():
         seconds(chain)
-    rounds = [{name: seconds(chain) for name, chain in chains.items()} for _ in range(config["rounds"])]
+    rounds = [
+        {name: seconds(chain) for name, chain in chains.items()} for _ in range(config["rounds"])
+    ]
     return Numbers({"milliseconds": {name: [1e3 * one[name] for one in rounds] for name in chains}})
 
 
@@ -67,14 +109,23 @@ def summarise(stored: Sequence[Run]) -> dict[str, Any]:
     """Trend over m, n-SAM and RW-SAM beside their neighbours, cost; the verdict on L-Gen."""
     table = digits.Table(stored)
     summary = digits.summary_of(table)
-    milliseconds = {name: times for run in stored for name, times in run.numbers.values.get("milliseconds", {}).items()}
-    costs = {name: statistics.interval(np.array(times) / np.array(milliseconds["SGD"])) for name, times in milliseconds.items()}
+    milliseconds = {
+        name: times
+        for run in stored
+        for name, times in run.numbers.values.get("milliseconds", {}).items()
+    }
+    costs = {
+        name: statistics.interval(np.array(times) / np.array(milliseconds["SGD"]))
+        for name, times in milliseconds.items()
+    }
     summary |= {"cost": costs}
     if "final" not in summary:
         return summary
     rw, sam, least = digits.label(digits.RW_SAM), f"m={table.micro[0]}", f"m={table.micro[-1]}"
     accuracy = digits.micro_trend(table, "test_accuracy", "rises")
-    pairs = digits.against(table, ((sam, "SGD"), ("n-SAM", "SGD"), ("n-SAM", sam), (least, "SGD"), (rw, sam)))
+    pairs = digits.against(
+        table, ((sam, "SGD"), ("n-SAM", "SGD"), ("n-SAM", sam), (least, "SGD"), (rw, sam))
+    )
     tests = {"trend of accuracy": accuracy, **pairs}
     p = digits.adjusted(tests)
     return summary | {
@@ -83,12 +134,22 @@ def summarise(stored: Sequence[Run]) -> dict[str, Any]:
         "verdicts": {
             "L-Gen": {
                 "status": accuracy.verdict(),
-                "reason": f"{digits.reason(accuracy, 'test accuracy (%)', 100, table.micro)}; Holm over {len(p)} tests: {p['trend of accuracy']:.2g}",
+                "reason": (
+                    f"{digits.reason(accuracy, 'test accuracy (%)', 100, table.micro)}; Holm over"
+                    f" {len(p)} tests: {p['trend of accuracy']:.2g}"
+                ),
             }
         },
         "lines": [
-            *(f"{n}: test accuracy {100 * f['test_accuracy'].mean:.2f} %, a step costs {costs[n]} of SGD's" for n, f in summary["final"].items()),
-            *(f"{digits.difference(pair, f'{name}, accuracy (%)', 100)}; Holm: {p[name]:.2g}" for name, pair in pairs.items()),
+            *(
+                f"{n}: test accuracy {100 * f['test_accuracy'].mean:.2f} %, a step costs {costs[n]}"
+                " of SGD's"
+                for n, f in summary["final"].items()
+            ),
+            *(
+                f"{digits.difference(pair, f'{name}, accuracy (%)', 100)}; Holm: {p[name]:.2g}"
+                for name, pair in pairs.items()
+            ),
         ],
     }
 
@@ -100,14 +161,26 @@ def figure(data: Mapping[str, Any]) -> Any:
     drawn = Figure(figsize=(plots.COLUMN, 3.6), layout="constrained")
     upper, lower = drawn.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     rows, batch = digits.by_condition(data), digits.batch_of(data)
-    digits.dots(upper, {name: np.array([run["test_accuracy"][-1] for run in many]) for name, many in rows.items()}, 100, batch=batch)
+    digits.dots(
+        upper,
+        {name: np.array([run["test_accuracy"][-1] for run in many]) for name, many in rows.items()},
+        100,
+        batch=batch,
+    )
     upper.set_ylabel("test accuracy (%)")
     costs = data["results"]["summary"].get("cost", {})
     for k, name in enumerate(rows):
         if name in costs:
             c = costs[name]
             colour, _ = digits.style(name, k, rows)
-            lower.bar(k, c["mean"], color=colour, width=0.6, yerr=[[c["mean"] - c["lower"]], [c["upper"] - c["mean"]]], capsize=2)
+            lower.bar(
+                k,
+                c["mean"],
+                color=colour,
+                width=0.6,
+                yerr=[[c["mean"] - c["lower"]], [c["upper"] - c["mean"]]],
+                capsize=2,
+            )
     digits.name_places(lower, rows, batch)
     lower.set_ylabel("time of a step\n(SGD = 1)")
     upper.set_title("dots: seeds; bars: 95 % of the mean", fontsize=7)

@@ -1,4 +1,5 @@
-"""The effective micro-batch of RW-SAM on digits: against lambda, by norm estimate, early and late in training, with and without label noise.
+"""The effective micro-batch of RW-SAM on digits: against lambda, by norm estimate, early and late
+in training, with and without label noise.
 
 Run with `python -m experiments.rw_sam_effective`; about a minute on two cores.
 """
@@ -24,7 +25,12 @@ def noisy(problem):
     labels = np.asarray(problem.data["label"]).copy()
     wrong = rng.random(problem.n) < NOISE
     labels[wrong] = rng.integers(0, 10, wrong.sum())
-    return sdesam.FiniteSum(problem.sample_loss, {**problem.data, "label": labels}, problem.x0, name="digits, noisy labels")
+    return sdesam.FiniteSum(
+        problem.sample_loss,
+        {**problem.data, "label": labels},
+        problem.x0,
+        name="digits, noisy labels",
+    )
 
 
 def main() -> None:
@@ -53,17 +59,48 @@ def main() -> None:
                 x, done = chain.step(x, jax.random.fold_in(seed_key(1), done)), done + 1
             for name, norms in estimates.items():
                 for lam in LAMS:
-                    found = sdesam.effective_micro_batch(problem, x, batch=BATCH, lam=lam, norms=norms, key=seed_key(0), batches=1024)
-                    row = {"problem": problem.name, "step": step, "norms": name, "lam": lam, "samples": found.samples}
-                    rows.append({**row, "step_reading": found.step._asdict(), "weighted_reading": found.weighted._asdict()})
+                    found = sdesam.effective_micro_batch(
+                        problem, x, batch=BATCH, lam=lam, norms=norms, key=seed_key(0), batches=1024
+                    )
+                    row = {
+                        "problem": problem.name,
+                        "step": step,
+                        "norms": name,
+                        "lam": lam,
+                        "samples": found.samples,
+                    }
+                    rows.append(
+                        {
+                            **row,
+                            "step_reading": found.step._asdict(),
+                            "weighted_reading": found.weighted._asdict(),
+                        }
+                    )
                 print(f"{problem.name}, step {step}, {name}, lam = {lam:g}: {found}", flush=True)
             sam, one = found.family[found.sizes.index(BATCH)], found.family[0]
-            for name, response in (("m-SAM, m = b/4", found.family[found.sizes.index(BATCH // 4)]), ("n-SAM", found.family[-1])):
+            for name, response in (
+                ("m-SAM, m = b/4", found.family[found.sizes.index(BATCH // 4)]),
+                ("n-SAM", found.family[-1]),
+            ):
                 share = float((response - sam) / (one - sam))
-                rows.append({"problem": problem.name, "step": step, "norms": name, "share": share, "loss": float(problem.loss(x))})
+                rows.append(
+                    {
+                        "problem": problem.name,
+                        "step": step,
+                        "norms": name,
+                        "share": share,
+                        "loss": float(problem.loss(x)),
+                    }
+                )
     data = {
         "schema": "sdesam.effective/1",
-        "config": {"batch": BATCH, "steps": STEPS, "lams": LAMS, "noise": NOISE, "command": "python -m experiments.rw_sam_effective"},
+        "config": {
+            "batch": BATCH,
+            "steps": STEPS,
+            "lams": LAMS,
+            "noise": NOISE,
+            "command": "python -m experiments.rw_sam_effective",
+        },
         "provenance": store.provenance(),
         "results": {"rows": rows},
     }

@@ -1,12 +1,15 @@
 """Theorems 3.3 to 3.8: how strongly discrete steps regularise, measured, against 1/m.
 
-One step from one point is repeated with many mini-batches; steps of different optimizers use the SAME mini-batches, so their difference has little
-noise. With the difference quotient of the step in rho,
+One step from one point is repeated with many mini-batches; steps of different optimizers use the
+SAME mini-batches, so their difference has little noise. With the difference quotient of the step in
+rho,
 
-    USAM:  E G_m - E G_n-USAM = rho c_m grad(tr V) / 2 + O(rho^2)      strength s = <., grad tr V> / |grad tr V|^2 = rho c_m / 2
-    SAM:   E G_m - E G_SGD    = rho grad E|grad f_I| + O(rho^2)        set beside the derivative of E|grad f_I|, itself sampled
+    USAM:  E G_m - E G_n-USAM = rho c_m grad(tr V) / 2 + O(rho^2)      strength s = <., grad tr V> /
+    |grad tr V|^2 = rho c_m / 2 SAM:   E G_m - E G_SGD    = rho grad E|grad f_I| + O(rho^2)
+    set beside the derivative of E|grad f_I|, itself sampled
 
-where `c_m = 1/m` with replacement and `(n-m)/(m(n-1))` without. Nothing here is taken from the package's algebra.
+where `c_m = 1/m` with replacement and `(n-m)/(m(n-1))` without. Nothing here is taken from the
+package's algebra.
 """
 
 from __future__ import annotations
@@ -28,7 +31,15 @@ from sdesam.runs import Numbers, Run
 
 SIZES = (1, 2, 4, 16, 64, 128)
 SAMPLINGS = {True: "with replacement", False: "without replacement"}
-SETTING = {"train": 128, "width": 16, "batch": 128, "rho": 0.01, "warm": 150, "warm_lr": 0.1, "draws": 256}
+SETTING = {
+    "train": 128,
+    "width": 16,
+    "batch": 128,
+    "rho": 0.01,
+    "warm": 150,
+    "warm_lr": 0.1,
+    "draws": 256,
+}
 WITHIN = 0.03
 """How near to rho/2 the fitted slope must be."""
 
@@ -36,7 +47,11 @@ WITHIN = 0.03
 def runs(preset: str, seeds: int | None = None) -> list[dict[str, Any]]:
     """Each seed is another start, another point and other batches; both samplings."""
     count = seeds or {"quick": 10, "full": 30}[preset]
-    return [{"run": "digits one step", **SETTING, "replace": replace, "seed": seed} for seed in range(count) for replace in SAMPLINGS]
+    return [
+        {"run": "digits one step", **SETTING, "replace": replace, "seed": seed}
+        for seed in range(count)
+        for replace in SAMPLINGS
+    ]
 
 
 def execute(config: Mapping[str, Any], needed: Sequence[Run], device: Any) -> Numbers:
@@ -46,21 +61,46 @@ def execute(config: Mapping[str, Any], needed: Sequence[Run], device: Any) -> Nu
         warm = sdesam.Chain("sgd", start, config["warm_lr"], batch=16)
         point = jax.tree.map(
             lambda leaf: leaf[0],
-            sdesam.train(warm, seed_key(config["seed"]), 1, config["warm"], times=[0], devices=[device], progress=False).final,
+            sdesam.train(
+                warm,
+                seed_key(config["seed"]),
+                1,
+                config["warm"],
+                times=[0],
+                devices=[device],
+                progress=False,
+            ).final,
         )
-        problem = sdesam.problems.digits(config["train"], config["width"], config["seed"], start=point)
+        problem = sdesam.problems.digits(
+            config["train"], config["width"], config["seed"], start=point
+        )
         flat, back = ravel_pytree(problem.x0)
         down = ravel_pytree(jax.grad(lambda x: _trace(problem, x))(problem.x0))[0]
         unit = down / jnp.linalg.norm(down)
 
         def along(variant: str, micro: int | None = None) -> np.ndarray:
-            """`<G, unit>` of each draw; the mini-batches are those of the key, the same for every optimizer."""
+            """`<G, unit>` of each draw; the mini-batches are those of the key, the same for every
+            optimizer.
+            """
             # lr = 1: a step is the direction
             rho = None if variant == "sgd" else config["rho"]
-            chain = sdesam.Chain(variant, problem, 1.0, rho, config["batch"], micro, config["replace"])
+            chain = sdesam.Chain(
+                variant, problem, 1.0, rho, config["batch"], micro, config["replace"]
+            )
             key = seed_key(1000 + config["seed"])
-            out = sdesam.train(chain, key, config["draws"], 1, times=[0], chunk=64, devices=[device], progress=False)
-            return np.asarray(jax.vmap(lambda x: (flat - ravel_pytree(x)[0]) @ unit)(out.final), np.float64)
+            out = sdesam.train(
+                chain,
+                key,
+                config["draws"],
+                1,
+                times=[0],
+                chunk=64,
+                devices=[device],
+                progress=False,
+            )
+            return np.asarray(
+                jax.vmap(lambda x: (flat - ravel_pytree(x)[0]) @ unit)(out.final), np.float64
+            )
 
         plain, whole, whole_sam = along("sgd"), along("n-usam"), along("n-sam")
         usam = np.array([along("m-usam", m) - whole for m in SIZES])
@@ -98,20 +138,31 @@ def execute(config: Mapping[str, Any], needed: Sequence[Run], device: Any) -> Nu
 
 def _trace(problem: sdesam.FiniteSum, x: Any) -> jax.Array:
     """The trace of V, from per-sample gradients."""
-    each = jax.vmap(lambda sample: ravel_pytree(jax.grad(problem.sample_loss)(x, sample))[0])(problem.data)
+    each = jax.vmap(lambda sample: ravel_pytree(jax.grad(problem.sample_loss)(x, sample))[0])(
+        problem.data
+    )
     return jnp.sum((each - each.mean(axis=0)) ** 2) / problem.n
 
 
-def _norm_derivative(problem: sdesam.FiniteSum, m: int, config: Mapping[str, Any], unit: jax.Array) -> tuple[float, float]:
-    """The derivative of `E|grad f_I|` along `unit`, over micro-batches drawn by numpy; exact for m = 1. With its standard error."""
+def _norm_derivative(
+    problem: sdesam.FiniteSum, m: int, config: Mapping[str, Any], unit: jax.Array
+) -> tuple[float, float]:
+    """The derivative of `E|grad f_I|` along `unit`, over micro-batches drawn by numpy; exact for m
+    = 1. With its standard error.
+    """
     rng = np.random.default_rng([config["seed"], m])
     if m == 1:
         picked = np.arange(problem.n)[:, None]
     elif config["replace"]:
         picked = rng.integers(0, problem.n, (4000, m))
     else:
-        picked = rng.permuted(np.broadcast_to(np.arange(problem.n), (4000, problem.n)), axis=1)[:, :m]
-    slopes = np.asarray(_slopes(problem.sample_loss, problem.data, problem.x0, jnp.asarray(picked), unit), np.float64)
+        picked = rng.permuted(np.broadcast_to(np.arange(problem.n), (4000, problem.n)), axis=1)[
+            :, :m
+        ]
+    slopes = np.asarray(
+        _slopes(problem.sample_loss, problem.data, problem.x0, jnp.asarray(picked), unit),
+        np.float64,
+    )
     return float(slopes.mean()), 0.0 if m == 1 else float(slopes.std(ddof=1) / np.sqrt(len(slopes)))
 
 
@@ -120,7 +171,9 @@ def _slopes(sample_loss: Any, data: Any, x: Any, picked: jax.Array, unit: jax.Ar
     flat, back = ravel_pytree(x)
 
     def each(y: jax.Array) -> jax.Array:
-        return jax.vmap(lambda sample: ravel_pytree(jax.grad(sample_loss)(back(y), sample))[0])(data)
+        return jax.vmap(lambda sample: ravel_pytree(jax.grad(sample_loss)(back(y), sample))[0])(
+            data
+        )
 
     gradients, moved = jax.jvp(each, (flat,), (unit,))
 
@@ -152,7 +205,10 @@ def summarise(stored: Sequence[Run]) -> dict[str, Any]:
         for law, c in (("1/m", 1 / at), ("c_m", factor(at, n, replace))):
             slopes = table @ c / (c @ c) / (rho / 2)
             residual = table / (rho / 2) - slopes[:, None] * c
-            fits[law] = {"slope / (rho/2)": statistics.interval(slopes), "standard error": float(slopes.std(ddof=1) / np.sqrt(len(slopes)))}
+            fits[law] = {
+                "slope / (rho/2)": statistics.interval(slopes),
+                "standard error": float(slopes.std(ddof=1) / np.sqrt(len(slopes))),
+            }
             fits[law]["largest misfit"] = float(abs(residual.mean(axis=0)).max())
             # 1/m and c_m differ most, relative to themselves, at large m
             ratio = statistics.interval(table[:, SIZES.index(64)] / (rho / 2) / c[SIZES.index(64)])
@@ -161,32 +217,71 @@ def summarise(stored: Sequence[Run]) -> dict[str, Any]:
         sam = np.stack([run.numbers.arrays["derivative"] for run in rows])
         norm = np.stack([run.numbers.arrays["derivative of the norm"] for run in rows])
         quotient = (sam * norm).sum(axis=1) / (norm * norm).sum(axis=1)
-        zero = np.array([run.numbers.values["n-SAM"][0] / run.numbers.values["n-SAM predicted"] for run in rows])
-        flat = np.array([run.numbers.values["n-USAM"][0] / run.numbers.values["n-USAM predicted"] for run in rows])
-        none = [(r.numbers.values["n-USAM"][0] - r.numbers.values["n-USAM predicted"]) / r.numbers.values["norm of grad tr V"] / 0.5 for r in rows]
-        part = {"n-USAM's strength / (rho/2)": statistics.interval(none), "USAM": fits, "SAM / derivative of E|g_I|": statistics.interval(quotient)}
-        part |= {"n-SAM / derivative of |g|": statistics.interval(zero), "n-USAM / derivative of |g|^2/2": statistics.interval(flat)}
+        zero = np.array(
+            [run.numbers.values["n-SAM"][0] / run.numbers.values["n-SAM predicted"] for run in rows]
+        )
+        flat = np.array(
+            [
+                run.numbers.values["n-USAM"][0] / run.numbers.values["n-USAM predicted"]
+                for run in rows
+            ]
+        )
+        none = [
+            (r.numbers.values["n-USAM"][0] - r.numbers.values["n-USAM predicted"])
+            / r.numbers.values["norm of grad tr V"]
+            / 0.5
+            for r in rows
+        ]
+        part = {
+            "n-USAM's strength / (rho/2)": statistics.interval(none),
+            "USAM": fits,
+            "SAM / derivative of E|g_I|": statistics.interval(quotient),
+        }
+        part |= {
+            "n-SAM / derivative of |g|": statistics.interval(zero),
+            "n-USAM / derivative of |g|^2/2": statistics.interval(flat),
+        }
         summary[words] = part
         none_found = part["n-USAM's strength / (rho/2)"]
         for found in (slope, part["SAM / derivative of E|g_I|"]):
             good.append(found.lower >= 1 - WITHIN and found.upper <= 1 + WITHIN)
             off.append(found.lower > 1 + WITHIN or found.upper < 1 - WITHIN)
         summary["lines"] += [
-            f"{words}: USAM slope against c_m, in units of rho/2: {slope}, standard error {fits['c_m']['standard error']:.2g}; "
-            f"at m = 64 strength / c_m {fits['c_m']['m = 64 / law']}, strength / (1/m) {fits['1/m']['m = 64 / law']}",
-            f"{words}: SAM's regularisation / derivative of E|grad f_I|: {part['SAM / derivative of E|g_I|']}",
-            f"{words}: n-SAM's / derivative of |grad f|: {part['n-SAM / derivative of |g|']}; "
-            f"n-USAM's / derivative of |grad f|^2/2: {part['n-USAM / derivative of |g|^2/2']} ",
-            f"{words}: strength of grad tr V in n-USAM's step, in units of rho/2 (0: none): {none_found}",
+            (
+                f"{words}: USAM slope against c_m, in units of rho/2: {slope}, standard error"
+                f" {fits['c_m']['standard error']:.2g}; at m = 64 strength / c_m"
+                f" {fits['c_m']['m = 64 / law']}, strength / (1/m) {fits['1/m']['m = 64 / law']}"
+            ),
+            (
+                f"{words}: SAM's regularisation / derivative of E|grad f_I|:"
+                f" {part['SAM / derivative of E|g_I|']}"
+            ),
+            (
+                f"{words}: n-SAM's / derivative of |grad f|: {part['n-SAM / derivative of |g|']}; "
+                f"n-USAM's / derivative of |grad f|^2/2: {part['n-USAM / derivative of |g|^2/2']} "
+            ),
+            (
+                f"{words}: strength of grad tr V in n-USAM's step, in units of rho/2 (0: none):"
+                f" {none_found}"
+            ),
         ]
     status = "confirmed" if all(good) else "refuted" if any(off) else "inconclusive"
     return summary | {
-        "verdicts": {"theorems 3.3-3.8": {"status": status, "reason": f"the slopes are {'' if all(good) else 'not '}within {WITHIN:.0%} of rho/2"}}
+        "verdicts": {
+            "theorems 3.3-3.8": {
+                "status": status,
+                "reason": (
+                    f"the slopes are {'' if all(good) else 'not '}within {WITHIN:.0%} of rho/2"
+                ),
+            }
+        }
     }
 
 
 def figure(data: Mapping[str, Any]) -> Any:
-    """USAM's strength against 1/m, and its share of 1/m against m; SAM's regularisation against the derivative of E|grad f_I|."""
+    """USAM's strength against 1/m, and its share of 1/m against m; SAM's regularisation against the
+    derivative of E|grad f_I|.
+    """
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(plots.COLUMN, 6.2), layout="constrained")
@@ -196,13 +291,32 @@ def figure(data: Mapping[str, Any]) -> Any:
     runs = data["results"]["runs"]
     for k, (replace, words) in enumerate(SAMPLINGS.items()):
         rows = [run for run in runs if run["config"]["replace"] == replace]
-        look = {"fmt": plots.MARKERS[k], "ms": 4, "mfc": "white", "color": plots.COLOURS[k], "zorder": 3, "capsize": 2}
+        look = {
+            "fmt": plots.MARKERS[k],
+            "ms": 4,
+            "mfc": "white",
+            "color": plots.COLOURS[k],
+            "zorder": 3,
+            "capsize": 2,
+        }
         for axes, places, unit in ((line, 1 / at, 1 / rho), (share, at, 2 * at / rho)):
             mean, low, high = statistics.band([unit * np.array(run["strength"]) for run in rows])
             axes.errorbar(places, mean, [mean - low, high - mean], label=words, **look)
-        share.plot(fine, factor(fine, n, replace) * fine, color=plots.COLOURS[k], ls=("-", "--")[k], lw=0.9, label=("$1$", r"$(n-m)/(n-1)$")[k])
-        x, y = (np.array([run[name] for run in rows]).ravel() for name in ("derivative of the norm", "derivative"))
-        sam.plot(x, y, plots.MARKERS[k], ms=3.5, mfc="none", mew=0.7, color=plots.COLOURS[k], label=words)
+        share.plot(
+            fine,
+            factor(fine, n, replace) * fine,
+            color=plots.COLOURS[k],
+            ls=("-", "--")[k],
+            lw=0.9,
+            label=("$1$", r"$(n-m)/(n-1)$")[k],
+        )
+        x, y = (
+            np.array([run[name] for run in rows]).ravel()
+            for name in ("derivative of the norm", "derivative")
+        )
+        sam.plot(
+            x, y, plots.MARKERS[k], ms=3.5, mfc="none", mew=0.7, color=plots.COLOURS[k], label=words
+        )
     none = [(run["n-USAM"][0] - run["n-USAM predicted"]) / run["norm of grad tr V"] for run in runs]
     line.plot(0, np.mean(none), "x", ms=5, color="0.3", label="n-USAM", zorder=4)
     line.plot([0, 1], [0, 0.5], color="0.6", lw=0.8, label=r"slope $\frac{1}{2}$")

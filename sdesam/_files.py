@@ -1,8 +1,9 @@
 """Files written whole or not at all, under names that are ours alone.
 
-A file is written beside its final name and renamed, so that a reader sees the old one or the new one and never half of either. The
-name beside it is one exact name, `.NAME.sdesam-partial`, locked as long as its writer lives: what a killed process left under it goes
-when NAME is written or checked again. No other file is touched, and none is found by a pattern.
+A file is written beside its final name and renamed, so that a reader sees the old one or the new
+one and never half of either. The name beside it is one exact name, `.NAME.sdesam-partial`, locked
+as long as its writer lives: what a killed process left under it goes when NAME is written or
+checked again. No other file is touched, and none is found by a pattern.
 """
 
 from __future__ import annotations
@@ -21,16 +22,21 @@ from pathlib import Path
 from typing import IO, Any
 
 _LONGEST_NAME = 100
-"""Bytes of a NAME from which a hidden name is made; file systems take 255, a few only 143. A longer one is hashed."""
+"""Bytes of a NAME from which a hidden name is made; file systems take 255, a few only 143. A longer
+one is hashed.
+"""
 _MOST_LINKS = 40
 """Links to links that are followed, as many as Linux follows."""
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
-"""What says that bytes are lost. Other errors of a sync or a rename say that a place knows no such thing."""
+"""What says that bytes are lost. Other errors of a sync or a rename say that a place knows no such
+thing.
+"""
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 
 
 def check_folder(folder: str | os.PathLike[str]) -> Path:
-    """`folder`, once it is clear that files can be written there; nothing is created before there is something to write.
+    """`folder`, once it is clear that files can be written there; nothing is created before there
+    is something to write.
 
     Raises:
         OSError: it cannot be created or written.
@@ -42,12 +48,15 @@ def check_folder(folder: str | os.PathLike[str]) -> Path:
         with _folders(path), tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise OSError(f"the output folder {str(path)!r} cannot be written: {_reason(error)}") from error
+        raise OSError(
+            f"the output folder {str(path)!r} cannot be written: {_reason(error)}"
+        ) from error
     return path
 
 
 def check_target(path: str | os.PathLike[str], size: int = 4096) -> None:
-    """See before any work that a file can be written at `path`; nothing is created, and what a killed write of it left is removed.
+    """See before any work that a file can be written at `path`; nothing is created, and what a
+    killed write of it left is removed.
 
     Args:
         path: the file; links are followed, devices and pipes are written into.
@@ -89,13 +98,18 @@ def check_room(folder: Path, size: int) -> None:
     except OSError:
         return
     if disk.total and disk.free < size:  # a bucket may say that it has nothing at all
-        raise OSError(errno.ENOSPC, f"{_megabytes(disk.free)} are free on its disk, {_megabytes(size)} are needed")
+        raise OSError(
+            errno.ENOSPC,
+            f"{_megabytes(disk.free)} are free on its disk, {_megabytes(size)} are needed",
+        )
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Any], Any]) -> None:
-    """Call `write` on a new file beside `path`, then rename it to `path`. A link is followed; a device or pipe is written into.
+    """Call `write` on a new file beside `path`, then rename it to `path`. A link is followed; a
+    device or pipe is written into.
 
-    Permissions are those of any new file. Where a file system cannot rename, `write` is called again, on the file itself.
+    Permissions are those of any new file. Where a file system cannot rename, `write` is called
+    again, on the file itself.
 
     Args:
         path: the file; its folder is made.
@@ -124,7 +138,8 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Any], Any]) 
 
 @contextmanager
 def lock(path: str | os.PathLike[str], busy: str) -> Iterator[bool]:
-    """Hold a file as one's own, so that no other process works on it; it is let go when this process ends, however it ends.
+    """Hold a file as one's own, so that no other process works on it; it is let go when this
+    process ends, however it ends.
 
     Gives whether it is held: some file systems have no locks.
 
@@ -161,14 +176,18 @@ def opened(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         FileNotFoundError: no such file.
         ValueError: it is no ordinary file.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for, a device may never end
+    if not stat.S_ISREG(
+        os.stat(path).st_mode
+    ):  # a pipe would be waited for, a device may never end
         raise ValueError(f"{os.fspath(path)!r} is no ordinary file")
     with open(path, "rb") as file:
         yield file
 
 
 class _Stream(io.RawIOBase):
-    """A file that is written from its first byte to its last, as pipes and some file systems want it."""
+    """A file that is written from its first byte to its last, as pipes and some file systems want
+    it.
+    """
 
     def __init__(self, file: IO[bytes]):
         self._file = file
@@ -211,7 +230,9 @@ def _replace(place: Path, write: Callable[[Any], Any]) -> bool:
 def _open_partial(place: Path) -> tuple[Path, int]:
     """A new file beside `place`, to become it, and its open descriptor."""
     partial = _beside(place, "partial")
-    with suppress(BlockingIOError):  # another process writes the same file just now: the last one wins
+    with suppress(
+        BlockingIOError
+    ):  # another process writes the same file just now: the last one wins
         descriptor = _claim(partial)
         if descriptor is not None:
             return partial, descriptor
@@ -220,7 +241,8 @@ def _open_partial(place: Path) -> tuple[Path, int]:
 
 
 def _claim(place: Path) -> int | None:
-    """The descriptor of a new file under a name of ours, locked; None where it cannot be had: a folder of this name, no locks.
+    """The descriptor of a new file under a name of ours, locked; None where it cannot be had: a
+    folder of this name, no locks.
 
     A file of this name that nobody has locked is what a killed process left; it is replaced.
 
@@ -236,7 +258,9 @@ def _claim(place: Path) -> int | None:
         except FileExistsError:
             made = False
             try:
-                descriptor = os.open(place, os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+                descriptor = os.open(
+                    place, os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+                )
             except FileNotFoundError:
                 continue  # gone meanwhile
             except OSError:
@@ -245,12 +269,16 @@ def _claim(place: Path) -> int | None:
         try:
             try:
                 locked = lock_descriptor(descriptor, blocking=False)
-            except OSError:  # a file system without locks: what is made with O_EXCL is nobody else's
+            except (
+                OSError
+            ):  # a file system without locks: what is made with O_EXCL is nobody else's
                 kept = made
                 return descriptor if made else None
             if not locked and not made:
                 raise BlockingIOError(errno.EWOULDBLOCK, "a process that lives has it", str(place))
-            if locked and _is(place, descriptor):  # else another process replaced it between these lines
+            if locked and _is(
+                place, descriptor
+            ):  # else another process replaced it between these lines
                 if made:
                     kept = True
                     return descriptor
@@ -273,13 +301,21 @@ def _is(place: Path, descriptor: int) -> bool:
 
 
 def _beside(target: Path, kind: str) -> Path:
-    """A hidden name of ours beside `target`, always the same one: `.NAME.sdesam-KIND`, or a hash in place of a long NAME."""
-    name = target.name if len(os.fsencode(target.name)) <= _LONGEST_NAME else hashlib.sha256(os.fsencode(target.name)).hexdigest()
+    """A hidden name of ours beside `target`, always the same one: `.NAME.sdesam-KIND`, or a hash in
+    place of a long NAME.
+    """
+    name = (
+        target.name
+        if len(os.fsencode(target.name)) <= _LONGEST_NAME
+        else hashlib.sha256(os.fsencode(target.name)).hexdigest()
+    )
     return target.with_name(f".{name}.sdesam-{kind}")
 
 
 def _resolve(path: str | os.PathLike[str]) -> tuple[Path, bool]:
-    """The file that is meant, links followed; and whether it is written into as it is, as devices and pipes are."""
+    """The file that is meant, links followed; and whether it is written into as it is, as devices
+    and pipes are.
+    """
     place = Path(path)
     for _ in range(_MOST_LINKS):
         if os.path.realpath(place.parent).startswith("/proc/"):  # /dev/stdout, /dev/fd/3

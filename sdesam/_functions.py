@@ -1,9 +1,11 @@
 """Functions that users hand in, as keys of compiled code.
 
-What is compiled is kept by the function that it came from, so that a second run, or one with other numbers, compiles nothing. But a
-Python function is more than its code: it reads globals, closures, attributes of the object whose method it is. A :class:`Function` is
-the function AND the values of what it reads, taken where it is about to be used. If one of them has changed it is another key, and the
-function is traced anew. Compiled code is kept for the last functions only, so that a process can go through any number of them.
+What is compiled is kept by the function that it came from, so that a second run, or one with other
+numbers, compiles nothing. But a Python function is more than its code: it reads globals, closures,
+attributes of the object whose method it is. A :class:`Function` is the function AND the values of
+what it reads, taken where it is about to be used. If one of them has changed it is another key, and
+the function is traced anew. Compiled code is kept for the last functions only, so that a process
+can go through any number of them.
 """
 
 from __future__ import annotations
@@ -31,9 +33,14 @@ PyTree = Any
 T = TypeVar("T")
 
 PROGRAMS = 32
-"""Programs that are kept of each compiled function, the last ones used. With each stays the loss that it was compiled for.
-On a CPU each takes some four hundred memory maps; with 65,530 of them XLA crashes."""
-_ASKS_FOR_VALUES = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError, jax.errors.TracerIntegerConversionError)
+"""Programs that are kept of each compiled function, the last ones used. With each stays the loss
+that it was compiled for. On a CPU each takes some four hundred memory maps; with 65,530 of them XLA
+crashes."""
+_ASKS_FOR_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
 _MOST = 10_000
 """So many values are looked at for one function; more are taken to stay as they are."""
 
@@ -52,17 +59,18 @@ def words(error: Exception) -> str:
     """What an error says, in one line."""
     if isinstance(error, _ASKS_FOR_VALUES):
         return (
-            "it asks in Python for a value that jax only traces, as `if`, `float()` and functions of numpy do; "
-            "use jnp.where or jax.lax.cond, and functions of jax.numpy"
+            "it asks in Python for a value that jax only traces, as `if`, `float()` and functions"
+            " of numpy do; use jnp.where or jax.lax.cond, and functions of jax.numpy"
         )
     return " ".join(str(error).strip().partition("\n")[0].split()) or "without a word"
 
 
 def compiled(static: int) -> Callable[[Callable[..., T]], Callable[..., T]]:
-    """`jax.jit` of a function whose first `static` arguments are no arrays, traced :func:`precisely`.
+    """`jax.jit` of a function whose first `static` arguments are no arrays, traced
+    :func:`precisely`.
 
-    The last programs are kept. `jax.jit` with static arguments keeps thousands, and with each of them
-    the user's function and all that it holds.
+    The last programs are kept. `jax.jit` with static arguments keeps thousands, and with each of
+    them the user's function and all that it holds.
     """
 
     def decorate(fn: Callable[..., T]) -> Callable[..., T]:
@@ -84,13 +92,14 @@ def compiled(static: int) -> Callable[[Callable[..., T]], Callable[..., T]]:
 
 
 class Function:
-    """A function that a user handed in, with the values of what it reads; equal ones are traced once.
+    """A function that a user handed in, with the values of what it reads; equal ones are traced
+    once.
 
-    It reads module globals, and attributes of modules, classes and objects, by the names in its code;
-    closures and defaults; arguments of a `functools.partial`; leaves of a pytree; and what functions
-    of the user's own that it calls read. Numbers, strings and arrays count by their values, other
-    objects by identity. What it changes itself while it is traced, such as a counter, does not count.
-    Not seen are files, names put together at run time, and what C code holds.
+    It reads module globals, and attributes of modules, classes and objects, by the names in its
+    code; closures and defaults; arguments of a `functools.partial`; leaves of a pytree; and what
+    functions of the user's own that it calls read. Numbers, strings and arrays count by their
+    values, other objects by identity. What it changes itself while it is traced, such as a counter,
+    does not count. Not seen are files, names put together at run time, and what C code holds.
 
     Args:
         fn: the function, or a `Function`.
@@ -105,7 +114,9 @@ class Function:
         read = self._read()
         self.key = tuple(read.values.items())
         self.traced = read.traced
-        """The names of values that jax traces, such as an argument of a function under `jax.jit`."""
+        """The names of values that jax traces, such as an argument of a function under
+        `jax.jit`.
+        """
         told = tuple(item for item in self.key if item[0] and item[0] not in read.fixed)
         self._context = hash(told) if told else None
         self._hash = hash(self.key)
@@ -141,12 +152,15 @@ class Function:
         if self.rest is not None and not same_structure(first, self.rest):
             first = put(self.rest, jax.tree.leaves(first))
         before = self._read().values
-        # jax keeps bodies of loops, and functions under jax.jit, by the function alone: it is told of the values
+        # jax keeps bodies of loops, and functions under jax.jit, by the function alone: it is told
+        # of the values
         with nullcontext() if self._context is None or _TELL is None else _TELL(self._context):
             out = fn(first, *others)
         after = self._read().values
         if before != after:
-            changed = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+            changed = {
+                path for path in before.keys() | after.keys() if before.get(path) != after.get(path)
+            }
             _written.setdefault(_code_of(self.fn), set()).update(changed)
         return out
 
@@ -158,7 +172,9 @@ class Function:
         return read
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Function) and (self is other or (self._hash == other._hash and self.key == other.key))
+        return isinstance(other, Function) and (
+            self is other or (self._hash == other._hash and self.key == other.key)
+        )
 
     def __hash__(self) -> int:
         return self._hash
@@ -174,11 +190,14 @@ def check_known(call: str, values: PyTree, functions: Iterable[Any]) -> None:
     """
     traced = [name for fn in functions if isinstance(fn, Function) for name in fn.traced]
     # a constant is traced where all is, under jax.jit
-    if traced or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((values, jax.numpy.zeros(())))):
+    if traced or any(
+        isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((values, jax.numpy.zeros(())))
+    ):
         raise TypeError(
-            f"{call} runs outside of jax.jit, jax.grad and jax.vmap, but {traced[0] if traced else 'an argument'!r} "
-            "is traced by one of them: call it with known numbers; what can be called inside is a step, "
-            "by sde.drift and sde.apply_noise or chain.step"
+            f"{call} runs outside of jax.jit, jax.grad and jax.vmap, but"
+            f" {traced[0] if traced else 'an argument'!r} is traced by one of them: call it with"
+            " known numbers; what can be called inside is a step, by sde.drift and sde.apply_noise"
+            " or chain.step"
         )
 
 
@@ -203,7 +222,9 @@ def take(tree: PyTree, wanted: Callable[[Any], bool]) -> tuple[PyTree, list[Any]
     [1.0, 2.0]
     """
     leaves, structure = jax.tree.flatten(tree)
-    return jax.tree.unflatten(structure, [HOLE if wanted(leaf) else leaf for leaf in leaves]), [leaf for leaf in leaves if wanted(leaf)]
+    return jax.tree.unflatten(structure, [HOLE if wanted(leaf) else leaf for leaf in leaves]), [
+        leaf for leaf in leaves if wanted(leaf)
+    ]
 
 
 def put(tree: PyTree, leaves: list[Any]) -> PyTree:
@@ -226,7 +247,9 @@ def same_structure(tree: PyTree, other: PyTree) -> bool:
 
 def is_array(value: Any) -> bool:
     """Whether it is an array that jax can compute with."""
-    return isinstance(value, jax.Array) or (isinstance(value, np.ndarray) and not value.dtype.hasobject)
+    return isinstance(value, jax.Array) or (
+        isinstance(value, np.ndarray) and not value.dtype.hasobject
+    )
 
 
 def _is_node(value: Any) -> bool:
@@ -247,7 +270,9 @@ _CONTAINERS = (dict, list, tuple, set, frozenset)
 
 
 class _Reader:
-    """What a function reads: by the name under which it is reached, what differs where the value does."""
+    """What a function reads: by the name under which it is reached, what differs where the value
+    does.
+    """
 
     def __init__(self, written: Collection[str]):
         self.values: dict[str, Hashable] = {}
@@ -260,7 +285,8 @@ class _Reader:
     def visit(self, path: str, value: Any, names: frozenset[str]) -> None:
         """Take note of a value.
 
-        Of an object that is no number, array or container, attributes are read that have one of `names`.
+        Of an object that is no number, array or container, attributes are read that have one of
+        `names`.
         """
         if len(self.values) >= _MOST:
             return
@@ -304,11 +330,19 @@ class _Reader:
     def _container(self, path: str, value: Any, names: frozenset[str]) -> None:
         self._note(path, (type(value).__name__, len(value)))
         if self._first(value, names):
-            items = value.items() if isinstance(value, dict) else enumerate(sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value)
+            items = (
+                value.items()
+                if isinstance(value, dict)
+                else enumerate(
+                    sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value
+                )
+            )
             for key, item in items:
                 self.visit(f"{path}[{key!r}]", item, names)
 
-    def _function(self, path: str, fn: FunctionType, names: frozenset[str], receiver: Any = None) -> None:
+    def _function(
+        self, path: str, fn: FunctionType, names: frozenset[str], receiver: Any = None
+    ) -> None:
         foreign = _foreign(fn.__code__.co_filename)
         self._note(path, _identity(fn), foreign)
         if not self._first(fn, names, receiver):
@@ -341,7 +375,9 @@ class _Reader:
         shared = isinstance(value, (type, ModuleType))
         kind = value if isinstance(value, type) else type(value)
         home = value if isinstance(value, ModuleType) else sys.modules.get(kind.__module__)
-        foreign = getattr(home, "__name__", "") in sys.builtin_module_names or _foreign(getattr(home, "__file__", None))
+        foreign = getattr(home, "__name__", "") in sys.builtin_module_names or _foreign(
+            getattr(home, "__file__", None)
+        )
         if _is_node(value):
             self._pytree(path, value, names)
         else:
@@ -351,9 +387,14 @@ class _Reader:
                 self.visit(_joined(path, "__wrapped__"), value.__wrapped__, names)
             return
         own = _attributes(value)
-        # what methods of a library read is not known, nor what lies under names that are no attributes
+        # what methods of a library read is not known, nor what lies under names that are no
+        # attributes
         if not shared and (foreign or hasattr(kind, "__getattr__") or hasattr(kind, "__getitem__")):
-            names = names | {name for name, item in own.items() if isinstance(item, (*_PLAIN, *_ARRAYS, *_CONTAINERS))}
+            names = names | {
+                name
+                for name, item in own.items()
+                if isinstance(item, (*_PLAIN, *_ARRAYS, *_CONTAINERS))
+            }
         for name in names:
             if name in own:
                 self.visit(_joined(path, name), own[name], names)
@@ -370,8 +411,12 @@ class _Reader:
         for k, leaf in enumerate(leaves):
             self.visit(f"{path}[{k}]", leaf, names)
 
-    def _class_attribute(self, path: str, owner: Any, kind: type, name: str, names: frozenset[str]) -> None:
-        """An attribute that lies in a class: a method, a property, a slot, or a value that its objects share."""
+    def _class_attribute(
+        self, path: str, owner: Any, kind: type, name: str, names: frozenset[str]
+    ) -> None:
+        """An attribute that lies in a class: a method, a property, a slot, or a value that its
+        objects share.
+        """
         found = next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
         if isinstance(found, property):
             found = found.fget
@@ -408,8 +453,14 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 @lru_cache(maxsize=4096)
 def _names(code: CodeType) -> tuple[frozenset[str], frozenset[str]]:
-    """The names of globals that code reads, and all names and strings in it that may be those of attributes."""
-    free = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    """The names of globals that code reads, and all names and strings in it that may be those of
+    attributes.
+    """
+    free = {
+        step.argval
+        for step in dis.get_instructions(code)
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")
+    }
     attributes = set(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -425,8 +476,12 @@ def _libraries() -> tuple[str, ...]:
     """The folders of what is installed, Python's own modules and this package among it."""
     paths = sysconfig.get_paths()
     own = [path for path in (__file__, jax.__file__, np.__file__) if path]
-    folders = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")] + [path.rpartition("/")[0] for path in own]
-    return tuple(folder + "/" for folder in {*folders, *site.getsitepackages(), site.getusersitepackages()})
+    folders = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")] + [
+        path.rpartition("/")[0] for path in own
+    ]
+    return tuple(
+        folder + "/" for folder in {*folders, *site.getsitepackages(), site.getusersitepackages()}
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -460,7 +515,12 @@ def _remembered(value: Any, stands: Callable[[], Hashable]) -> Hashable:
     if known is not None and known[0]() is value:
         return known[1]
     try:
-        reference = weakref.ref(value, lambda gone: _known.pop(number, None) if _known.get(number, (None,))[0] is gone else None)
+        reference = weakref.ref(
+            value,
+            lambda gone: (
+                _known.pop(number, None) if _known.get(number, (None,))[0] is gone else None
+            ),
+        )
     except TypeError:
         return _Same(value)
     _known[number] = (reference, stands())
@@ -487,5 +547,9 @@ def _of_jax(value: jax.Array) -> Hashable:
 def _of_numpy(value: Any) -> Hashable:
     """The value of an array, of whose bytes a hash is kept."""
     array = np.ascontiguousarray(value)
-    digest = array.tobytes() if array.nbytes <= 64 else hashlib.blake2b(array.view(np.uint8).data, digest_size=16).digest()
+    digest = (
+        array.tobytes()
+        if array.nbytes <= 64
+        else hashlib.blake2b(array.view(np.uint8).data, digest_size=16).digest()
+    )
     return "array", np.shape(value), str(array.dtype), digest

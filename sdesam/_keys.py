@@ -7,11 +7,14 @@ import jax
 from sdesam.sampling import whole
 
 MOST = 2**32 - 1
-"""Of a larger seed jax, where it has 64 bits turned off, would use the lowest 32 bits alone: two seeds would be one."""
+"""Of a larger seed jax, where it has 64 bits turned off, would use the lowest 32 bits alone: two
+seeds would be one.
+"""
 
 
 def seed_key(seed: int) -> jax.Array:
-    """The key of a seed from 0 to 2**32 - 1, of the kind whose draws do not depend on how paths are laid out, whatever jax's default is.
+    """The key of a seed from 0 to 2**32 - 1, of the kind whose draws do not depend on how paths are
+    laid out, whatever jax's default is.
 
     >>> str(jax.random.key_impl(seed_key(0)))
     'threefry2x32'

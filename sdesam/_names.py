@@ -1,4 +1,6 @@
-"""Words that the whole package shares: what a verdict may say, and how to say that a name is unknown."""
+"""Words that the whole package shares: what a verdict may say, and how to say that a name is
+unknown.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ from collections.abc import Iterable
 from typing import Literal
 
 Status = Literal["confirmed", "refuted", "inconclusive", "outside the range"]
-"""Of a verdict. `outside the range` is said by a comparison alone: there the step sizes are too large for any SDE."""
+"""Of a verdict. `outside the range` is said by a comparison alone: there the step sizes are too
+large for any SDE.
+"""
 
 
 def unknown(kind: str, name: object, valid: Iterable[str]) -> ValueError:
@@ -15,4 +19,6 @@ def unknown(kind: str, name: object, valid: Iterable[str]) -> ValueError:
     valid = list(valid)
     near = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.5)
     guess = f"; did you mean {near[0]!r}?" if near else ""
-    return ValueError(f"unknown {kind} {name!r}: the valid names are {', '.join(valid) or '(none)'}{guess}")
+    return ValueError(
+        f"unknown {kind} {name!r}: the valid names are {', '.join(valid) or '(none)'}{guess}"
+    )

@@ -1,4 +1,6 @@
-"""How the package computes, whatever jax is set to: precision of products and of sums, promotion of types, arrays on a mesh."""
+"""How the package computes, whatever jax is set to: precision of products and of sums, promotion of
+types, arrays on a mesh.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ T = TypeVar("T")
 def of_products() -> str:
     """What jax is set to, or else all of float32.
 
-    The default of jax on recent GPUs is TF32, of 10 bits; what is to be seen between an optimizer and its SDE may be as small.
+    The default of jax on recent GPUs is TF32, of 10 bits; what is to be seen between an optimizer
+    and its SDE may be as small.
     """
     return str(jax.config.jax_default_matmul_precision or "float32")  # type: ignore[attr-defined]  # `config.read` refuses this name
 
@@ -44,13 +47,17 @@ def like(tree: Any, other: Any) -> Any:
 
 @contextmanager
 def lenient() -> Iterator[None]:
-    """Types and ranks are promoted as the package expects, also where a user has turned this off for code of their own."""
+    """Types and ranks are promoted as the package expects, also where a user has turned this off
+    for code of their own.
+    """
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
 
 def precisely(fn: Callable[..., T]) -> Callable[..., T]:
-    """`fn`, traced with products in :func:`of_products`, lenient and off any mesh. Within `jax.jit`, which traces anew when the setting changes."""
+    """`fn`, traced with products in :func:`of_products`, lenient and off any mesh. Within
+    `jax.jit`, which traces anew when the setting changes.
+    """
     traced = off_mesh(fn)
 
     @wraps(fn)

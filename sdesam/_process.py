@@ -1,4 +1,6 @@
-"""What a process must know of itself: whether it was forked after jax had started, whether a run has begun, where it finds modules."""
+"""What a process must know of itself: whether it was forked after jax had started, whether a run
+has begun, where it finds modules.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,11 @@ class Failure(ValueError):
 
 
 def check_not_forked() -> None:
-    """Refuse to go on in a process that was forked from one which had used jax: jax's threads are not forked with it, and it would hang.
+    """Refuse to go on in a process that was forked from one which had used jax: jax's threads are
+    not forked with it, and it would hang.
 
-    Every problem and every run calls this before it calls jax. The first call takes down the process, and later calls must be made by the same one.
+    Every problem and every run calls this before it calls jax. The first call takes down the
+    process, and later calls must be made by the same one.
 
     Raises:
         RuntimeError: this process was forked from the one of the first call.
@@ -26,8 +30,9 @@ def check_not_forked() -> None:
         _first_user = os.getpid()
     elif _first_user != os.getpid():
         raise RuntimeError(
-            "this process was forked from one that had already used jax, whose threads a fork leaves behind: it would wait for them for ever; "
-            "start workers with the spawn method, multiprocessing.get_context('spawn')"
+            "this process was forked from one that had already used jax, whose threads a fork"
+            " leaves behind: it would wait for them for ever; start workers with the spawn method,"
+            " multiprocessing.get_context('spawn')"
         )
 
 
@@ -38,11 +43,15 @@ def begin_run() -> None:
 
 
 def runs_begun() -> int:
-    """How many runs this process has begun: what goes wrong after one has begun is no fault of the arguments."""
+    """How many runs this process has begun: what goes wrong after one has begun is no fault of the
+    arguments.
+    """
     return _runs
 
 
 def leave_current_folder() -> None:
-    """Take the current folder, which `python -m` puts first, off the path: a file of the user's called `optax.py` is not the one that is meant."""
+    """Take the current folder, which `python -m` puts first, off the path: a file of the user's
+    called `optax.py` is not the one that is meant.
+    """
     if not sys.flags.safe_path and sys.path[:1] == [os.getcwd()]:
         del sys.path[0]

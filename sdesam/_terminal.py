@@ -1,4 +1,6 @@
-"""What a program owes its shell: an exit status, one sentence where something fails, and a standard output that is its own."""
+"""What a program owes its shell: an exit status, one sentence where something fails, and a standard
+output that is its own.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,16 @@ BAD_USAGE, COULD_NOT_FINISH, INTERRUPTED, CLOSED_PIPE = 2, 3, 130, 141
 """The last two are those that a shell reports of programs ended by SIGINT and by SIGPIPE."""
 
 _PACKAGE = Path(__file__).resolve().parent
-_OURS = tuple(f"{place}{os.sep}" for place in (_PACKAGE, _PACKAGE.parent / "experiments", _PACKAGE.parent / "benchmarks"))
-_LIBRARIES = tuple({str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+_OURS = tuple(
+    f"{place}{os.sep}"
+    for place in (_PACKAGE, _PACKAGE.parent / "experiments", _PACKAGE.parent / "benchmarks")
+)
+_LIBRARIES = tuple(
+    {
+        str(Path(sysconfig.get_path(name)).resolve())
+        for name in ("stdlib", "platstdlib", "purelib", "platlib")
+    }
+)
 _LONGEST = 600
 """Characters of a sentence; messages of compilers run to pages."""
 _closed = False
@@ -37,22 +47,32 @@ class CouldNotFinish(Exception):
 
 
 class Program(click.Group):
-    """A group of commands that return their exit status (None is 0). Whatever fails ends with a status and one sentence, never with a traceback."""
+    """A group of commands that return their exit status (None is 0). Whatever fails ends with a
+    status and one sentence, never with a traceback.
+    """
 
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **options: Any) -> Any:  # type: ignore[override]
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **options: Any
+    ) -> Any:
         """Run a command and exit."""
         if not options.pop("standalone_mode", True):
             return super().main(args, prog_name, standalone_mode=False, **options)
         if "_SDESAM_COMPLETE" in os.environ:
             return super().main(args, prog_name, **options)
-        sys.exit(self._status(list(sys.argv[1:] if args is None else args), prog_name or "sdesam", options))
+        sys.exit(
+            self._status(
+                list(sys.argv[1:] if args is None else args), prog_name or "sdesam", options
+            )
+        )
 
     def _status(self, args: list[str], name: str, options: Mapping[str, Any]) -> int:
         global _closed
         _closed = False
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="backslashreplace")  # a name in bytes of another encoding is no reason to fail
+                stream.reconfigure(
+                    errors="backslashreplace"
+                )  # a name in bytes of another encoding is no reason to fail
         with warnings.catch_warnings(), _no_lost_interrupts():
             warnings.showwarning = _show_warning  # type: ignore[assignment]
             try:
@@ -69,7 +89,9 @@ class Program(click.Group):
 
 
 def say(text: str) -> None:
-    """Print to the standard output; after its reader has gone, nothing more, and the status says so in the end."""
+    """Print to the standard output; after its reader has gone, nothing more, and the status says so
+    in the end.
+    """
     if _closed:
         return
     stream = sys.stdout if _own is None else _own
@@ -78,7 +100,9 @@ def say(text: str) -> None:
     except OSError as error:
         _leave(stream)
         if error.errno != errno.EPIPE:
-            raise CouldNotFinish(f"the standard output cannot be written: {error.strerror or error}") from error
+            raise CouldNotFinish(
+                f"the standard output cannot be written: {error.strerror or error}"
+            ) from error
         _note_closed()
 
 
@@ -93,7 +117,9 @@ def _note_closed() -> None:
 
 
 def _leave(stream: TextIO) -> None:
-    """Let what is still in the buffer go nowhere: Python would try once more at its end, and complain."""
+    """Let what is still in the buffer go nowhere: Python would try once more at its end, and
+    complain.
+    """
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -102,14 +128,20 @@ def _leave(stream: TextIO) -> None:
 
 @contextmanager
 def own_output() -> Iterator[None]:
-    """Keep the standard output for what is said: all else that is printed within, by Python or by C, goes to the error output."""
+    """Keep the standard output for what is said: all else that is printed within, by Python or by
+    C, goes to the error output.
+    """
     global _own
     if _own is not None:
         yield
         return
     real = sys.stdout
     descriptor = _descriptor(real)
-    _own = real if descriptor is None else os.fdopen(os.dup(descriptor), "w", encoding=real.encoding, errors="backslashreplace")
+    _own = (
+        real
+        if descriptor is None
+        else os.fdopen(os.dup(descriptor), "w", encoding=real.encoding, errors="backslashreplace")
+    )
     try:
         if descriptor is not None:
             _flush()
@@ -127,7 +159,9 @@ def own_output() -> Iterator[None]:
 
 
 def _descriptor(stream: TextIO) -> int | None:
-    """1 if that is where a stream goes, so that code in C that prints goes there too, and there is an error output."""
+    """1 if that is where a stream goes, so that code in C that prints goes there too, and there is
+    an error output.
+    """
     try:
         os.fstat(2)
         return 1 if stream.fileno() == 1 else None
@@ -145,7 +179,8 @@ def _flush() -> None:
 
 @contextmanager
 def checking(*kinds: type[Exception]) -> Iterator[None]:
-    """Within it, what the package refuses is a bad argument; what a user's code raises, or a run that has begun, is not.
+    """Within it, what the package refuses is a bad argument; what a user's code raises, or a run
+    that has begun, is not.
 
     Args:
         kinds: the errors that the package refuses with; left out, all that checks raise.
@@ -161,10 +196,12 @@ def checking(*kinds: type[Exception]) -> Iterator[None]:
 
 
 def deliver(text: str | None, *writes: Callable[[], Iterable[Path]]) -> None:
-    """Write files and then print `text`, so that no reader of the output can keep a file from being written, nor a file that of the output.
+    """Write files and then print `text`, so that no reader of the output can keep a file from being
+    written, nor a file that of the output.
 
     Args:
-        text: for the standard output; None where nothing must be said there, not even what was written.
+        text: for the standard output; None where nothing must be said there, not even what was
+            written.
         writes: each writes files and gives their names, which are printed too.
 
     Raises:
@@ -186,7 +223,8 @@ def deliver(text: str | None, *writes: Callable[[], Iterable[Path]]) -> None:
 
 
 def check_files(files: Iterable[tuple[str, str | os.PathLike[str] | None]]) -> None:
-    """See before any work that files, each with its option, can be written, and that no two are one.
+    """See before any work that files, each with its option, can be written, and that no two are
+    one.
 
     Raises:
         ValueError: two are the same file.
@@ -203,13 +241,19 @@ def check_files(files: Iterable[tuple[str, str | os.PathLike[str] | None]]) -> N
         if os.path.exists(real) and not os.path.isfile(real):
             continue  # a device takes what two of them write
         for other, place in seen:
-            if place == real or (os.path.exists(place) and os.path.exists(real) and os.path.samefile(place, real)):
-                raise ValueError(f"--{other} and --{option} name the same file {os.fspath(file)!r}: name two")
+            if place == real or (
+                os.path.exists(place) and os.path.exists(real) and os.path.samefile(place, real)
+            ):
+                raise ValueError(
+                    f"--{other} and --{option} name the same file {os.fspath(file)!r}: name two"
+                )
         seen.append((option, real))
 
 
 def _sentence(error: BaseException, *, named: bool = False) -> str:
-    """An error in one sentence, with its type if it is `named`, and the line of the user's own code that it came from, where there is one."""
+    """An error in one sentence, with its type if it is `named`, and the line of the user's own code
+    that it came from, where there is one.
+    """
     words = _one_line(str(error))
     if isinstance(error, SystemExit):
         words = "the code that was run calls sys.exit"
@@ -221,12 +265,16 @@ def _sentence(error: BaseException, *, named: bool = False) -> str:
 
 @contextmanager
 def _no_lost_interrupts() -> Iterator[None]:
-    """Interrupt once more where an interrupt came during a callback of the garbage collector (jax has one), which has nobody to raise it to."""
+    """Interrupt once more where an interrupt came during a callback of the garbage collector (jax
+    has one), which has nobody to raise it to.
+    """
     before = sys.unraisablehook
 
     def hook(unraisable: sys.UnraisableHookArgs) -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
-            again = threading.Timer(0.05, _thread.interrupt_main)  # at once, it would be lost in this very hook
+            again = threading.Timer(
+                0.05, _thread.interrupt_main
+            )  # at once, it would be lost in this very hook
             again.daemon = True
             again.start()
         else:
@@ -240,7 +288,9 @@ def _no_lost_interrupts() -> Iterator[None]:
 
 
 def _status_of(error: BaseException) -> int:
-    if isinstance(error, BrokenPipeError) and _users_line(error) is None:  # click printed itself, such as for --help
+    if (
+        isinstance(error, BrokenPipeError) and _users_line(error) is None
+    ):  # click printed itself, such as for --help
         _leave(sys.stdout)
         return CLOSED_PIPE
     if isinstance(error, KeyboardInterrupt | click.Abort):
@@ -259,7 +309,11 @@ def _tell(error: BaseException, status: int) -> None:
     elif status == INTERRUPTED:
         click.echo("interrupted; nothing half-written", err=True)
     else:
-        hint = "" if whole or isinstance(error, CouldNotFinish) else "  (SDESAM_TRACEBACK=1 shows where)"
+        hint = (
+            ""
+            if whole or isinstance(error, CouldNotFinish)
+            else "  (SDESAM_TRACEBACK=1 shows where)"
+        )
         click.echo(f"could not finish: {_sentence(error, named=True)}{hint}", err=True)
 
 

@@ -1,8 +1,9 @@
 """Coefficients in powers of `eta` and `rho`: those of a stated SDE beside the optimizer's own.
 
-The optimizer's are derivatives at `rho = 0` of its one-step mean and covariance, all mini-batches listed. Those of a stated field are
-derivatives too, taken at positive `eta` and `rho` that fall to zero, because a formula may divide by either. So a field that depends
-on `eta` and `rho` analytically, to any order, has its coefficients read right.
+The optimizer's are derivatives at `rho = 0` of its one-step mean and covariance, all mini-batches
+listed. Those of a stated field are derivatives too, taken at positive `eta` and `rho` that fall to
+zero, because a formula may divide by either. So a field that depends on `eta` and `rho`
+analytically, to any order, has its coefficients read right.
 """
 
 from __future__ import annotations
@@ -30,15 +31,22 @@ Power = tuple[int, int]
 """`(i, j)` of `eta^i rho^j`."""
 
 SAME, OTHER = 1e-5, 1e-3
-"""A coefficient whose relative deviation is below the first is right, above the second wrong. Right coefficients come out to about 1e-9,
-and the smallest wrong theory of interest is off by one per cent. Nothing here is random: no right theory is refuted by chance."""
+"""A coefficient whose relative deviation is below the first is right, above the second wrong. Right
+coefficients come out to about 1e-9, and the smallest wrong theory of interest is off by one per
+cent. Nothing here is random: no right theory is refuted by chance."""
 _FLOOR = 1e-3
-"""A right coefficient below this part of what it could have been counts as zero: deviations are then measured by this part."""
+"""A right coefficient below this part of what it could have been counts as zero: deviations are
+then measured by this part.
+"""
 _LEVELS = 12
 _SHRINK = 4.0
-"""Each `eta` and `rho` is so many times smaller than the one before; the last are 4 million times smaller than the first."""
+"""Each `eta` and `rho` is so many times smaller than the one before; the last are 4 million times
+smaller than the first.
+"""
 _STEPS = 3
-"""Of Richardson's extrapolation: what is left of a coefficient's change falls like the fourth power of `eta` and `rho`."""
+"""Of Richardson's extrapolation: what is left of a coefficient's change falls like the fourth power
+of `eta` and `rho`.
+"""
 _START = 0.01
 """The first `eta` and `rho`, as a part of the scale on which a field is expected to change."""
 
@@ -62,7 +70,10 @@ class Setting:
     lam: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.problem.name} with n={self.problem.n}, b={self.sampling.batch}, m={self.sampling.m}"
+        return (
+            f"{self.problem.name} with n={self.problem.n}, b={self.sampling.batch},"
+            f" m={self.sampling.m}"
+        )
 
 
 @dataclass(frozen=True)
@@ -72,8 +83,8 @@ class Finding:
     Args:
         part: `"drift"` or `"covariance"`.
         power: `(i, j)`.
-        deviation: distance of the stated from the right coefficient, relative to the right one, or to a thousandth of what it could have been
-            where that is larger.
+        deviation: distance of the stated from the right coefficient, relative to the right one, or
+            to a thousandth of what it could have been where that is larger.
         factor: if the stated coefficient is the right one times a number, that number.
         setting: the problem and sizes.
         error: how far the deviation may be wrong, because the stated coefficient was still moving.
@@ -103,13 +114,23 @@ class Finding:
         if self.status == "inconclusive":
             if self.error > SAME:
                 return (
-                    f"{monomial}: open on {self.setting}: as eta and rho fall, the stated coefficient does not settle well enough "
-                    f"(relative deviation {self.deviation:.2g}, error {self.error:.2g}); an SDE that is analytic in eta and rho would decide"
+                    f"{monomial}: open on {self.setting}: as eta and rho fall, the stated"
+                    " coefficient does not settle well enough (relative deviation"
+                    f" {self.deviation:.2g}, error {self.error:.2g}); an SDE that is analytic in"
+                    " eta and rho would decide"
                 )
-            return f"{monomial}: open on {self.setting}: relative deviation {self.deviation:.2g}, neither rounding nor clearly wrong"
+            return (
+                f"{monomial}: open on {self.setting}: relative deviation {self.deviation:.2g},"
+                " neither rounding nor clearly wrong"
+            )
         if self.vanishes:
-            return f"{monomial}: it must vanish on {self.setting}, and is {_FLOOR * self.deviation:.3g} of what such a term could be"
-        told = f"{monomial}: off by {self.deviation:.3g} of the right coefficient, on {self.setting}"
+            return (
+                f"{monomial}: it must vanish on {self.setting}, and is"
+                f" {_FLOOR * self.deviation:.3g} of what such a term could be"
+            )
+        told = (
+            f"{monomial}: off by {self.deviation:.3g} of the right coefficient, on {self.setting}"
+        )
         if self.factor is not None and abs(self.factor) < SAME:
             told += "; it is missing"
         elif self.factor is not None:
@@ -125,8 +146,8 @@ class Read(NamedTuple):
 
 
 Field = Callable[[Sequence[Power], tuple[float, float]], "dict[Power, Read] | None"]
-"""A reader of one field's coefficients: `(powers, scales of eta and rho) -> coefficients`, None where the field is not finite. A scale
-of zero says that `rho` is always zero."""
+"""A reader of one field's coefficients: `(powers, scales of eta and rho) -> coefficients`, None
+where the field is not finite. A scale of zero says that `rho` is always zero."""
 
 
 @dataclass(frozen=True)
@@ -150,13 +171,19 @@ class Expansion:
     vanishing: frozenset[Power]
 
     def findings(self) -> list[Finding]:
-        """A finding for each coefficient; for `eta^-1` in the covariance only where there is something to say."""
+        """A finding for each coefficient; for `eta^-1` in the covariance only where there is
+        something to say.
+        """
         each = [self._finding(power) for power in self.right]
-        return [finding for finding in each if finding.power[0] >= 0 or finding.status != "confirmed"]
+        return [
+            finding for finding in each if finding.power[0] >= 0 or finding.status != "confirmed"
+        ]
 
     def away(self, lr: float, rho: float) -> np.ndarray:
         """What the deviations of all coefficients add up to."""
-        parts = [(read.value - self.right[i, j]) * lr**i * rho**j for (i, j), read in self.found.items()]
+        parts = [
+            (read.value - self.right[i, j]) * lr**i * rho**j for (i, j), read in self.found.items()
+        ]
         return np.asarray(sum(parts))
 
     def _finding(self, power: Power) -> Finding:
@@ -168,11 +195,20 @@ class Expansion:
             if _relative(value - ratio * right, scale) < 10 * SAME:
                 factor = ratio
         deviation = _relative(value - right, scale)
-        return Finding(self.part, power, deviation, factor, str(self.setting), _ratio(error, scale), power in self.vanishing)
+        return Finding(
+            self.part,
+            power,
+            deviation,
+            factor,
+            str(self.setting),
+            _ratio(error, scale),
+            power in self.vanishing,
+        )
 
 
 def kept_powers(order: tuple[int, int], part: str) -> list[Power]:
-    """The powers `(i, j)` of `(eta, rho)` that an SDE of this order must have right; for a covariance, those of `covariance / eta`.
+    """The powers `(i, j)` of `(eta, rho)` that an SDE of this order must have right; for a
+    covariance, those of `covariance / eta`.
 
     At `alpha = 1` the leading covariance is asked for by custom, though no weak error sees it.
     """
@@ -193,7 +229,8 @@ def compare_coefficients(
     chains: Sequence[Callable[[float, float], Chain]],
     order: tuple[int, int],
 ) -> list[Finding]:
-    """Stated against right coefficients, every setting judged: see :func:`summarised` for what is kept.
+    """Stated against right coefficients, every setting judged: see :func:`summarised` for what is
+    kept.
 
     Args:
         settings: where to compare.
@@ -209,8 +246,9 @@ def compare_coefficients(
 def summarised(expansions: Sequence[Expansion]) -> list[Finding]:
     """Of each coefficient the finding that decides, and every open one.
 
-    A refuted finding decides, wherever it was made; what is open elsewhere takes nothing from it, and is told beside it. Of several
-    findings that say the same the one of largest deviation is kept.
+    A refuted finding decides, wherever it was made; what is open elsewhere takes nothing from it,
+    and is told beside it. Of several findings that say the same the one of largest deviation is
+    kept.
     """
     by_power: dict[tuple[str, Power], list[Finding]] = {}
     for finding in (finding for expansion in expansions for finding in expansion.findings()):
@@ -221,13 +259,21 @@ def summarised(expansions: Sequence[Expansion]) -> list[Finding]:
         still_open = [f for f in findings if f.status == "inconclusive"]
         deciding = refuted or ([] if still_open else findings)
         # NaN, of a field that is not finite, counts as the largest
-        kept += [max(deciding, key=lambda f: np.nan_to_num(f.deviation, nan=np.inf))] if deciding else []
+        kept += (
+            [max(deciding, key=lambda f: np.nan_to_num(f.deviation, nan=np.inf))]
+            if deciding
+            else []
+        )
         kept += still_open
     return kept
 
 
 def expand(
-    setting: Setting, drift: Field | None, covariance: Field | None, chain: Callable[[float, float], Chain], order: tuple[int, int]
+    setting: Setting,
+    drift: Field | None,
+    covariance: Field | None,
+    chain: Callable[[float, float], Chain],
+    order: tuple[int, int],
 ) -> list[Expansion]:
     """The stated parts in powers of `eta` and `rho`, beside the optimizer's own."""
     unperturbed = chain(0.1, 0.0).variant.perturbation == "none"
@@ -235,15 +281,27 @@ def expand(
     def powers(part: str) -> list[Power]:
         return [(i, j) for i, j in kept_powers(order, part) if not (unperturbed and j)]
 
-    highest = tuple(1 + max(j for part, i, j in found) for found in _split(powers("drift"), powers("covariance")))
-    step = step_coefficients(chain(0.1, 0.0), setting.points, *list_batches(setting.sampling, setting.problem.n), highest)  # type: ignore[arg-type]
+    highest = tuple(
+        1 + max(j for part, i, j in found)
+        for found in _split(powers("drift"), powers("covariance"))
+    )
+    step = step_coefficients(
+        chain(0.1, 0.0),
+        setting.points,
+        *list_batches(setting.sampling, setting.problem.n),
+        highest,  # type: ignore[arg-type]
+    )
     squares = sample_sizes(setting.problem, setting.points)
     gradient, bent = np.sqrt(squares.mean(axis=1))
-    reach = _reach(float(gradient), float(bent), normalised=chain(0.1, 0.0).variant.normaliser != "none")
+    reach = _reach(
+        float(gradient), float(bent), normalised=chain(0.1, 0.0).variant.normaliser != "none"
+    )
     scales = (reach[0], 0.0 if unperturbed else reach[1])
     expansions = []
     if drift is not None:
-        right = {(i, j): -step.correction[j] / 2 if i else -step.mean[j] for i, j in powers("drift")}
+        right = {
+            (i, j): -step.correction[j] / 2 if i else -step.mean[j] for i, j in powers("drift")
+        }
         size = float(np.sqrt(squares[0].sum()))
         natural = {(i, j): size / reach[0] ** i / reach[1] ** j for i, j in right}
         expansions.append(_expansion("drift", setting, drift, right, natural, scales))
@@ -258,26 +316,36 @@ def expand(
 
 
 def nearer_than_read(
-    expansion: Expansion, drift: Callable[[float, float], np.ndarray], chain: Callable[[float, float], Chain], lr: float, rho: float
+    expansion: Expansion,
+    drift: Callable[[float, float], np.ndarray],
+    chain: Callable[[float, float], Chain],
+    lr: float,
+    rho: float,
 ) -> bool:
     """Whether a stated drift is nearer to the optimizer's at given sizes than its coefficients say.
 
     Then these describe it below the sizes alone, and say nothing of an error measured at them.
     """
     setting = expansion.setting
-    mean, bent = mean_step(chain(lr, rho), setting.points, *list_batches(setting.sampling, setting.problem.n))
+    mean, bent = mean_step(
+        chain(lr, rho), setting.points, *list_batches(setting.sampling, setting.problem.n)
+    )
     distance = np.linalg.norm(drift(lr, rho) + mean + lr / 2 * bent)
     return bool(distance < 0.5 * np.linalg.norm(expansion.away(lr, rho)))
 
 
-def _split(drift: list[Power], covariance: list[Power]) -> tuple[list[tuple[str, int, int]], list[tuple[str, int, int]]]:
+def _split(
+    drift: list[Power], covariance: list[Power]
+) -> tuple[list[tuple[str, int, int]], list[tuple[str, int, int]]]:
     """The powers of the mean, and those of correction and covariance."""
     every = [("drift", i, j) for i, j in drift] + [("covariance", i, j) for i, j in covariance]
     return [p for p in every if p[:2] == ("drift", 0)], [p for p in every if p[:2] != ("drift", 0)]
 
 
 def _reach(gradient: float, bent: float, normalised: bool) -> tuple[float, float]:
-    """The scales of `eta` and `rho` on which a step changes: `|g| / |H g|`, and the `rho` for which `rho u` is a step of that length."""
+    """The scales of `eta` and `rho` on which a step changes: `|g| / |H g|`, and the `rho` for which
+    `rho u` is a step of that length.
+    """
     # a gradient that changes nowhere has no scale, and any will do
     scale = gradient / bent if bent and gradient else 1.0
     return scale, scale * (gradient if normalised and gradient else 1.0)
@@ -298,21 +366,27 @@ def _expansion(
     shift = 1 if part == "covariance" else 0
     stated = field([(i + shift, j) for i, j in right], scales)
     if stated is None:
-        raise ValueError(f"the {part} is not finite at some of the points it is checked at, on {setting}")
+        raise ValueError(
+            f"the {part} is not finite at some of the points it is checked at, on {setting}"
+        )
     found = {(i, j): stated[i + shift, j] for i, j in right}
     return Expansion(part, setting, found, right, scale, vanishing)
 
 
 def differentiated(field: Callable[[jax.Array, jax.Array], jax.Array]) -> Field:
-    """The reader of a jax function `(lr, rho) -> values`, by automatic differentiation at positive `lr` and `rho`.
+    """The reader of a jax function `(lr, rho) -> values`, by automatic differentiation at positive
+    `lr` and `rho`.
 
-    A worked example: `exp(lr)` has the coefficient 1 of `lr`. Its derivative is 1.0100 at `lr = 0.01` and 1.0025 at a fourth of
-    that. Richardson's extrapolation `(4 * 1.0025 - 1.0100) / 3` is 1.0000, and goes on in the same way with smaller `lr`. The error of
-    a coefficient is how far it moved from one `lr` to the next; the one of least error is taken. So a formula such as
-    `expm1(lr) / lr`, in which rounding grows as `lr` falls, is read where rounding is small.
+    A worked example: `exp(lr)` has the coefficient 1 of `lr`. Its derivative is 1.0100 at
+    `lr = 0.01` and 1.0025 at a fourth of that. Richardson's extrapolation
+    `(4 * 1.0025 - 1.0100) / 3` is 1.0000, and goes on in the same way with smaller `lr`. The error
+    of a coefficient is how far it moved from one `lr` to the next; the one of least error is taken.
+    So a formula such as `expm1(lr) / lr`, in which rounding grows as `lr` falls, is read where
+    rounding is small.
 
-    The first `lr` and `rho` lie far below 1 and far below the field's own scales, because a tail may have either for its scale: on
-    losses of size 1e-4 a step changes on the scale 1e4, where `(1 + lr)^-4` stands still at zero.
+    The first `lr` and `rho` lie far below 1 and far below the field's own scales, because a tail
+    may have either for its scale: on losses of size 1e-4 a step changes on the scale 1e4, where
+    `(1 + lr)^-4` stands still at zero.
 
     >>> found = differentiated(lambda lr, rho: jnp.exp(-lr) / (1 + rho))([(1, 2)], (1.0, 1.0))
     >>> round(float(found[1, 2].value), 6), found[1, 2].error < 1e-8
@@ -325,7 +399,9 @@ def differentiated(field: Callable[[jax.Array, jax.Array], jax.Array]) -> Field:
         @jax.jit
         def local(lr: jax.Array, rho: jax.Array) -> dict[Power, jax.Array]:
             """The Taylor coefficients about `lr`, `rho`."""
-            finite = jnp.isfinite(field(lr, rho)).all()  # where a field is infinite, its derivative may be zero
+            finite = jnp.isfinite(
+                field(lr, rho)
+            ).all()  # where a field is infinite, its derivative may be zero
             found: dict[Power, jax.Array] = {}
             for i, most in highest.items():
                 of_rho = partial(_derivative, field, lr, i)
@@ -340,26 +416,35 @@ def differentiated(field: Callable[[jax.Array, jax.Array], jax.Array]) -> Field:
                 for power, value in local(jnp.float64(lr), jnp.float64(rho)).items():
                     tables[power].append(np.asarray(value))
         found = {power: _limit(values) for power, values in tables.items()}
-        return {power: read for power, read in found.items() if read is not None} if None not in found.values() else None
+        return (
+            {power: read for power, read in found.items() if read is not None}
+            if None not in found.values()
+            else None
+        )
 
     return read
 
 
 def interpolated(field: Callable[[float, float], np.ndarray], degree: int = 4) -> Field:
-    """The reader of a polynomial in `lr` and `rho` that can only be evaluated, such as the SDE of a modified equation.
+    """The reader of a polynomial in `lr` and `rho` that can only be evaluated, such as the SDE of a
+    modified equation.
 
     Args:
         field: `(lr, rho) -> values`.
         degree: at least that of the polynomial in `lr`, and in `rho`.
 
-    >>> found = interpolated(lambda lr, rho: np.array(3 * lr * rho**2))([(1, 1), (1, 2)], (1.0, 1.0))
+    >>> found = interpolated(lambda lr, rho: np.array(3 * lr * rho**2))(
+    ...     [(1, 1), (1, 2)], (1.0, 1.0)
+    ... )
     >>> round(float(found[1, 2].value), 9)
     3.0
     """
 
     def read(powers: Sequence[Power], scales: tuple[float, float]) -> dict[Power, Read] | None:
         nodes = (1 - np.cos(np.pi * (np.arange(degree + 1) + 0.5) / (degree + 1))) / 2
-        lrs, rhos = (0.4 * scale * nodes if scale else np.zeros(1) for scale in scales)  # Chebyshev's
+        lrs, rhos = (
+            0.4 * scale * nodes if scale else np.zeros(1) for scale in scales
+        )  # Chebyshev's
         values = np.array([[field(float(lr), float(rho)) for rho in rhos] for lr in lrs])
         if not np.isfinite(values).all():
             return None
@@ -369,13 +454,17 @@ def interpolated(field: Callable[[float, float], np.ndarray], degree: int = 4) -
     return read
 
 
-def _derivative(field: Callable[[jax.Array, jax.Array], jax.Array], lr: jax.Array, order: int, rho: jax.Array) -> jax.Array:
+def _derivative(
+    field: Callable[[jax.Array, jax.Array], jax.Array], lr: jax.Array, order: int, rho: jax.Array
+) -> jax.Array:
     """The derivative of a field in `lr`."""
     return _derivatives(lambda x: field(x, rho), lr, order)[order]
 
 
 def _derivatives(fn: Callable[[jax.Array], jax.Array], at: jax.Array, most: int) -> list[jax.Array]:
-    """A function of one number and its derivatives up to the order `most`, each the derivative of the one before."""
+    """A function of one number and its derivatives up to the order `most`, each the derivative of
+    the one before.
+    """
     if most == 0:
         return [fn(at)]
     one = jnp.ones_like(at)
@@ -384,7 +473,9 @@ def _derivatives(fn: Callable[[jax.Array], jax.Array], at: jax.Array, most: int)
 
 
 def _limit(values: list[np.ndarray]) -> Read | None:
-    """The limit of a coefficient as `eta` and `rho` fall, extrapolated; None if it is finite at no two of them in a row."""
+    """The limit of a coefficient as `eta` and `rho` fall, extrapolated; None if it is finite at no
+    two of them in a row.
+    """
     best: Read | None = None
     for step in range(_STEPS + 1):
         before = None
@@ -394,7 +485,11 @@ def _limit(values: list[np.ndarray]) -> Read | None:
                 continue
             moved = float(np.linalg.norm(value - last))
             # a move that is small by chance is no sign of rest
-            error = moved if before is None else max(_to_come(moved, before), before / _SHRINK ** (step + 1))
+            error = (
+                moved
+                if before is None
+                else max(_to_come(moved, before), before / _SHRINK ** (step + 1))
+            )
             before = moved
             if best is None or error < best.error:
                 best = Read(value, error)
@@ -404,10 +499,12 @@ def _limit(values: list[np.ndarray]) -> Read | None:
 
 
 def _to_come(moved: float, before: float) -> float:
-    """How far a coefficient may still move, when it moved so far at this `eta` and `rho` and at the ones before.
+    """How far a coefficient may still move, when it moved so far at this `eta` and `rho` and at the
+    ones before.
 
-    If moves shrink like a geometric series, all to come add up to its rest. A field with a power that is no whole number shrinks so slowly that the
-    rest is many times the last move; an analytic one so fast that the last move is above the rest.
+    If moves shrink like a geometric series, all to come add up to its rest. A field with a power
+    that is no whole number shrinks so slowly that the rest is many times the last move; an analytic
+    one so fast that the last move is above the rest.
     """
     if not before or not moved:
         return moved
@@ -416,9 +513,13 @@ def _to_come(moved: float, before: float) -> float:
 
 
 def _coefficients(values: np.ndarray, nodes: np.ndarray, axis: int) -> np.ndarray:
-    """The coefficients of the polynomial through `values` at `nodes` along an axis, in place of that axis."""
+    """The coefficients of the polynomial through `values` at `nodes` along an axis, in place of
+    that axis.
+    """
     moved = np.moveaxis(values, axis, 0)
-    scale = max(float(nodes.max()), 1e-300)  # powers of nodes in [0, 1] keep the system well conditioned
+    scale = max(
+        float(nodes.max()), 1e-300
+    )  # powers of nodes in [0, 1] keep the system well conditioned
     system = np.vander(nodes / scale, increasing=True)
     solved = np.linalg.solve(system, moved.reshape(len(nodes), -1)).reshape(moved.shape)
     powers = scale ** np.arange(len(nodes), dtype=float)

@@ -1,4 +1,6 @@
-"""The Hessian of the mean loss without the Hessian: its trace by random probes, its largest eigenvalue by Lanczos."""
+"""The Hessian of the mean loss without the Hessian: its trace by random probes, its largest
+eigenvalue by Lanczos.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ class Estimate(NamedTuple):
 
 
 def hessian_trace(problem: FiniteSum, x: PyTree, key: jax.Array, probes: int = 64) -> Estimate:
-    """`tr H` of the mean loss by Hutchinson's estimator, the mean of `z^T H z` over Rademacher probes `z`.
+    """`tr H` of the mean loss by Hutchinson's estimator, the mean of `z^T H z` over Rademacher
+    probes `z`.
 
     Its variance is `2 sum_{i != j} H_ij^2` per probe.
 
@@ -59,26 +62,42 @@ def hessian_trace(problem: FiniteSum, x: PyTree, key: jax.Array, probes: int = 6
     """
     check_problem(problem)
     count = whole("probes", probes, least=2)
-    values = np.asarray(_probe(problem.sample_loss, problem.chunk, count, problem.data, problem.check_params(x), check_key(key)), np.float64)
+    values = np.asarray(
+        _probe(
+            problem.sample_loss,
+            problem.chunk,
+            count,
+            problem.data,
+            problem.check_params(x),
+            check_key(key),
+        ),
+        np.float64,
+    )
     return Estimate(float(values.mean()), float(values.std(ddof=1)) / sqrt(count))
 
 
-def largest_eigenvalue(problem: FiniteSum, x: PyTree, key: jax.Array, iterations: int = 40) -> Estimate:
-    """The largest (most positive) eigenvalue of the Hessian of the mean loss, by Lanczos with full reorthogonalisation.
+def largest_eigenvalue(
+    problem: FiniteSum, x: PyTree, key: jax.Array, iterations: int = 40
+) -> Estimate:
+    """The largest (most positive) eigenvalue of the Hessian of the mean loss, by Lanczos with full
+    reorthogonalisation.
 
     Args:
         problem: the finite sum.
         x: where; structure of `problem.x0`.
         key: of the random first vector.
-        iterations: Hessian-vector products over the data; more than there are parameters are not made.
+        iterations: Hessian-vector products over the data; more than there are parameters are not
+            made.
 
     Returns:
-        The largest Ritz value `theta`, which is at most the eigenvalue, and the norm of its residual: some eigenvalue is that near to `theta`.
+        The largest Ritz value `theta`, which is at most the eigenvalue, and the norm of its
+        residual: some eigenvalue is that near to `theta`.
 
     Raises:
         ValueError: no iterations, parameters of another structure.
 
-    Source: C. Lanczos 1950, J. Res. Natl. Bur. Stand. 45; B. N. Parlett, The Symmetric Eigenvalue Problem, chapter 13.
+    Source: C. Lanczos 1950, J. Res. Natl. Bur. Stand. 45; B. N. Parlett, The Symmetric Eigenvalue
+    Problem, chapter 13.
 
     >>> import sdesam
     >>> problem = sdesam.problems.quadratic(dim=2, samples=4)
@@ -89,7 +108,12 @@ def largest_eigenvalue(problem: FiniteSum, x: PyTree, key: jax.Array, iterations
     """
     x = check_problem(problem).check_params(x)
     count = min(whole("iterations", iterations), problem.dim)
-    a, b = (np.asarray(part, np.float64) for part in _lanczos(problem.sample_loss, problem.chunk, count, problem.data, x, check_key(key)))
+    a, b = (
+        np.asarray(part, np.float64)
+        for part in _lanczos(
+            problem.sample_loss, problem.chunk, count, problem.data, x, check_key(key)
+        )
+    )
     # an invariant subspace: the vectors after it are rounding
     small = np.flatnonzero(b < 1e-6 * max(abs(a).max(), b.max()))
     count = int(small[0]) + 1 if len(small) else count
@@ -98,7 +122,9 @@ def largest_eigenvalue(problem: FiniteSum, x: PyTree, key: jax.Array, iterations
 
 
 @compiled(static=3)
-def _probe(sample_loss: Any, chunk: int, probes: int, data: PyTree, x: PyTree, key: jax.Array) -> jax.Array:
+def _probe(
+    sample_loss: Any, chunk: int, probes: int, data: PyTree, x: PyTree, key: jax.Array
+) -> jax.Array:
     flat, product = hessian_product(sample_loss, chunk, data, x)
 
     def one(key: jax.Array) -> jax.Array:
@@ -110,8 +136,12 @@ def _probe(sample_loss: Any, chunk: int, probes: int, data: PyTree, x: PyTree, k
 
 
 @compiled(static=3)
-def _lanczos(sample_loss: Any, chunk: int, count: int, data: PyTree, x: PyTree, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Diagonal and off-diagonal of the tridiagonal matrix; the last off-diagonal entry is that of the residual."""
+def _lanczos(
+    sample_loss: Any, chunk: int, count: int, data: PyTree, x: PyTree, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Diagonal and off-diagonal of the tridiagonal matrix; the last off-diagonal entry is that of
+    the residual.
+    """
     flat, product = hessian_product(sample_loss, chunk, data, x)
     start = jax.random.normal(key, flat.shape, flat.dtype)
 
@@ -126,5 +156,10 @@ def _lanczos(sample_loss: Any, chunk: int, count: int, data: PyTree, x: PyTree, 
         return Q, a, b.at[k].set(norm), w / jnp.where(norm > 0, norm, 1)
 
     zero = jnp.zeros(count, flat.dtype)
-    _, a, b, _ = jax.lax.fori_loop(0, count, body, (jnp.zeros((count, flat.size), flat.dtype), zero, zero, start / jnp.linalg.norm(start)))
+    _, a, b, _ = jax.lax.fori_loop(
+        0,
+        count,
+        body,
+        (jnp.zeros((count, flat.size), flat.dtype), zero, zero, start / jnp.linalg.norm(start)),
+    )
     return a, b

@@ -1,7 +1,9 @@
-"""The effective micro-batch of RW-SAM: the m for which m-SAM regularises as much, to first order in rho, at the same point.
+"""The effective micro-batch of RW-SAM: the m for which m-SAM regularises as much, to first order in
+rho, at the same point.
 
-The `rho^1` part of a step's mean is `A = E[H_gamma u_gamma]`. For m-SAM it is a gradient, `A_m = grad E|g_I|`, and depends on `m` through
-the noise in `g_I`; for RW-SAM it is none, so that the two are compared along one direction. The module measures both on common batches.
+The `rho^1` part of a step's mean is `A = E[H_gamma u_gamma]`. For m-SAM it is a gradient,
+`A_m = grad E|g_I|`, and depends on `m` through the noise in `g_I`; for RW-SAM it is none, so that
+the two are compared along one direction. The module measures both on common batches.
 """
 
 from __future__ import annotations
@@ -25,10 +27,14 @@ from sdesam.variants import NormEstimate, variant
 PyTree = Any
 
 _BATCHES_PER_BLOCK = 4
-"""A block of samples is cut into this many mini-batches, and into micro-batches of every size up to itself, so that all are measured on one draw."""
+"""A block of samples is cut into this many mini-batches, and into micro-batches of every size up to
+itself, so that all are measured on one draw.
+"""
 _RESAMPLES = 500
 _CLEAR = 4.0
-"""Standard errors by which a larger `m` must regularise more before the family counts as not monotone: 3e-5 per pair of sizes."""
+"""Standard errors by which a larger `m` must regularise more before the family counts as not
+monotone: 3e-5 per pair of sizes.
+"""
 
 
 class Equivalent(NamedTuple):
@@ -36,10 +42,12 @@ class Equivalent(NamedTuple):
 
     Args:
         response: rate at which the `rho^1` drift lowers the sharpness, per unit of `rho`.
-        share: `(response - r_b)/(r_1 - r_b)` with the responses `r_m` of m-SAM: 0 for SAM, 1 for `m = 1`, negative for less than SAM.
+        share: `(response - r_b)/(r_1 - r_b)` with the responses `r_m` of m-SAM: 0 for SAM, 1 for
+            `m = 1`, negative for less than SAM.
         stderr: of the share.
-        micro: the effective micro-batch; `inf` if even n-SAM regularises more, 0 if even `m = 1` regularises less, NaN if the responses of
-            m-SAM do not fall with `m`, or those of `m = 1` and `m = b` cannot be told apart, so that there is no such number.
+        micro: the effective micro-batch; `inf` if even n-SAM regularises more, 0 if even `m = 1`
+            regularises less, NaN if the responses of m-SAM do not fall with `m`, or those of
+            `m = 1` and `m = b` cannot be told apart, so that there is no such number.
         low: lower end of its 95 % interval.
         high: upper end.
     """
@@ -58,9 +66,11 @@ class EffectiveMicroBatch:
 
     Args:
         step: RW-SAM as the chain does it: weights in the perturbation alone.
-        weighted: were the descent gradient weighted in the same way, `sum_i p_i grad f_i(x + rho u)`; its `rho^0` drift is another one, too.
+        weighted: were the descent gradient weighted in the same way,
+            `sum_i p_i grad f_i(x + rho u)`; its `rho^0` drift is another one, too.
         samples: the mean effective number of samples `1 / sum_i p_i^2` of a batch.
-        sizes: micro-batch sizes of the m-SAM family; the last is the whole data set, `inf` with replacement.
+        sizes: micro-batch sizes of the m-SAM family; the last is the whole data set, `inf` with
+            replacement.
         family: their responses.
         family_stderr: their standard errors; 0 for the last, which is exact.
     """
@@ -74,9 +84,15 @@ class EffectiveMicroBatch:
 
     def __str__(self) -> str:
         def told(one: Equivalent) -> str:
-            return f"m_eff {_text(one.micro)} ({_text(one.low)} to {_text(one.high)}), share {one.share:+.3f} +- {one.stderr:.3f}"
+            return (
+                f"m_eff {_text(one.micro)} ({_text(one.low)} to {_text(one.high)}), share"
+                f" {one.share:+.3f} +- {one.stderr:.3f}"
+            )
 
-        return f"{told(self.step)}; with the descent gradient weighted too: {told(self.weighted)}; {self.samples:.1f} samples carry the weight"
+        return (
+            f"{told(self.step)}; with the descent gradient weighted too: {told(self.weighted)};"
+            f" {self.samples:.1f} samples carry the weight"
+        )
 
 
 def effective_micro_batch(
@@ -94,22 +110,26 @@ def effective_micro_batch(
 ) -> EffectiveMicroBatch:
     """The m for which m-SAM has the first-order regularisation that RW-SAM has, at one point.
 
-    m-SAM adds `rho E|g_I|` to the loss. What of it depends on `m` is the sharpness due to noise, `S = E|g_i| - |grad f|`, the difference
-    of `m = 1` and n-SAM. So the regularisation of an optimizer is measured as the rate `A . grad S` at which its `rho^1` drift `-rho A`
-    lowers `S`, and `m_eff` is where `A_m . grad S = A_rw . grad S`. Because `grad S = A_1 - A_inf`, this is also the least-squares
-    projection of `A_rw` on the line through the two ends of the family. (The rate at which tr V falls,
-    `along=jax.grad(problem.trace_cov)(x)`, agrees early in training; late, it is not monotone in `m` even for m-SAM itself, and then
-    defines nothing.) The family is interpolated in `sqrt(c_m)`, `c_m = 1/m` with replacement, in which it is nearly linear where noise is
-    large; `E|g_I|` makes sense also for `m > b`, up to n-SAM.
+    m-SAM adds `rho E|g_I|` to the loss. What of it depends on `m` is the sharpness due to noise,
+    `S = E|g_i| - |grad f|`, the difference of `m = 1` and n-SAM. So the regularisation of an
+    optimizer is measured as the rate `A . grad S` at which its `rho^1` drift `-rho A` lowers `S`,
+    and `m_eff` is where `A_m . grad S = A_rw . grad S`. Because `grad S = A_1 - A_inf`, this is
+    also the least-squares projection of `A_rw` on the line through the two ends of the family. (The
+    rate at which tr V falls, `along=jax.grad(problem.trace_cov)(x)`, agrees early in training;
+    late, it is not monotone in `m` even for m-SAM itself, and then defines nothing.) The family is
+    interpolated in `sqrt(c_m)`, `c_m = 1/m` with replacement, in which it is nearly linear where
+    noise is large; `E|g_I|` makes sense also for `m > b`, up to n-SAM.
 
-    What to expect. The gradient of the mini-batch itself is the steepest perturbation of the mini-batch's loss: `u . g_gamma <=
-    |g_gamma|`. So weights in the perturbation alone can only ascend that loss less than SAM does, which bounds the ascent and not the
-    response that is measured here. In `E[H_gamma u_gamma]` a sample's
-    Hessian meets its own gradient with weight `p_i/b`, in all `1/b` as in SAM, but the vector that is normalised is longer, because it
-    averages only `N = 1/sum_i p_i^2` samples: where noise dominates and the weights do not depend on the gradients, `m_eff = b^2/N`, MORE
-    than `b`. Were the descent gradient weighted too, the weight would be `p_i^2` and `m_eff = N`. The effect is large where `lam` times
-    the spread of the estimates in a batch is above 1, so that `N` is well below `b`; a single random direction spreads estimates even
-    where all norms are equal.
+    What to expect. The gradient of the mini-batch itself is the steepest perturbation of the
+    mini-batch's loss: `u . g_gamma <= |g_gamma|`. So weights in the perturbation alone can only
+    ascend that loss less than SAM does, which bounds the ascent and not the response that is
+    measured here. In `E[H_gamma u_gamma]` a sample's
+    Hessian meets its own gradient with weight `p_i/b`, in all `1/b` as in SAM, but the vector that
+    is normalised is longer, because it averages only `N = 1/sum_i p_i^2` samples: where noise
+    dominates and the weights do not depend on the gradients, `m_eff = b^2/N`, MORE than `b`. Were
+    the descent gradient weighted too, the weight would be `p_i^2` and `m_eff = N`. The effect is
+    large where `lam` times the spread of the estimates in a batch is above 1, so that `N` is well
+    below `b`; a single random direction spreads estimates even where all norms are equal.
 
     Args:
         problem: the finite sum.
@@ -127,21 +147,33 @@ def effective_micro_batch(
         An :class:`EffectiveMicroBatch`, with bootstrap standard errors over blocks of batches.
 
     Raises:
-        ValueError: `lam < 0`, a batch that cannot be drawn or has one sample, too few batches, parameters of another structure, a direction that
-            is zero.
+        ValueError: `lam < 0`, a batch that cannot be drawn or has one sample, too few batches,
+            parameters of another structure, a direction that is zero.
         TypeError: `key` is no jax random key.
 
     Source: this project; RW-SAM is Luo et al., arXiv 2509.18001, section 4.
 
     >>> import sdesam
     >>> problem = sdesam.problems.digits(train=64, width=4)
-    >>> found = effective_micro_batch(problem, problem.x0, batch=8, lam=8.0, norms=sdesam.NormEstimate("exact"), key=jax.random.key(0), batches=256)
+    >>> found = effective_micro_batch(
+    ...     problem,
+    ...     problem.x0,
+    ...     batch=8,
+    ...     lam=8.0,
+    ...     norms=sdesam.NormEstimate("exact"),
+    ...     key=jax.random.key(0),
+    ...     batches=256,
+    ... )
     >>> found.step.share < 0 < found.weighted.share
     True
     """
-    number = check_step(variant("rw-sam"), check_problem(problem).n, 1.0, 0.0, batch, None, replace, eps, lam, norms)
+    number = check_step(
+        variant("rw-sam"), check_problem(problem).n, 1.0, 0.0, batch, None, replace, eps, lam, norms
+    )
     if number.sampling.batch < 2:
-        raise ValueError("batch=1: a single sample has all the weight, so RW-SAM is SAM; choose batch >= 2")
+        raise ValueError(
+            "batch=1: a single sample has all the weight, so RW-SAM is SAM; choose batch >= 2"
+        )
     assert number.norms is not None
     check_delta_on(number.norms, problem)
     x, b, n = problem.check_params(x), number.sampling.batch, problem.n
@@ -149,18 +181,34 @@ def effective_micro_batch(
     blocks = -(-whole("batches", batches) * b // length)
     if blocks < 16:
         least = 16 * length // b
-        raise ValueError(f"batches={batches}: choose at least {least}, so that there are 16 blocks of {length // b} to estimate errors from")
-    layout = _Layout(problem.sample_loss, problem.chunk, n, b, length, replace, number.norms, _sizes(b, length, n, replace))
+        raise ValueError(
+            f"batches={batches}: choose at least {least}, so that there are 16 blocks of"
+            f" {length // b} to estimate errors from"
+        )
+    layout = _Layout(
+        problem.sample_loss,
+        problem.chunk,
+        n,
+        b,
+        length,
+        replace,
+        number.norms,
+        _sizes(b, length, n, replace),
+    )
     direction = None if along is None else problem.check_params(along)
     if direction is not None and not float(_dot(direction, direction)) > 0:
         raise ValueError("along is zero or not finite: it must be a direction in parameter space")
-    values, whole_set = _measure(layout, blocks, problem.data, x, direction, check_key(key), number.eps, number.lam)
+    values, whole_set = _measure(
+        layout, blocks, problem.data, x, direction, check_key(key), number.eps, number.lam
+    )
     return _summary(layout, np.asarray(values, float), float(whole_set))
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Static facts of a measurement, hashable, so that compiled code is shared over points and lambda."""
+    """Static facts of a measurement, hashable, so that compiled code is shared over points and
+    lambda.
+    """
 
     sample_loss: SampleLoss
     chunk: int
@@ -173,7 +221,9 @@ class _Layout:
 
 
 def _sizes(b: int, length: int, n: int, replace: bool) -> tuple[int, ...]:
-    """Powers of two up to a block, the batch and the block itself; without replacement the whole data set is kept for the exact end."""
+    """Powers of two up to a block, the batch and the block itself; without replacement the whole
+    data set is kept for the exact end.
+    """
     most = length if replace else min(length, n - 1)
     doubled = {2**k for k in range(most.bit_length()) if 2**k <= most}
     return tuple(sorted({*doubled, most, *([b] if b <= most else [])}))
@@ -181,9 +231,18 @@ def _sizes(b: int, length: int, n: int, replace: bool) -> tuple[int, ...]:
 
 @compiled(static=2)
 def _measure(
-    layout: _Layout, blocks: int, data: PyTree, x: PyTree, along: PyTree | None, key: jax.Array, eps: Any, lam: Any
+    layout: _Layout,
+    blocks: int,
+    data: PyTree,
+    x: PyTree,
+    along: PyTree | None,
+    key: jax.Array,
+    eps: Any,
+    lam: Any,
 ) -> tuple[jax.Array, jax.Array]:
-    """Per block: the responses of m-SAM at every size, of SAM on the batches, of RW-SAM in both readings, and the effective number of samples."""
+    """Per block: the responses of m-SAM at every size, of SAM on the batches, of RW-SAM in both
+    readings, and the effective number of samples.
+    """
     loss, b, length = layout.sample_loss, layout.batch, layout.length
     count = length // b
 
@@ -196,9 +255,17 @@ def _measure(
         return slope(sample, _scaled(g, inverse_norm(g, eps)))
 
     gbar = mean_grad(loss, layout.chunk, data, x)
-    whole_set = jax.jvp(lambda y: mean_grad_wide(loss, layout.chunk, data, y), (x,), (_scaled(gbar, inverse_norm(gbar, eps)),))[1]
+    whole_set = jax.jvp(
+        lambda y: mean_grad_wide(loss, layout.chunk, data, y),
+        (x,),
+        (_scaled(gbar, inverse_norm(gbar, eps)),),
+    )[1]
     if along is None:
-        total = fold_samples(lambda part: jax.tree.map(lambda leaf: leaf.sum(axis=0), wide(jax.vmap(own)(part))), data, layout.chunk)
+        total = fold_samples(
+            lambda part: jax.tree.map(lambda leaf: leaf.sum(axis=0), wide(jax.vmap(own)(part))),
+            data,
+            layout.chunk,
+        )
         along = like(jax.tree.map(lambda one, all_: one / layout.n - all_, total, whole_set), x)
 
     def block(key: jax.Array) -> jax.Array:
@@ -227,9 +294,14 @@ def _measure(
 
         grouped = jax.tree.map(lambda leaf: leaf.reshape(count, b, *leaf.shape[1:]), samples)
         weights = jax.vmap(batch_weights)(grouped, jax.random.split(chance, count))
-        p = (jnp.eye(count, dtype=weights.dtype)[:, :, None] * weights[:, None, :]).reshape(count, length)
+        p = (jnp.eye(count, dtype=weights.dtype)[:, :, None] * weights[:, None, :]).reshape(
+            count, length
+        )
         even = _groups(length, b, gram.dtype)
-        family = [jnp.mean(response(rows, rows)) for rows in (_groups(length, m, gram.dtype) for m in (*layout.sizes, b))]
+        family = [
+            jnp.mean(response(rows, rows))
+            for rows in (_groups(length, m, gram.dtype) for m in (*layout.sizes, b))
+        ]
         reweighted = [jnp.mean(response(p, even)), jnp.mean(response(p, p))]
         return jnp.stack([*family, *reweighted, jnp.mean(1 / jnp.sum(weights**2, axis=1))])
 
@@ -237,7 +309,9 @@ def _measure(
 
 
 def _groups(length: int, m: int, dtype: Any) -> jax.Array:
-    """Equal weights of the groups of `m` that a block is cut into, one row each; a remainder is left out."""
+    """Equal weights of the groups of `m` that a block is cut into, one row each; a remainder is
+    left out.
+    """
     count = length // m
     member = jnp.arange(length) // m == jnp.arange(count)[:, None]
     return jnp.asarray(member, dtype) / m
@@ -248,27 +322,42 @@ def _scaled(v: PyTree, factor: jax.Array) -> PyTree:
 
 
 def _dot(a: PyTree, b: PyTree) -> jax.Array:
-    return jnp.sum(jnp.stack([jnp.sum(u * v) for u, v in zip(jax.tree.leaves(wide(a)), jax.tree.leaves(wide(b)), strict=True)]))
+    return jnp.sum(
+        jnp.stack(
+            [
+                jnp.sum(u * v)
+                for u, v in zip(jax.tree.leaves(wide(a)), jax.tree.leaves(wide(b)), strict=True)
+            ]
+        )
+    )
 
 
 def _products(a: PyTree, b: PyTree) -> jax.Array:
     """All inner products of the rows of two stacks of vectors."""
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return jnp.sum(jnp.stack([u.reshape(len(u), -1) @ v.reshape(len(v), -1).T for u, v in pairs]), axis=0)
+    return jnp.sum(
+        jnp.stack([u.reshape(len(u), -1) @ v.reshape(len(v), -1).T for u, v in pairs]), axis=0
+    )
 
 
 def _summary(layout: _Layout, values: np.ndarray, whole_set: float) -> EffectiveMicroBatch:
     k = len(layout.sizes)
     rng = np.random.default_rng(0)
-    picked = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=_RESAMPLES) / len(values)
+    picked = rng.multinomial(
+        len(values), np.full(len(values), 1 / len(values)), size=_RESAMPLES
+    ) / len(values)
     mean, drawn = values.mean(axis=0), picked @ values
     spread = drawn.std(axis=0)
     sizes = np.array([*layout.sizes, np.inf if layout.replace else layout.n], float)
     family = np.append(mean[:k], whole_set)
     falls = -np.diff(family)
-    error = np.append(drawn[:, : k - 1] - drawn[:, 1:k], drawn[:, k - 1 : k] - whole_set, axis=1).std(axis=0)
+    error = np.append(
+        drawn[:, : k - 1] - drawn[:, 1:k], drawn[:, k - 1 : k] - whole_set, axis=1
+    ).std(axis=0)
     monotone = bool(np.all(falls >= -np.maximum(_CLEAR * error, 1e-6 * abs(family).max())))
-    clear = abs(mean[0] - mean[k]) > max(_CLEAR * (drawn[:, 0] - drawn[:, k]).std(), 1e-6 * abs(mean[0]))
+    clear = abs(mean[0] - mean[k]) > max(
+        _CLEAR * (drawn[:, 0] - drawn[:, k]).std(), 1e-6 * abs(mean[0])
+    )
     # sqrt(c_m): 0 for the whole data set, 1 for one sample
     c = 1 / sizes if layout.replace else (layout.n - sizes) / (sizes * (layout.n - 1))
     scale = np.sqrt(c)
@@ -287,12 +376,21 @@ def _summary(layout: _Layout, values: np.ndarray, whole_set: float) -> Effective
         return layout.n / (1 + c * (layout.n - 1))
 
     def equivalent(column: int) -> Equivalent:
-        with np.errstate(invalid="ignore", divide="ignore"):  # NaN where no micro-batch size differs from another
+        with np.errstate(
+            invalid="ignore", divide="ignore"
+        ):  # NaN where no micro-batch size differs from another
             share = (mean[column] - mean[k]) / (mean[0] - mean[k])
             shares = (drawn[:, column] - drawn[:, k]) / (drawn[:, 0] - drawn[:, k])
         found = np.array([size(row[column], np.append(row[:k], whole_set)) for row in drawn])
         low, high = np.quantile(found, [0.025, 0.975], method="nearest")
-        return Equivalent(float(mean[column]), float(share), float(shares.std()), size(mean[column], family), float(low), float(high))
+        return Equivalent(
+            float(mean[column]),
+            float(share),
+            float(shares.std()),
+            size(mean[column], family),
+            float(low),
+            float(high),
+        )
 
     return EffectiveMicroBatch(
         step=equivalent(k + 1),

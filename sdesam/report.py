@@ -43,30 +43,50 @@ class SignatureRequest:
 
     def check(self) -> None:
         """Refuse a problem or numbers that do not fit before any work starts."""
-        sde = derive(self.variant, self.order, self.replace).bind(self.problem, 0.1, self._rho, expectation="exact", **self._numbers)
+        sde = derive(self.variant, self.order, self.replace).bind(
+            self.problem, 0.1, self._rho, expectation="exact", **self._numbers
+        )
         solver = next(solvers(self.problem, 1.0))
         if isinstance(solver, Quadratic):
             check_affine(sde.config["variant"])
         if self.problem.period is not None:
-            list_batches(Sampling(sde.config["batch"], sde.config["micro"], self.replace), self.problem.n)
+            list_batches(
+                Sampling(sde.config["batch"], sde.config["micro"], self.replace), self.problem.n
+            )
 
     def measure(self) -> Signature:
         """The signature."""
-        return signature(derive(self.variant, self.order, self.replace), self.problem, **self._numbers)
+        return signature(
+            derive(self.variant, self.order, self.replace), self.problem, **self._numbers
+        )
 
     @property
     def _numbers(self) -> dict[str, Any]:
         weighted = find_variant(self.variant).weights != "equal"
         if self.square and not weighted:
-            raise ValueError(f"square: {self.variant} has no Gibbs weights; leave square out, or use rw-sam")
+            raise ValueError(
+                f"square: {self.variant} has no Gibbs weights; leave square out, or use rw-sam"
+            )
         # only exact norms can be listed
         norms = NormEstimate("exact", square=self.square) if weighted else None
-        return {"batch": self.batch, "micro": self._micro, "eps": self._eps, "lam": self.lam, "norms": norms}
+        return {
+            "batch": self.batch,
+            "micro": self._micro,
+            "eps": self._eps,
+            "lam": self.lam,
+            "norms": norms,
+        }
 
     @property
     def _eps(self) -> float:
-        """About the size of the torus problems' gradients, some of which vanish: smooth, and still a norm."""
-        return (0.0 if find_variant(self.variant).normaliser == "none" else 0.2) if self.eps is None else self.eps
+        """About the size of the torus problems' gradients, some of which vanish: smooth, and still
+        a norm.
+        """
+        return (
+            (0.0 if find_variant(self.variant).normaliser == "none" else 0.2)
+            if self.eps is None
+            else self.eps
+        )
 
     @property
     def _micro(self) -> int | None:
@@ -112,7 +132,9 @@ class Report:
 
     @property
     def as_recorded(self) -> bool:
-        """Whether every claim has its recorded verdict, every signature is confirmed and every mutant dead."""
+        """Whether every claim has its recorded verdict, every signature is confirmed and every
+        mutant dead.
+        """
         return (
             all(entry.as_recorded for entry in self.entries)
             and all(s.status == "confirmed" for s in self.signatures)
@@ -123,7 +145,10 @@ class Report:
         """One paragraph."""
         told = []
         if self.entries:
-            told.append(f"{sum(e.as_recorded for e in self.entries)} of {len(self.entries)} claims as recorded")
+            told.append(
+                f"{sum(e.as_recorded for e in self.entries)} of {len(self.entries)} claims as"
+                " recorded"
+            )
         told += [f"signature of {s.equation.variant.name} {s.status}" for s in self.signatures]
         if self.fates:
             told.append(kill_rate(self.fates))
@@ -157,8 +182,20 @@ class Report:
             }
             for f in self.fates
         ]
-        results = {"as_recorded": self.as_recorded, "claims": claims, "signatures": [s.to_json() for s in self.signatures], "mutants": fates}
-        plain: dict[str, Any] = store.plain({"schema": SCHEMA, "config": self.config, "provenance": self.provenance, "results": results})
+        results = {
+            "as_recorded": self.as_recorded,
+            "claims": claims,
+            "signatures": [s.to_json() for s in self.signatures],
+            "mutants": fates,
+        }
+        plain: dict[str, Any] = store.plain(
+            {
+                "schema": SCHEMA,
+                "config": self.config,
+                "provenance": self.provenance,
+                "results": results,
+            }
+        )
         return plain
 
 
@@ -186,7 +223,9 @@ def run(
     asked: SignatureRequest | None = None,
     show: Callable[[str], object] | None = None,
 ) -> Report:
-    """Run some jobs one after the other; `show` is given each result as text as soon as it is there."""
+    """Run some jobs one after the other; `show` is given each result as text as soon as it is
+    there.
+    """
     tell = show or (lambda text: None)
     begun = perf_counter()
     entries, signatures, fates = [], [], []
@@ -197,7 +236,12 @@ def run(
                 signatures.append(request.measure())
                 tell(signatures[-1].table() + "\n")
         elif job == "mutants":
-            fates = [fate(mutant, seed) for mutant in tqdm((*RIGHT, *MUTANTS), desc="mutants", delay=2, leave=False, disable=None)]
+            fates = [
+                fate(mutant, seed)
+                for mutant in tqdm(
+                    (*RIGHT, *MUTANTS), desc="mutants", delay=2, leave=False, disable=None
+                )
+            ]
             tell("\n".join([*map(str, fates), f"mutants: {kill_rate(fates)}\n"]))
         else:
             claim = registry()[job]
@@ -215,14 +259,22 @@ def kill_rate(fates: Sequence[Fate]) -> str:
     wrong = [f for f in fates if not f.mutant.right]
     right = [f for f in fates if f.mutant.right]
     killed, alive = sum(f.as_wanted for f in wrong), sum(f.as_wanted for f in right)
-    return f"{killed} of {len(wrong)} mutants killed, {alive} of {len(right)} right theories confirmed"
+    return (
+        f"{killed} of {len(wrong)} mutants killed, {alive} of {len(right)} right theories confirmed"
+    )
 
 
-def files(jobs: Sequence[str], asked: SignatureRequest | None, folder: Path, pictures_only: bool = False) -> list[Path]:
+def files(
+    jobs: Sequence[str], asked: SignatureRequest | None, folder: Path, pictures_only: bool = False
+) -> list[Path]:
     """The files that :func:`write` will write."""
     names = [] if pictures_only else ["report.md", "report.html"]
     if "signature" in jobs:
-        names += [f"{stem}{suffix}" for stem in _stems([(r.variant, r.micro) for r in _requests(asked)]) for suffix in (".pdf", ".png")]
+        names += [
+            f"{stem}{suffix}"
+            for stem in _stems([(r.variant, r.micro) for r in _requests(asked)])
+            for suffix in (".pdf", ".png")
+        ]
     return [folder / name for name in names]
 
 
@@ -231,23 +283,33 @@ def _requests(asked: SignatureRequest | None) -> tuple[SignatureRequest, ...]:
 
 
 def _stems(signatures: Sequence[tuple[str, int | None]]) -> list[str]:
-    """The names of the pictures of signatures of variants and micro-batch sizes: the first of a variant has the variant's alone."""
+    """The names of the pictures of signatures of variants and micro-batch sizes: the first of a
+    variant has the variant's alone.
+    """
     variants = [variant for variant, _ in signatures]
-    return [f"signature-{name}" + (f"-m{micro}" if name in variants[:k] else "") for k, (name, micro) in enumerate(signatures)]
+    return [
+        f"signature-{name}" + (f"-m{micro}" if name in variants[:k] else "")
+        for k, (name, micro) in enumerate(signatures)
+    ]
 
 
 def write(report: Report, folder: Path, pictures_only: bool = False) -> list[Path]:
     """`report.md`, `report.html` and the figures of a report, or only the figures."""
     written = []
     pictures: dict[int, str] = {}
-    stems = _stems([(found.equation.variant.name, found.config["micro"]) for found in report.signatures])
+    stems = _stems(
+        [(found.equation.variant.name, found.config["micro"]) for found in report.signatures]
+    )
     for k, (found, stem) in enumerate(zip(report.signatures, stems, strict=True)):
         drawn = plots.signature(found.to_json(), folder / stem)
         pictures[k] = drawn[1].name
         written += drawn
     if pictures_only:
         return written
-    for name, text in (("report.md", _markdown(report, pictures)), ("report.html", _html(report, pictures))):
+    for name, text in (
+        ("report.md", _markdown(report, pictures)),
+        ("report.html", _html(report, pictures)),
+    ):
         store.write_atomically(folder / name, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
         written.append(folder / name)
     return written
@@ -256,15 +318,25 @@ def write(report: Report, folder: Path, pictures_only: bool = False) -> list[Pat
 def _entry_text(entry: Entry) -> str:
     claim, outcome = entry.claim, entry.outcome
     news = "" if entry.as_recorded else f"  NOT AS RECORDED ({claim.recorded})"
-    lines = [f"{claim.id}: {outcome.status}{news} - {claim.title} ({claim.source})", f"  predicts: {claim.prediction}"]
+    lines = [
+        f"{claim.id}: {outcome.status}{news} - {claim.title} ({claim.source})",
+        f"  predicts: {claim.prediction}",
+    ]
     for m in outcome.measurements:
         lines.append(
-            f"  {'agrees' if m.agrees else 'DIFFERS':<8} {m.name}: predicted {m.predicted:.6g}, measured {m.measured:.6g}, "
-            f"tolerance {m.tolerance:.1e}"
+            f"  {'agrees' if m.agrees else 'DIFFERS':<8} {m.name}: predicted {m.predicted:.6g},"
+            f" measured {m.measured:.6g}, tolerance {m.tolerance:.1e}"
         )
     for c in outcome.controls:
-        verdict = ("accepted" if c.mended else "caught") if c.caught else ("REJECTED" if c.mended else "MISSED")
-        lines.append(f"  {verdict:<8} control, {c.name}: off by {abs(c.measured):.3g}, tolerance {c.tolerance:.1e}")
+        verdict = (
+            ("accepted" if c.mended else "caught")
+            if c.caught
+            else ("REJECTED" if c.mended else "MISSED")
+        )
+        lines.append(
+            f"  {verdict:<8} control, {c.name}: off by {abs(c.measured):.3g}, tolerance"
+            f" {c.tolerance:.1e}"
+        )
     if outcome.remark:
         lines.append(f"  {outcome.remark}")
     return "\n".join(lines)
@@ -280,15 +352,41 @@ def _markdown(report: Report, pictures: dict[int, str]) -> str:
         lines += ["| claim | what | verdict | recorded |", "| --- | --- | --- | --- |"]
         lines += [f"| {' | '.join(row)} |" for row in _rows(report)]
     for e in report.entries:
-        lines += ["", f"## {e.claim.id}: {e.claim.title}", "", f"$${e.claim.statement}$$", "", f"Source: {e.claim.source}.", ""]
+        lines += [
+            "",
+            f"## {e.claim.id}: {e.claim.title}",
+            "",
+            f"$${e.claim.statement}$$",
+            "",
+            f"Source: {e.claim.source}.",
+            "",
+        ]
         lines += ["```", _entry_text(e), "```"]
         basis = dict.fromkeys(m.basis for m in e.outcome.measurements)
         lines += ["", "Tolerances: " + "; ".join(basis) + "."]
     for k, s in enumerate(report.signatures):
         name = f"{s.equation.variant.name}, m = {s.config['micro']}"
-        lines += ["", f"## Signature of {name}", "", "```", s.table(), "```", "", f"![signature of {name}]({pictures[k]})"]
+        lines += [
+            "",
+            f"## Signature of {name}",
+            "",
+            "```",
+            s.table(),
+            "```",
+            "",
+            f"![signature of {name}]({pictures[k]})",
+        ]
     if report.fates:
-        lines += ["", "## Mutants", "", kill_rate(report.fates), "", "```", *map(str, report.fates), "```"]
+        lines += [
+            "",
+            "## Mutants",
+            "",
+            kill_rate(report.fates),
+            "",
+            "```",
+            *map(str, report.fates),
+            "```",
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -296,25 +394,49 @@ def _html(report: Report, pictures: dict[int, str]) -> str:
     def pre(text: str) -> str:
         return f"<pre>{html.escape(text)}</pre>"
 
-    rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in _rows(report))
-    parts = [f"<h1>Verification report</h1><p>{html.escape(report.summary())}</p><p>{html.escape(_origin(report))}</p>"]
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+        for row in _rows(report)
+    )
+    parts = [
+        "<h1>Verification"
+        f" report</h1><p>{html.escape(report.summary())}</p><p>{html.escape(_origin(report))}</p>"
+    ]
     if rows:
-        parts.append(f"<table><tr><th>claim</th><th>what</th><th>verdict</th><th>recorded</th></tr>{rows}</table>")
+        parts.append(
+            f"<table><tr><th>claim</th><th>what</th><th>verdict</th><th>recorded</th></tr>{rows}</table>"
+        )
     for e in report.entries:
         parts.append(f"<h2>{html.escape(e.claim.id)}: {html.escape(e.claim.title)}</h2>")
-        parts.append(f"<p><code>{html.escape(e.claim.statement)}</code></p><p>Source: {html.escape(e.claim.source)}.</p>" + pre(_entry_text(e)))
+        parts.append(
+            f"<p><code>{html.escape(e.claim.statement)}</code></p><p>Source:"
+            f" {html.escape(e.claim.source)}.</p>" + pre(_entry_text(e))
+        )
     for k, s in enumerate(report.signatures):
         name = f"{s.equation.variant.name}, m = {s.config['micro']}"
-        parts.append(f'<h2>Signature of {name}</h2>{pre(s.table())}<img src="{pictures[k]}" alt="signature of {name}" width="700">')
+        parts.append(
+            f'<h2>Signature of {name}</h2>{pre(s.table())}<img src="{pictures[k]}" alt="signature'
+            f' of {name}" width="700">'
+        )
     if report.fates:
-        parts.append(f"<h2>Mutants</h2><p>{kill_rate(report.fates)}</p>" + pre("\n".join(map(str, report.fates))))
-    style = "body{font-family:sans-serif;max-width:70em;margin:2em auto}td,th{text-align:left;padding:.2em 1em}pre{overflow-x:auto}"
-    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>sdesam report</title><style>{style}</style>{"".join(parts)}</html>\n'
+        parts.append(
+            f"<h2>Mutants</h2><p>{kill_rate(report.fates)}</p>"
+            + pre("\n".join(map(str, report.fates)))
+        )
+    style = (
+        "body{font-family:sans-serif;max-width:70em;margin:2em"
+        " auto}td,th{text-align:left;padding:.2em 1em}pre{overflow-x:auto}"
+    )
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>sdesam'
+        f" report</title><style>{style}</style>{''.join(parts)}</html>\n"
+    )
 
 
 def _origin(report: Report) -> str:
     origin = report.provenance
     return (
-        f"Preset {report.config['preset']}, seed {report.config['seed']}; {origin['created']}, sdesam {origin['versions']['sdesam']}, "
-        f"jax {origin['versions']['jax']}, {origin['device']}, revision {origin['revision']}."
+        f"Preset {report.config['preset']}, seed {report.config['seed']}; {origin['created']},"
+        f" sdesam {origin['versions']['sdesam']}, jax {origin['versions']['jax']},"
+        f" {origin['device']}, revision {origin['revision']}."
     )

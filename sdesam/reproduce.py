@@ -1,9 +1,11 @@
-"""Experiments: figures and tables of a paper, each as runs in a store, statistics with a verdict, and a picture.
+"""Experiments: figures and tables of a paper, each as runs in a store, statistics with a verdict,
+and a picture.
 
-    runs(preset) --execute, one by one--> RunStore --collect--> figures/NAME/NAME.json --figure--> NAME.pdf, NAME.png    (full preset: NAME-full)
+    runs(preset) --execute, one by one--> RunStore --collect--> figures/NAME/NAME.json --figure-->
+    NAME.pdf, NAME.png    (full preset: NAME-full)
 
-An experiment is a module of the folder `experiments` with an `EXPERIMENT`. Runs are resumed where a sweep was killed; pictures are drawn from the
-collected JSON alone.
+An experiment is a module of the folder `experiments` with an `EXPERIMENT`. Runs are resumed where a
+sweep was killed; pictures are drawn from the collected JSON alone.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ _CONNECT_SECONDS = 10
 _LOOK_SECONDS = 5.0
 """Seconds between two looks whether a cluster still has workers."""
 _LONELY_SECONDS = 30.0
-"""Seconds without a worker after which a sweep ends; a worker that its nanny starts anew is there by then."""
+"""Seconds without a worker after which a sweep ends; a worker that its nanny starts anew is there
+by then.
+"""
 _FETCH_SECONDS = 60.0
 """Seconds in which the numbers of a run come from its worker."""
 
@@ -60,17 +64,24 @@ class Experiment:
         name: of the module, too.
         title: a few words.
         shows: what it reproduces, and of what paper.
-        runs: `(preset, **options) -> configurations`, seed by seed, so that a sweep cut short has whole seeds. All that a run depends on is in
-            its configuration.
-        execute: `(configuration, needed runs, device) -> Numbers`; arrays whose name begins with `params.` stay in the store.
-        summarise: `(runs) -> summary`, JSON's types and this package's dataclasses; `summary["verdicts"]` maps a claim to its verdict and reason.
+        runs: `(preset, **options) -> configurations`, seed by seed, so that a sweep cut short has
+            whole seeds. All that a run depends on is in its configuration.
+        execute: `(configuration, needed runs, device) -> Numbers`; arrays whose name begins with
+            `params.` stay in the store.
+        summarise: `(runs) -> summary`, JSON's types and this package's dataclasses;
+            `summary["verdicts"]` maps a claim to its verdict and reason.
         figure: `(collected data) -> matplotlib figure`.
         needs: `configuration -> configurations` of the runs that must be there before it.
-        epoch_seconds: `(configuration, device) -> seconds` that one epoch takes, measured, for `--minutes`; a data set comes third.
+        epoch_seconds: `(configuration, device) -> seconds` that one epoch takes, measured, for
+            `--minutes`; a data set comes third.
         alone: whether a run uses all devices by itself, or its time is recorded.
-        data: `path -> data set` that the runs need, given with `--data`, read once, None refused; `execute` takes it as a fourth argument.
-        fit: `(measured run, minutes, options, names of those that stay) -> (changed options, what was left out, in words)`. The measured run
-            is the first configuration, with the seconds of what it needs; the second is one that `epoch_seconds` can measure.
+        data: `path -> data set` that the runs need, given with `--data`, read once, None refused;
+            `execute` takes it as a fourth argument.
+        fit:
+            `(measured run, minutes, options, names of those that stay)
+            -> (changed options, what was left out, in words)`.
+            The measured run is the first configuration, with the seconds of what it needs; the
+            second is one that `epoch_seconds` can measure.
         full: the full preset, where it is another experiment and not only more seeds.
     """
 
@@ -85,34 +96,57 @@ class Experiment:
     epoch_seconds: Callable[..., float] | None = None
     alone: bool = False
     data: Callable[[str | None], Any] | None = None
-    fit: Callable[[Run, float, Mapping[str, Any], Collection[str]], tuple[dict[str, Any], list[str]]] | None = None
+    fit: (
+        Callable[[Run, float, Mapping[str, Any], Collection[str]], tuple[dict[str, Any], list[str]]]
+        | None
+    ) = None
     full: Experiment | None = None
 
     @property
     def defaults(self) -> dict[str, Any]:
         """The options and their values where they are not given."""
-        return {name: parameter.default for name, parameter in inspect.signature(self.runs).parameters.items() if name != "preset"}
+        return {
+            name: parameter.default
+            for name, parameter in inspect.signature(self.runs).parameters.items()
+            if name != "preset"
+        }
 
     def checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """`options` as numbers and tuples.
 
         Raises:
-            ValueError: an option that this experiment does not have, or a value that does not do: counts are whole numbers of at least 1, and
-                where there are several, with commas between.
+            ValueError: an option that this experiment does not have, or a value that does not do:
+                counts are whole numbers of at least 1, and where there are several, with commas
+                between.
         """
         asked = dict(options)
         known = self.defaults
         for name, value in asked.items():
             if name in known and isinstance(known[name], tuple):
-                several = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
-                asked[name] = tuple(whole(name, int(one) if str(one).strip().isdigit() else one) for one in several)
+                several = (
+                    value.split(",")
+                    if isinstance(value, str)
+                    else value
+                    if isinstance(value, (list, tuple))
+                    else [value]
+                )
+                asked[name] = tuple(
+                    whole(name, int(one) if str(one).strip().isdigit() else one) for one in several
+                )
             elif name in known:
-                asked[name] = positive(name, value) if isinstance(known[name], float) else whole(name, value)
+                asked[name] = (
+                    positive(name, value) if isinstance(known[name], float) else whole(name, value)
+                )
             else:
-                raise ValueError(f"experiment {self.name!r} has no option {name!r}: its options are {', '.join(known) or 'none'}")
+                raise ValueError(
+                    f"experiment {self.name!r} has no option {name!r}: its options are"
+                    f" {', '.join(known) or 'none'}"
+                )
         return asked
 
-    def configurations(self, preset: Preset, options: Mapping[str, Any] | None = None) -> list[Config]:
+    def configurations(
+        self, preset: Preset, options: Mapping[str, Any] | None = None
+    ) -> list[Config]:
         """The runs of a preset, in order.
 
         Raises:
@@ -121,7 +155,10 @@ class Experiment:
         asked = self.checked(options or {})
         configs = list(self.runs(preset, **asked))
         if not configs:
-            raise ValueError(f"experiment {self.name!r} has no runs with {asked or preset}: ask for at least one seed")
+            raise ValueError(
+                f"experiment {self.name!r} has no runs with {asked or preset}: ask for at least one"
+                " seed"
+            )
         return configs
 
 
@@ -143,7 +180,11 @@ class Sweep:
 
     def __str__(self) -> str:
         text = f"{self.done} runs made in {self.seconds:.0f} s, {self.found} found in the store"
-        return text + (f", {len(self.left)} LEFT OUT because the time was up: start again to go on" if self.left else "")
+        return text + (
+            f", {len(self.left)} LEFT OUT because the time was up: start again to go on"
+            if self.left
+            else ""
+        )
 
 
 def names() -> list[str]:
@@ -153,8 +194,12 @@ def names() -> list[str]:
         ValueError: the folder `experiments` is not at hand.
     """
     folder = _package()
-    modules = sorted(m.name for m in pkgutil.iter_modules(folder.__path__) if not m.name.startswith("_"))
-    return [name for name in modules if "EXPERIMENT" in _text(Path(folder.__path__[0]) / f"{name}.py")]
+    modules = sorted(
+        m.name for m in pkgutil.iter_modules(folder.__path__) if not m.name.startswith("_")
+    )
+    return [
+        name for name in modules if "EXPERIMENT" in _text(Path(folder.__path__[0]) / f"{name}.py")
+    ]
 
 
 def experiment(name: str, preset: Preset = "quick") -> Experiment:
@@ -188,13 +233,15 @@ def sweep(
         configs: its runs.
         runs: where they are stored, each as soon as it is complete.
         minutes: begin no run that would not end within them; left out, make all.
-        scheduler: the address of a Dask scheduler whose workers make the runs (extra `dask`); left out, this machine does, a run per device.
-        data: where the data set is, for an experiment that needs one; for workers, on their machines.
+        scheduler: the address of a Dask scheduler whose workers make the runs (extra `dask`); left
+            out, this machine does, a run per device.
+        data: where the data set is, for an experiment that needs one; for workers, on their
+            machines.
         progress: show a bar; by default on a terminal.
 
     Raises:
-        ValueError: `minutes` too small for one epoch, no or other `data` than the experiment needs, a damaged run in the store, or another
-            sweep at work in it.
+        ValueError: `minutes` too small for one epoch, no or other `data` than the experiment needs,
+            a damaged run in the store, or another sweep at work in it.
         OSError: the store cannot be written, or no such scheduler.
         RuntimeError: a run failed; the message says which.
         LostCluster: the cluster has no workers any more.
@@ -210,9 +257,23 @@ def sweep(
         result.found = len({key(c) for c in configs if c in runs})
         todo = sum(map(len, stages))
         workers = _Cluster(what, data, scheduler) if scheduler is not None else _Here(what, data)
-        with workers, tqdm(total=todo, desc=what.name, delay=2, leave=False, disable=None if progress is None else not progress) as bar:
+        with (
+            workers,
+            tqdm(
+                total=todo,
+                desc=what.name,
+                delay=2,
+                leave=False,
+                disable=None if progress is None else not progress,
+            ) as bar,
+        ):
             if minutes is not None and what.fit is None and any(stages):
-                _check_budget(what, next(config for stage in reversed(stages) for config in stage), minutes, data)
+                _check_budget(
+                    what,
+                    next(config for stage in reversed(stages) for config in stage),
+                    minutes,
+                    data,
+                )
             longest = 0.0
             for stage in stages:
                 for seconds in _feed(stage, workers, runs, what):
@@ -240,7 +301,12 @@ def check(what: Experiment, minutes: float | None, data: str | None) -> None:
 
 
 def fit(
-    what: Experiment, options: Mapping[str, Any], runs: RunStore, minutes: float | None, data: str | None = None, progress: bool | None = None
+    what: Experiment,
+    options: Mapping[str, Any],
+    runs: RunStore,
+    minutes: float | None,
+    data: str | None = None,
+    progress: bool | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Options with which the sweep fits into `minutes`, and what was left out for it, in words.
 
@@ -267,12 +333,22 @@ def fit(
         _check_budget(what, trained, minutes, data)
         sweep(what, [measured], runs, data=data, progress=progress)
     spent = sum(runs.load(config).seconds for config in (measured, *what.needs(measured)))
-    found, left_out = what.fit(replace(runs.load(measured), seconds=spent), minutes, {**what.defaults, **options}, set(options))
+    found, left_out = what.fit(
+        replace(runs.load(measured), seconds=spent),
+        minutes,
+        {**what.defaults, **options},
+        set(options),
+    )
     return {**options, **found}, left_out
 
 
 def collect(
-    what: Experiment, configs: Sequence[Config], runs: RunStore, preset: Preset, command: str, left_out: Sequence[str] = ()
+    what: Experiment,
+    configs: Sequence[Config],
+    runs: RunStore,
+    preset: Preset,
+    command: str,
+    left_out: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The runs that are there, with their summary, as the data of the picture.
 
@@ -289,9 +365,19 @@ def collect(
     """
     present = [runs.load(config) for config in configs if config in runs]
     if not present:
-        raise ValueError(f"no run of experiment {what.name!r} is complete, so there is nothing to draw: give it more time")
-    common = {name: value for name, value in present[0].config.items() if all(run.config.get(name, ()) == value for run in present)}
-    origins = {json.dumps({k: v for k, v in run.provenance.items() if k != "created"}, sort_keys=True): run for run in present}
+        raise ValueError(
+            f"no run of experiment {what.name!r} is complete, so there is nothing to draw: give it"
+            " more time"
+        )
+    common = {
+        name: value
+        for name, value in present[0].config.items()
+        if all(run.config.get(name, ()) == value for run in present)
+    }
+    origins = {
+        json.dumps({k: v for k, v in run.provenance.items() if k != "created"}, sort_keys=True): run
+        for run in present
+    }
     return {
         "schema": SCHEMA,
         "config": {"experiment": what.name, "preset": preset, "command": command, "common": common},
@@ -303,10 +389,16 @@ def collect(
             "seconds": round(sum(run.seconds for run in present), 1),
             "runs": [
                 {
-                    "config": {name: value for name, value in run.config.items() if name not in common},
+                    "config": {
+                        name: value for name, value in run.config.items() if name not in common
+                    },
                     "seconds": run.seconds,
                     **_plain(run.numbers.values),
-                    **{name: _plain(a) for name, a in run.numbers.arrays.items() if not name.startswith("params.")},
+                    **{
+                        name: _plain(a)
+                        for name, a in run.numbers.arrays.items()
+                        if not name.startswith("params.")
+                    },
                 }
                 for run in present
             ],
@@ -342,8 +434,9 @@ def draw(what: Experiment, folder: Path, preset: Preset = "quick") -> list[Path]
         return plots.experiment(what.figure, data, source.with_suffix(""))
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"no picture can be drawn from the data {str(source)!r} ({type(error).__name__}: {error}): "
-            f"if something is missing there, make them anew with `sdesam reproduce {what.name}`"
+            f"no picture can be drawn from the data {str(source)!r} ({type(error).__name__}:"
+            f" {error}): if something is missing there, make them anew with `sdesam reproduce"
+            f" {what.name}`"
         ) from error
 
 
@@ -357,18 +450,28 @@ def read(name: str, folder: Path, preset: Preset = "quick") -> dict[str, Any]:
     try:
         data = store.read_json(source)
     except FileNotFoundError:
-        raise ValueError(f"there are no data {str(source)!r}: make them with `sdesam reproduce {name}`") from None
+        raise ValueError(
+            f"there are no data {str(source)!r}: make them with `sdesam reproduce {name}`"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the data {str(source)!r} are damaged: {error}") from error
-    schema, config = (data.get("schema"), data.get("config")) if isinstance(data, dict) else (None, None)
+    schema, config = (
+        (data.get("schema"), data.get("config")) if isinstance(data, dict) else (None, None)
+    )
     if schema != SCHEMA or not isinstance(config, dict) or config.get("experiment") != name:
-        raise ValueError(f"the data {str(source)!r} have schema {schema!r}, and this version draws {SCHEMA!r} of experiment {name!r}")
+        raise ValueError(
+            f"the data {str(source)!r} have schema {schema!r}, and this version draws {SCHEMA!r} of"
+            f" experiment {name!r}"
+        )
     return dict(data)
 
 
 def files(what: Experiment, folder: Path, preset: Preset) -> list[Path]:
     """The files that :func:`write` writes."""
-    return [_source(what.name, folder, preset).with_suffix(suffix) for suffix in (".json", ".pdf", ".png")]
+    return [
+        _source(what.name, folder, preset).with_suffix(suffix)
+        for suffix in (".json", ".pdf", ".png")
+    ]
 
 
 def text(data: Mapping[str, Any]) -> str:
@@ -377,7 +480,10 @@ def text(data: Mapping[str, Any]) -> str:
     lines = [f"{data['config']['experiment']}: {len(results['runs'])} runs"]
     if results["left_out"]:
         lines[0] += f", {results['left_out']} left out"
-    lines += [f"  left out beforehand, for the minutes given: {what}" for what in results.get("left out beforehand", [])]
+    lines += [
+        f"  left out beforehand, for the minutes given: {what}"
+        for what in results.get("left out beforehand", [])
+    ]
     for line in results["summary"].get("lines", []):
         lines.append(f"  {line}")
     for name, verdict in results["summary"].get("verdicts", {}).items():
@@ -405,7 +511,9 @@ class _Here:
         self.pool = ThreadPoolExecutor(self.places)
         self.feeding = True
 
-    def submit(self, config: Config, needed: Sequence[Run]) -> Future[tuple[Numbers, float, dict[str, Any]]]:
+    def submit(
+        self, config: Config, needed: Sequence[Run]
+    ) -> Future[tuple[Numbers, float, dict[str, Any]]]:
         """Begin a run."""
         return self.pool.submit(self._work, config, needed)
 
@@ -436,11 +544,16 @@ class LostCluster(RuntimeError):
     """A cluster that has no workers any more, or no scheduler."""
 
 
-_GO_ON = "the runs that came back are stored; when there are workers again, the same sweep goes on from there"
+_GO_ON = (
+    "the runs that came back are stored; when there are workers again, the same sweep goes on from"
+    " there"
+)
 
 
 class _Cluster(_Here):
-    """The workers of a Dask scheduler. Runs come back to this process, which alone writes the store: each is written once, whoever made it."""
+    """The workers of a Dask scheduler. Runs come back to this process, which alone writes the
+    store: each is written once, whoever made it.
+    """
 
     def __init__(self, what: Experiment, data: str | None, address: str):
         try:
@@ -450,7 +563,10 @@ class _Cluster(_Here):
         try:
             self.client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
         except (OSError, ValueError, TimeoutError) as error:
-            raise OSError(f"no Dask scheduler answers at {address!r}: start one with `dask scheduler`, and workers with `dask worker`") from error
+            raise OSError(
+                f"no Dask scheduler answers at {address!r}: start one with `dask scheduler`, and"
+                " workers with `dask worker`"
+            ) from error
         self.what, self.data, self.address = what, data, address
         self.feeding = True
         # some runs in store for every thread, so that none waits for this process
@@ -458,7 +574,15 @@ class _Cluster(_Here):
 
     def submit(self, config: Config, needed: Sequence[Run]) -> Any:
         """Send a run to the cluster."""
-        return self.client.submit(_remote, self.what.name, dict(config), list(needed), self.data, pure=False, key=f"{self.what.name}-{key(config)}")
+        return self.client.submit(
+            _remote,
+            self.what.name,
+            dict(config),
+            list(needed),
+            self.data,
+            pure=False,
+            key=f"{self.what.name}-{key(config)}",
+        )
 
     def next(self, pending: Iterable[Any]) -> set[Any]:
         """Wait until a run has come back; Dask gives a lost worker's runs to another."""
@@ -466,15 +590,26 @@ class _Cluster(_Here):
 
         with self.client.as_current():
             futures = list(pending)
-            return set(self._patiently(lambda: wait_for(futures, timeout=_LOOK_SECONDS, return_when="FIRST_COMPLETED").done))
+            return set(
+                self._patiently(
+                    lambda: (
+                        wait_for(futures, timeout=_LOOK_SECONDS, return_when="FIRST_COMPLETED").done
+                    )
+                )
+            )
 
     def result(self, future: Any) -> tuple[Numbers, float, dict[str, Any]]:
-        """What a run found; where its worker was lost before that was fetched, another makes the run again."""
-        found: tuple[Numbers, float, dict[str, Any]] = self._patiently(lambda: future.result(timeout=_FETCH_SECONDS), future)
+        """What a run found; where its worker was lost before that was fetched, another makes the
+        run again.
+        """
+        found: tuple[Numbers, float, dict[str, Any]] = self._patiently(
+            lambda: future.result(timeout=_FETCH_SECONDS), future
+        )
         return found
 
     def _patiently(self, call: Callable[[], Any], future: Any = None) -> Any:
-        """Call until it comes back in time, as long as the cluster lives; `future` may have an error of its own.
+        """Call until it comes back in time, as long as the cluster lives; `future` may have an
+        error of its own.
 
         Raises:
             LostCluster: there has been no worker for a while, or the scheduler is gone.
@@ -484,45 +619,71 @@ class _Cluster(_Here):
             try:
                 return call()
             except CancelledError:
-                raise LostCluster(f"the Dask scheduler {self.address!r} is gone: {_GO_ON}") from None
+                raise LostCluster(
+                    f"the Dask scheduler {self.address!r} is gone: {_GO_ON}"
+                ) from None
             except TimeoutError:
                 if future is not None and future.status == "error":
                     raise
             if self._threads():
                 begun = time.monotonic()
             elif time.monotonic() - begun >= _LONELY_SECONDS:
-                raise LostCluster(f"the Dask scheduler {self.address!r} has had no worker for {_LONELY_SECONDS:.0f} s: {_GO_ON}")
+                raise LostCluster(
+                    f"the Dask scheduler {self.address!r} has had no worker for"
+                    f" {_LONELY_SECONDS:.0f} s: {_GO_ON}"
+                )
 
     def _threads(self) -> int:
         """How many runs the workers can make at a time."""
         try:
             return sum(self.client.nthreads(callback_timeout=_CONNECT_SECONDS).values())
-        except (OSError, RuntimeError):  # a scheduler that does not answer, or a connection that is closed
+        except (
+            OSError,
+            RuntimeError,
+        ):  # a scheduler that does not answer, or a connection that is closed
             return 0
 
     def __exit__(self, *error: object) -> None:
         self.client.close(timeout=_CONNECT_SECONDS)
 
 
-def _remote(name: str, config: Config, needed: Sequence[Run], data: str | None) -> tuple[Numbers, float, dict[str, Any]]:
+def _remote(
+    name: str, config: Config, needed: Sequence[Run], data: str | None
+) -> tuple[Numbers, float, dict[str, Any]]:
     import jax
 
-    return _timed(experiment(name, "quick" if data is None else "full"), config, needed, jax.devices()[0], data)
+    return _timed(
+        experiment(name, "quick" if data is None else "full"),
+        config,
+        needed,
+        jax.devices()[0],
+        data,
+    )
 
 
-def _timed(what: Experiment, config: Config, needed: Sequence[Run], device: Any, data: str | None) -> tuple[Numbers, float, dict[str, Any]]:
+def _timed(
+    what: Experiment, config: Config, needed: Sequence[Run], device: Any, data: str | None
+) -> tuple[Numbers, float, dict[str, Any]]:
     given = _given(what, data)
     begun = time.monotonic()
     numbers = what.execute(config, needed, device, *given)
     return numbers, time.monotonic() - begun, store.provenance()
 
 
-def _feed(stage: Sequence[Config], workers: _Here, runs: RunStore, what: Experiment) -> Iterator[float]:
-    """Keep the workers busy until they are not fed any more; store every run as it comes back, and give its seconds."""
+def _feed(
+    stage: Sequence[Config], workers: _Here, runs: RunStore, what: Experiment
+) -> Iterator[float]:
+    """Keep the workers busy until they are not fed any more; store every run as it comes back, and
+    give its seconds.
+    """
     waiting = iter(stage)
     pending: dict[Any, Config] = {}
     while True:
-        while workers.feeding and len(pending) < workers.places and (config := next(waiting, None)) is not None:
+        while (
+            workers.feeding
+            and len(pending) < workers.places
+            and (config := next(waiting, None)) is not None
+        ):
             needed = what.needs(config)
             if all(c in runs for c in needed):  # else the time was up before them
                 pending[workers.submit(config, [runs.load(c) for c in needed])] = config
@@ -535,7 +696,10 @@ def _feed(stage: Sequence[Config], workers: _Here, runs: RunStore, what: Experim
             except LostCluster:
                 raise
             except Exception as error:
-                raise RuntimeError(f"the run {json.dumps(store.plain(config))} failed: {type(error).__name__}: {error}") from error
+                raise RuntimeError(
+                    f"the run {json.dumps(store.plain(config))} failed: {type(error).__name__}:"
+                    f" {error}"
+                ) from error
             runs.save(config, numbers, seconds, origin)
             yield seconds
 
@@ -565,7 +729,10 @@ def _check_budget(what: Experiment, config: Config, minutes: float, data: str | 
         return
     epoch = what.epoch_seconds(config, jax.devices()[0], *_given(what, data))
     if epoch > 60 * minutes:
-        raise ValueError(f"--minutes {minutes:g} is too small: one epoch of experiment {what.name!r} takes {epoch / 60:.2g} minutes here")
+        raise ValueError(
+            f"--minutes {minutes:g} is too small: one epoch of experiment {what.name!r} takes"
+            f" {epoch / 60:.2g} minutes here"
+        )
 
 
 def import_folder(place: Path) -> ModuleType:
@@ -578,8 +745,13 @@ def import_folder(place: Path) -> ModuleType:
     if (known := sys.modules.get(name)) is not None:
         if known.__file__ is not None and Path(known.__file__).resolve().parent == place.resolve():
             return known
-        raise ValueError(f"this process has another package {name!r} in use, {known.__file__}: rename that one, or start a new process")
-    spec = importlib.util.spec_from_file_location(name, place / "__init__.py", submodule_search_locations=[str(place)])
+        raise ValueError(
+            f"this process has another package {name!r} in use, {known.__file__}: rename that one,"
+            " or start a new process"
+        )
+    spec = importlib.util.spec_from_file_location(
+        name, place / "__init__.py", submodule_search_locations=[str(place)]
+    )
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
@@ -588,18 +760,26 @@ def import_folder(place: Path) -> ModuleType:
 
 
 def _package() -> ModuleType:
-    """The folder `experiments`: the first on Python's path, in the checkout or in the current folder that holds experiments."""
+    """The folder `experiments`: the first on Python's path, in the checkout or in the current
+    folder that holds experiments.
+    """
     for place in (*map(Path, sys.path), Path(__file__).resolve().parent.parent, Path.cwd()):
         if _holds_experiments(place / "experiments"):
             return import_folder(place / "experiments")
-    raise ValueError("the folder `experiments` is not at hand: run this in a checkout of sdesam, where it lies")
+    raise ValueError(
+        "the folder `experiments` is not at hand: run this in a checkout of sdesam, where it lies"
+    )
 
 
 def _holds_experiments(folder: Path) -> bool:
-    """Whether a package holds an experiment of this project; it is read and not run, for it may be anyone's."""
+    """Whether a package holds an experiment of this project; it is read and not run, for it may be
+    anyone's.
+    """
     if not (folder / "__init__.py").is_file():
         return False
-    return any("EXPERIMENT" in text and "sdesam" in text for text in map(_text, folder.glob("*.py")))
+    return any(
+        "EXPERIMENT" in text and "sdesam" in text for text in map(_text, folder.glob("*.py"))
+    )
 
 
 def _text(file: Path) -> str:
@@ -623,4 +803,6 @@ def _plain(value: Any) -> Any:
 
 def _lists_in_lines(text: str) -> str:
     """JSON with every list of numbers in one line."""
-    return re.sub(r"\[\s+([^\[\]{}\"]*?)\s+\]", lambda match: "[" + re.sub(r"\s+", " ", match[1]) + "]", text)
+    return re.sub(
+        r"\[\s+([^\[\]{}\"]*?)\s+\]", lambda match: "[" + re.sub(r"\s+", " ", match[1]) + "]", text
+    )

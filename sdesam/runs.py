@@ -1,13 +1,13 @@
 """The store of runs: one folder per run, named by the hash of its configuration.
 
     STORE/store.json                    what this folder is, and its schema
-    STORE/<hash>/run.json               configuration, seconds, provenance, numbers; checksums of itself and of the arrays
-    STORE/<hash>/arrays.npz             arrays without pickle
+    STORE/<hash>/run.json               configuration, seconds, provenance, numbers; checksums of
+    itself and of the arrays STORE/<hash>/arrays.npz             arrays without pickle
     STORE/.unfinished/                  what is being written
 
-A run appears under its name only when it is complete: its folder is written in `.unfinished` and renamed. So a sweep that is killed has
-lost the runs in progress and nothing else, and finds out by itself which are still to do. Experiments share the store: equal
-configurations are one run.
+A run appears under its name only when it is complete: its folder is written in `.unfinished` and
+renamed. So a sweep that is killed has lost the runs in progress and nothing else, and finds out by
+itself which are still to do. Experiments share the store: equal configurations are one run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ SCHEMA = "sdesam.runs/2"
 _MARK = "store.json"
 _UNFINISHED = ".unfinished"
 _LEAST_FREE = 64 * 10**6
-"""Bytes that must be free on the disk before a sweep begins: many times what the quick sweeps write."""
+"""Bytes that must be free on the disk before a sweep begins: many times what the quick sweeps
+write.
+"""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Run:
 
 
 def key(config: Mapping[str, Any]) -> str:
-    """The name of a run: a hash of its configuration, in which the order of entries does not matter.
+    """The name of a run: a hash of its configuration, in which the order of entries does not
+    matter.
 
     >>> key({"seed": 0, "lr": 0.1}) == key({"lr": 0.1, "seed": 0})
     True
@@ -100,14 +103,25 @@ class RunStore:
         try:
             mark = store.read_json(self.folder / _MARK)
         except FileNotFoundError:
-            if self.folder.exists() and any(not place.name.startswith(".") for place in self.folder.iterdir()):  # a mark being written has a dot
-                raise ValueError(f"the folder {str(folder)!r} holds other things than runs (it has no {_MARK}): name an empty or a new one") from None
+            if self.folder.exists() and any(
+                not place.name.startswith(".") for place in self.folder.iterdir()
+            ):  # a mark being written has a dot
+                raise ValueError(
+                    f"the folder {str(folder)!r} holds other things than runs (it has no {_MARK}):"
+                    " name an empty or a new one"
+                ) from None
             return
         except ValueError as error:
-            raise ValueError(f"the store {str(folder)!r} has an unreadable {_MARK}: name another folder, or delete this one") from error
+            raise ValueError(
+                f"the store {str(folder)!r} has an unreadable {_MARK}: name another folder, or"
+                " delete this one"
+            ) from error
         found = mark.get("schema") if isinstance(mark, dict) else None
         if found != SCHEMA:
-            raise ValueError(f"the store {str(folder)!r} has schema {found!r}, and this version reads {SCHEMA!r}: name another folder")
+            raise ValueError(
+                f"the store {str(folder)!r} has schema {found!r}, and this version reads"
+                f" {SCHEMA!r}: name another folder"
+            )
 
     def __contains__(self, config: Mapping[str, Any]) -> bool:
         return os.path.lexists(self._place(config))
@@ -121,10 +135,14 @@ class RunStore:
         """
         meta = self.check(config)
         arrays, _ = store.read_arrays(self._place(config) / "arrays.npz")
-        return Run(meta["config"], Numbers(meta["values"], arrays), meta["seconds"], meta["provenance"])
+        return Run(
+            meta["config"], Numbers(meta["values"], arrays), meta["seconds"], meta["provenance"]
+        )
 
     def check(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The contents of `run.json`, once it is clear that the whole run is as it was written; raises as :meth:`load`."""
+        """The contents of `run.json`, once it is clear that the whole run is as it was written;
+        raises as :meth:`load`.
+        """
         place = self._place(config)
         if config not in self:
             raise KeyError(f"no run with configuration {_canonical(config)}")
@@ -137,14 +155,29 @@ class RunStore:
             if meta.get("schema") == SCHEMA and meta["arrays"] != _digest(place / "arrays.npz"):
                 raise ValueError("its arrays.npz is of another run, or not as it was written")
         except (ValueError, OSError) as error:
-            raise ValueError(f"the run {str(place)!r} is damaged ({_in_words(error)}): delete it, and it is run again") from error
+            raise ValueError(
+                f"the run {str(place)!r} is damaged ({_in_words(error)}): delete it, and it is run"
+                " again"
+            ) from error
         if meta.get("schema") != SCHEMA:
-            raise ValueError(f"the run {str(place)!r} has schema {meta.get('schema')!r}, and this version reads {SCHEMA!r}: delete it")
+            raise ValueError(
+                f"the run {str(place)!r} has schema {meta.get('schema')!r}, and this version reads"
+                f" {SCHEMA!r}: delete it"
+            )
         if _canonical(meta["config"]) != _canonical(config):
-            raise ValueError(f"the run {str(place)!r} has another configuration than its name says: delete it, and it is run again")
+            raise ValueError(
+                f"the run {str(place)!r} has another configuration than its name says: delete it,"
+                " and it is run again"
+            )
         return meta
 
-    def save(self, config: Mapping[str, Any], numbers: Numbers, seconds: float, provenance: Mapping[str, Any] | None = None) -> None:
+    def save(
+        self,
+        config: Mapping[str, Any],
+        numbers: Numbers,
+        seconds: float,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
         """Write a run; it appears at once and whole. A run that is there already is left as it is.
 
         Args:
@@ -154,14 +187,17 @@ class RunStore:
             provenance: where it ran; left out, here.
 
         Raises:
-            OSError: it cannot be written, for instance because the disk is full; nothing is left behind.
+            OSError: it cannot be written, for instance because the disk is full; nothing is left
+                behind.
         """
         if config in self:
             return
         self._begin()
         own = self._folder_of_its_own()
         try:
-            with store.lock(own / "run", "another process has a folder that was made here"):  # so no sweep clears it away
+            with store.lock(
+                own / "run", "another process has a folder that was made here"
+            ):  # so no sweep clears it away
                 run = own / "run"
                 run.mkdir()
                 store.write_arrays(run / "arrays.npz", dict(numbers.arrays), {"config": config})
@@ -191,13 +227,23 @@ class RunStore:
         """
         store.check_folder(self.folder)
         try:
-            store.check_room(next(place for place in (self.folder, *self.folder.absolute().parents) if place.exists()), _LEAST_FREE)
+            store.check_room(
+                next(
+                    place
+                    for place in (self.folder, *self.folder.absolute().parents)
+                    if place.exists()
+                ),
+                _LEAST_FREE,
+            )
         except OSError as error:
-            raise OSError(f"no room for the store {str(self.folder)!r}: {error.strerror}") from error
+            raise OSError(
+                f"no room for the store {str(self.folder)!r}: {error.strerror}"
+            ) from error
 
     @contextmanager
     def sweep(self) -> Iterator[None]:
-        """Held while runs are made: a second sweep into the same store is refused, and what a killed one left half-written is cleared.
+        """Held while runs are made: a second sweep into the same store is refused, and what a
+        killed one left half-written is cleared.
 
         Raises:
             OSError: the store cannot be written, or the disk has no room.
@@ -205,7 +251,10 @@ class RunStore:
         """
         self.check_room()
         self._begin()
-        busy = f"another sweep is at work in the store {str(self.folder)!r}: wait for it, or name another with --store"
+        busy = (
+            f"another sweep is at work in the store {str(self.folder)!r}: wait for it, or name"
+            " another with --store"
+        )
         with store.lock(self.folder / _MARK, busy):
             self._clear()
             yield
@@ -213,14 +262,20 @@ class RunStore:
     def __iter__(self) -> Iterator[str]:
         """The names of the runs that are there."""
         if self.folder.exists():
-            yield from sorted(place.name for place in self.folder.iterdir() if (place / "run.json").exists() and not place.name.startswith("."))
+            yield from sorted(
+                place.name
+                for place in self.folder.iterdir()
+                if (place / "run.json").exists() and not place.name.startswith(".")
+            )
 
     def _folder_of_its_own(self) -> Path:
         """A new folder to write a run in."""
         unfinished = self.folder / _UNFINISHED
         while True:
             unfinished.mkdir(exist_ok=True)
-            with suppress(FileNotFoundError):  # another process removed it, when the last folder in it was gone
+            with suppress(
+                FileNotFoundError
+            ):  # another process removed it, when the last folder in it was gone
                 return Path(tempfile.mkdtemp(dir=unfinished))
 
     def _clear(self) -> None:
@@ -248,7 +303,9 @@ def _canonical(config: Mapping[str, Any]) -> str:
 
 def _checksum(meta: Mapping[str, Any]) -> str:
     """Of all that a `run.json` says."""
-    return hashlib.sha256(_canonical({name: value for name, value in meta.items() if name != "checksum"}).encode()).hexdigest()
+    return hashlib.sha256(
+        _canonical({name: value for name, value in meta.items() if name != "checksum"}).encode()
+    ).hexdigest()
 
 
 def _digest(place: Path) -> str:
@@ -260,4 +317,6 @@ def _digest(place: Path) -> str:
 def _in_words(error: Exception) -> str:
     if not isinstance(error, OSError):
         return str(error)
-    return f"its {Path(error.filename).name} {'is missing' if isinstance(error, FileNotFoundError) else f'cannot be read: {error.strerror}'}"
+    missing = isinstance(error, FileNotFoundError)
+    what = "is missing" if missing else f"cannot be read: {error.strerror}"
+    return f"its {Path(error.filename).name} {what}"

@@ -1,7 +1,8 @@
 """How mini-batches and micro-batches are drawn, and the finite-population factors that follow.
 
-A mini-batch of size `b` is drawn afresh each step, with replacement (iid indices) or without (a uniform subset), and split into
-`b/m` micro-batches of size `m`. Every coefficient of the theory depends on which.
+A mini-batch of size `b` is drawn afresh each step, with replacement (iid indices) or without (a
+uniform subset), and split into `b/m` micro-batches of size `m`. Every coefficient of the theory
+depends on which.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ _MOST_INDICES = 10**8
 
 @dataclass(frozen=True)
 class Sampling:
-    """A mini-batch of `batch` samples in micro-batches of `micro` (default: one micro-batch, the mini-batch itself).
+    """A mini-batch of `batch` samples in micro-batches of `micro` (default: one micro-batch, the
+    mini-batch itself).
 
     Raises:
         TypeError: a size is no whole number.
@@ -43,12 +45,17 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if whole("batch", self.batch) > _MOST_DRAWN:
-            raise ValueError(f"batch={told_count(self.batch)}: at most {_MOST_DRAWN} samples are drawn in a step")
+            raise ValueError(
+                f"batch={told_count(self.batch)}: at most {_MOST_DRAWN} samples are drawn in a step"
+            )
         if self.micro is None:
             object.__setattr__(self, "micro", self.batch)
         whole("micro", self.micro)
         if self.batch % self.m:
-            raise ValueError(f"micro={self.micro} does not divide batch={self.batch}: choose one of {_divisors(self.batch)}")
+            raise ValueError(
+                f"micro={self.micro} does not divide batch={self.batch}: choose one of"
+                f" {_divisors(self.batch)}"
+            )
 
     @property
     def m(self) -> int:
@@ -59,7 +66,10 @@ class Sampling:
     def check_population(self, n: int) -> None:
         """Refuse a mini-batch that cannot be drawn from `n` samples."""
         if not self.replace and self.batch > n:
-            raise ValueError(f"batch={self.batch} exceeds the {n} samples: without replacement choose batch <= {n}, or use replace=True")
+            raise ValueError(
+                f"batch={self.batch} exceeds the {n} samples: without replacement choose batch <="
+                f" {n}, or use replace=True"
+            )
 
     def covariance_factor(self, n: int) -> Fraction:
         """`c_b`: the covariance of a mini-batch mean in units of that of one sample.
@@ -85,7 +95,8 @@ def count_micro_batches(m: int, n: int, replace: bool) -> int:
 
 
 def list_micro_batches(m: int, n: int, replace: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Every micro-batch up to the order of its samples, with its probability: indices of shape `(q, m)`, probabilities of shape `(q,)`.
+    """Every micro-batch up to the order of its samples, with its probability: indices of shape
+    `(q, m)`, probabilities of shape `(q,)`.
 
     Raises:
         ValueError: there is none, or too many to hold in memory.
@@ -97,10 +108,18 @@ def list_micro_batches(m: int, n: int, replace: bool) -> tuple[np.ndarray, np.nd
     """
     total = count_micro_batches(m, n, replace)
     if not total:
-        raise ValueError(f"micro={m} exceeds the {n} samples: without replacement choose micro <= {n}, or use replace=True")
+        raise ValueError(
+            f"micro={m} exceeds the {n} samples: without replacement choose micro <= {n}, or use"
+            " replace=True"
+        )
     if total * m > _MOST_INDICES:
-        raise ValueError(f"n={n}, m={m} has {told_count(total)} micro-batches, too many to list: choose fewer samples or a smaller micro-batch")
-    picked: Iterator[tuple[int, ...]] = combinations_with_replacement(range(n), m) if replace else combinations(range(n), m)
+        raise ValueError(
+            f"n={n}, m={m} has {told_count(total)} micro-batches, too many to list: choose fewer"
+            " samples or a smaller micro-batch"
+        )
+    picked: Iterator[tuple[int, ...]] = (
+        combinations_with_replacement(range(n), m) if replace else combinations(range(n), m)
+    )
     listed = list(picked)
     if not replace:
         return np.array(listed), np.full(total, 1 / total)
@@ -118,7 +137,8 @@ def _orders(indices: tuple[int, ...]) -> int:
 
 
 def told_count(number: int) -> str:
-    """A whole number for a sentence: the number itself, or a power of ten where it has more digits than a reader wants.
+    """A whole number for a sentence: the number itself, or a power of ten where it has more digits
+    than a reader wants.
 
     >>> told_count(135751), told_count(2**1100)
     ('135751', 'about 1e331')
@@ -171,7 +191,9 @@ def check_step(
     if not variant.micro and sampling.m != sampling.batch:
         other = f"m-{variant.name}" if f"m-{variant.name}" in VARIANTS else None
         advice = f", or use {other}" if other else ""
-        raise ValueError(f"micro={micro}: {variant.name} has no micro-batches; leave micro out{advice}")
+        raise ValueError(
+            f"micro={micro}: {variant.name} has no micro-batches; leave micro out{advice}"
+        )
     sampling.check_population(n)
     return Step(lr, rho, eps, lam, norms, sampling)
 
@@ -195,22 +217,33 @@ def check_perturbation(
         raise ValueError(f"{variant.name} needs rho, the perturbation radius")
     eps = positive("eps", eps, zero=True)
     if eps and variant.normaliser == "none":
-        raise ValueError(f"eps={eps!r}: {variant.name} does not normalise its perturbation; leave eps out")
+        raise ValueError(
+            f"eps={eps!r}: {variant.name} does not normalise its perturbation; leave eps out"
+        )
     if variant.weights == "equal":
         for name, value in (("lam", lam), ("norms", norms)):
             if value is not None:
-                raise ValueError(f"{name}={value!r}: {variant.name} has no Gibbs weights; leave {name} out, or use rw-sam")
+                raise ValueError(
+                    f"{name}={value!r}: {variant.name} has no Gibbs weights; leave {name} out, or"
+                    " use rw-sam"
+                )
         return positive("rho", rho, zero=True), eps, 0.0, None
     if lam is None:
-        raise ValueError(f"{variant.name} needs lam, the inverse temperature of its weights (0 gives SAM)")
+        raise ValueError(
+            f"{variant.name} needs lam, the inverse temperature of its weights (0 gives SAM)"
+        )
     if norms is not None and not isinstance(norms, NormEstimate):
         raise TypeError(f"norms={norms!r}: it must be a sdesam.NormEstimate")
-    # beyond float32 it would be infinite, and 0 * inf at the largest norm NaN; the limit is reached long before
+    # beyond float32 it would be infinite, and 0 * inf at the largest norm NaN; the limit is reached
+    # long before
     lam = min(positive("lam", lam, zero=True), float(np.finfo(np.float32).max))
     return positive("rho", rho, zero=True), eps, lam, norms or NormEstimate()
 
 
-_KNOWN = "it must be a number that is known when it is given, not one that jax.jit, vmap or grad traces: make this outside of them"
+_KNOWN = (
+    "it must be a number that is known when it is given, not one that jax.jit, vmap or grad traces:"
+    " make this outside of them"
+)
 
 
 def _traced(value: object) -> bool:

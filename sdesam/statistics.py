@@ -1,7 +1,9 @@
-"""Means with intervals, a trend paired by seed, a difference paired by seed: what the experiments' verdicts rest on.
+"""Means with intervals, a trend paired by seed, a difference paired by seed: what the experiments'
+verdicts rest on.
 
-Every table has one row per seed and one column per condition; a seed fixes the start and the data of all its conditions, so conditions
-are compared within seeds. Both tests are exact, by permutations within seeds: they keep their level with ties and with few seeds.
+Every table has one row per seed and one column per condition; a seed fixes the start and the data
+of all its conditions, so conditions are compared within seeds. Both tests are exact, by
+permutations within seeds: they keep their level with ties and with few seeds.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ from sdesam._names import Status
 
 LEVEL = 0.95
 ALPHA = 0.01
-"""A test's false-alarm rate, before the correction for their number: where conditions do not differ, a test says so in at most one
-case in a hundred."""
+"""A test's false-alarm rate, before the correction for their number: where conditions do not
+differ, a test says so in at most one case in a hundred."""
 _LISTED = 15
-"""Up to so many seeds all patterns of signs are listed; beyond, as many are drawn as 15 seeds have, which keeps the level too."""
+"""Up to so many seeds all patterns of signs are listed; beyond, as many are drawn as 15 seeds have,
+which keeps the level too.
+"""
 _MOST_CONDITIONS = 12
 """The law of Page's statistic is a sum over subsets of the conditions."""
 
@@ -59,8 +63,8 @@ class Trend:
         p: one-sided p-value of the predicted order, exact.
         p_reversed: of the reversed order.
         ends: mean difference last minus first condition, with its interval.
-        least: the least step from a condition to the next in the predicted direction, in standard errors; negative where a step goes
-            the other way.
+        least: the least step from a condition to the next in the predicted direction, in standard
+            errors; negative where a step goes the other way.
     """
 
     direction: Direction
@@ -72,20 +76,29 @@ class Trend:
 
     @property
     def p_order(self) -> float:
-        """The p-value of the order, and 1 where the conditions are not told apart: where a step is less than its own standard error.
+        """The p-value of the order, and 1 where the conditions are not told apart: where a step is
+        less than its own standard error.
 
-        Page's test has a small p-value for many orders at once, such as 0, 5, 4.5. Where a step is within its standard error of 0, the order
-        with its two ends exchanged stands as well, and neither is confirmed.
+        Page's test has a small p-value for many orders at once, such as 0, 5, 4.5. Where a step is
+        within its standard error of 0, the order with its two ends exchanged stands as well, and
+        neither is confirmed.
         """
         return self.p if self.least >= 1 else 1.0
 
     def verdict(self, alpha: float = ALPHA) -> Status:
-        """`confirmed` if `p_order <= alpha`, `refuted` if the reversed order has `p <= alpha`, else `inconclusive`.
+        """`confirmed` if `p_order <= alpha`, `refuted` if the reversed order has `p <= alpha`, else
+        `inconclusive`.
 
-        False alarms: at most `alpha` where conditions do not differ. Where they differ but one step is zero, that step exceeds its
-        standard error in one case of six.
+        False alarms: at most `alpha` where conditions do not differ. Where they differ but one step
+        is zero, that step exceeds its standard error in one case of six.
         """
-        return "confirmed" if self.p_order <= alpha else "refuted" if self.p_reversed <= alpha else "inconclusive"
+        return (
+            "confirmed"
+            if self.p_order <= alpha
+            else "refuted"
+            if self.p_reversed <= alpha
+            else "inconclusive"
+        )
 
 
 @dataclass(frozen=True)
@@ -94,14 +107,16 @@ class Paired:
 
     Args:
         difference: mean of the differences, with its interval.
-        p: two-sided p-value, at least `2^(1 - seeds)`: with fewer than eight seeds nothing is significant at 1 %.
+        p: two-sided p-value, at least `2^(1 - seeds)`: with fewer than eight seeds nothing is
+            significant at 1 %.
     """
 
     difference: Interval
     p: float
 
     def verdict(self, direction: Direction, alpha: float = ALPHA) -> Status:
-        """Whether the difference has the predicted sign: `confirmed` or `refuted` if `p <= alpha`, else `inconclusive`.
+        """Whether the difference has the predicted sign: `confirmed` or `refuted` if `p <= alpha`,
+        else `inconclusive`.
 
         False alarms: at most `alpha` for any number of seeds, ties among them or not.
         """
@@ -123,7 +138,9 @@ def interval(values: Any) -> Interval:
     count, mean = len(values), float(np.mean(values))
     if count < 2:
         return Interval(mean, np.nan, np.nan, count)
-    half = float(stats.t.ppf(0.5 + LEVEL / 2, count - 1)) * float(np.std(values, ddof=1)) / sqrt(count)
+    half = (
+        float(stats.t.ppf(0.5 + LEVEL / 2, count - 1)) * float(np.std(values, ddof=1)) / sqrt(count)
+    )
     return Interval(mean, mean - half, mean + half, count)
 
 
@@ -134,16 +151,21 @@ def band(values: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         values: shape `(n, times)`.
     """
     ends = [interval(column) for column in np.asarray(values, np.float64).T]
-    return tuple(np.array([getattr(end, name) for end in ends]) for name in ("mean", "lower", "upper"))  # type: ignore[return-value]
+    return tuple(
+        np.array([getattr(end, name) for end in ends]) for name in ("mean", "lower", "upper")
+    )  # type: ignore[return-value]
 
 
 def trend(table: Any, direction: Direction) -> Trend:
-    """Page's trend test: do the columns of `table` rise (fall) from left to right, compared within rows?
+    """Page's trend test: do the columns of `table` rise (fall) from left to right, compared within
+    rows?
 
-    Its p-value is exact: of all ways to permute the values within each row, ties included, the share with as large an L.
+    Its p-value is exact: of all ways to permute the values within each row, ties included, the
+    share with as large an L.
 
     Args:
-        table: shape `(seeds, conditions)`, the conditions in the order of the prediction, at least 2 seeds and 3 to 12 conditions.
+        table: shape `(seeds, conditions)`, the conditions in the order of the prediction, at least
+            2 seeds and 3 to 12 conditions.
         direction: what is predicted from left to right.
 
     Raises:
@@ -157,11 +179,18 @@ def trend(table: Any, direction: Direction) -> Trend:
     """
     values = np.asarray(table, np.float64)
     if values.ndim != 2 or values.shape[0] < 2 or values.shape[1] < 3:
-        raise ValueError(f"a trend needs a table of at least 2 seeds and 3 conditions, not shape {values.shape}")
+        raise ValueError(
+            f"a trend needs a table of at least 2 seeds and 3 conditions, not shape {values.shape}"
+        )
     if values.shape[1] > _MOST_CONDITIONS:
-        raise ValueError(f"a trend over {values.shape[1]} conditions: at most {_MOST_CONDITIONS} can be tested exactly")
+        raise ValueError(
+            f"a trend over {values.shape[1]} conditions: at most {_MOST_CONDITIONS} can be tested"
+            " exactly"
+        )
     if not np.isfinite(values).all():
-        raise ValueError("a trend cannot be tested on values that are not finite: some runs diverged")
+        raise ValueError(
+            "a trend cannot be tested on values that are not finite: some runs diverged"
+        )
     wanted = values if direction == "rises" else -values
     doubled = np.round(2 * stats.rankdata(wanted, axis=1)).astype(int)  # tied ranks are halves
     chance = np.ones(1)
@@ -170,14 +199,22 @@ def trend(table: Any, direction: Direction) -> Trend:
     found = int((doubled @ np.arange(1, doubled.shape[1] + 1)).sum())
     steps = np.diff(wanted, axis=1)
     p, p_reversed = (min(1.0, float(part.sum())) for part in (chance[found:], chance[: found + 1]))
-    return Trend(direction, found / 2, p, p_reversed, interval(values[:, -1] - values[:, 0]), min(_in_errors(step) for step in steps.T))
+    return Trend(
+        direction,
+        found / 2,
+        p,
+        p_reversed,
+        interval(values[:, -1] - values[:, 0]),
+        min(_in_errors(step) for step in steps.T),
+    )
 
 
 @lru_cache(maxsize=64)
 def _row_chances(doubled: tuple[int, ...]) -> np.ndarray:
     """The law of `2 sum_j j r_j` over all orders of one row's ranks: the chance of 0, 1, 2, ...
 
-    For (2, 4), the doubled ranks 1 and 2: `1*2 + 2*4 = 10` and `1*4 + 2*2 = 8`, each with chance 1/2.
+    For (2, 4), the doubled ranks 1 and 2: `1*2 + 2*4 = 10` and `1*4 + 2*2 = 8`, each with chance
+    1/2.
     """
     k = len(doubled)
     most = sum(j * rank for j, rank in enumerate(doubled, 1))
@@ -193,16 +230,22 @@ def _row_chances(doubled: tuple[int, ...]) -> np.ndarray:
 
 
 def _in_errors(differences: np.ndarray) -> float:
-    """The mean of differences in its standard errors; infinite where all are equal, 0 where all are 0."""
-    mean, error = float(differences.mean()), float(np.std(differences, ddof=1)) / sqrt(len(differences))
+    """The mean of differences in its standard errors; infinite where all are equal, 0 where all are
+    0.
+    """
+    mean, error = (
+        float(differences.mean()),
+        float(np.std(differences, ddof=1)) / sqrt(len(differences)),
+    )
     return mean / error if error else float(np.sign(mean)) * np.inf if mean else 0.0
 
 
 def paired(first: Any, second: Any) -> Paired:
     """The difference `first - second` within seeds, tested by exchanging the two in every way.
 
-    If the conditions do not differ, a seed's difference is as likely as its negative. The p-value is the share of all patterns of signs
-    whose sum is at least as far from 0 as the one that was found.
+    If the conditions do not differ, a seed's difference is as likely as its negative. The p-value
+    is the share of all patterns of signs whose sum is at least as far from 0 as the one that was
+    found.
 
     Args:
         first: shape `(seeds,)`.
@@ -211,15 +254,22 @@ def paired(first: Any, second: Any) -> Paired:
     Raises:
         ValueError: other shapes, fewer than two seeds, values that are not finite.
 
-    >>> paired([2.0, 3.0, 4.5], [1.0, 2.0, 3.0]).p  # 2 of 8 patterns: all differences positive, or all negative
+    >>> paired(
+    ...     [2.0, 3.0, 4.5], [1.0, 2.0, 3.0]
+    ... ).p  # 2 of 8 patterns: all differences positive, or all negative
     0.25
     """
     a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
-        raise ValueError(f"a paired difference needs the same seeds twice, at least 2, not shapes {a.shape} and {b.shape}")
+        raise ValueError(
+            f"a paired difference needs the same seeds twice, at least 2, not shapes {a.shape} and"
+            f" {b.shape}"
+        )
     away = a - b
     if not np.isfinite(away).all():
-        raise ValueError("a difference cannot be tested on values that are not finite: some runs diverged")
+        raise ValueError(
+            "a difference cannot be tested on values that are not finite: some runs diverged"
+        )
     # sums of equal numbers in another order differ by rounding
     far = abs(_signs(len(away)) @ away) >= abs(away.sum()) - 1e-12 * abs(away).sum()
     return Paired(interval(away), float(np.mean(far)))
@@ -236,7 +286,8 @@ def _signs(seeds: int) -> np.ndarray:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values: the chance of any false alarm among all tests is below `alpha` if each is compared with `alpha`.
+    """Holm's adjusted p-values: the chance of any false alarm among all tests is below `alpha` if
+    each is compared with `alpha`.
 
     Source: S. Holm 1979, Scand. J. Stat. 6.
 

@@ -1,7 +1,8 @@
 """Results on disk: JSON for numbers, npz without pickle for arrays, and where a result came from.
 
-They are written whole or not at all (:mod:`sdesam._files`). Nothing is compressed, and what a file says of its sizes is compared with
-its own size before anything is read, so that a small file never takes much memory.
+They are written whole or not at all (:mod:`sdesam._files`). Nothing is compressed, and what a file
+says of its sizes is compared with its own size before anything is read, so that a small file never
+takes much memory.
 """
 
 from __future__ import annotations
@@ -46,12 +47,20 @@ _PACKAGES = ("sdesam", "jax", "jaxlib", "numpy", "scipy", "sympy", "scikit-learn
 _MOST_TEXT = 2**26
 """Bytes of JSON that are read at most, far more than a result's description has."""
 _META = "__meta__"
-_MORE_DTYPES = {np.dtype(kind).name: np.dtype(kind) for kind in vars(ml_dtypes).values() if isinstance(kind, type) and issubclass(kind, np.generic)}
-"""bfloat16 and its like, which the npy format does not know: they are stored as whole numbers of the same bits."""
+_MORE_DTYPES = {
+    np.dtype(kind).name: np.dtype(kind)
+    for kind in vars(ml_dtypes).values()
+    if isinstance(kind, type) and issubclass(kind, np.generic)
+}
+"""bfloat16 and its like, which the npy format does not know: they are stored as whole numbers of
+the same bits.
+"""
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, device, revision and time: what a stored result must know beside its configuration and seed."""
+    """Versions, device, revision and time: what a stored result must know beside its configuration
+    and seed.
+    """
     import jax
 
     devices = jax.devices()
@@ -67,7 +76,9 @@ def provenance() -> dict[str, Any]:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """`value` as JSON, atomically; numpy numbers and arrays become numbers and lists, NaN and infinity become null."""
+    """`value` as JSON, atomically; numpy numbers and arrays become numbers and lists, NaN and
+    infinity become null.
+    """
     content = json.dumps(plain(value), indent=1, allow_nan=False) + "\n"
     write_atomically(path, lambda file: file.write(content.encode()))
 
@@ -89,7 +100,9 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise ValueError(f"{os.fspath(path)!r} is no JSON: {error}") from error
 
 
-def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+def write_arrays(
+    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]
+) -> None:
     """Arrays and a JSON description in one npz file, atomically, without pickle."""
     write_atomically(path, lambda file: pack(file, arrays, meta))
 
@@ -118,7 +131,8 @@ def open_arrays(path: str | os.PathLike[str]) -> Iterator[Archive]:
 
 
 def pack(file: Any, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
-    """Write arrays of any dtype of jax, and a JSON description, as npz to what has `write` and `flush`.
+    """Write arrays of any dtype of jax, and a JSON description, as npz to what has `write` and
+    `flush`.
 
     Nothing is compressed, so that nothing expands when it is read.
     """
@@ -126,12 +140,18 @@ def pack(file: Any, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -
     for name, array in ((name, np.asarray(array)) for name, array in arrays.items()):
         more = array.dtype.name in _MORE_DTYPES
         if array.dtype.kind in "OV" and not more:
-            raise TypeError(f"array {name!r} has dtype {array.dtype}: numbers and text are stored, and no objects")
+            raise TypeError(
+                f"array {name!r} has dtype {array.dtype}: numbers and text are stored, and no"
+                " objects"
+            )
         declared[name] = [array.dtype.name if more else array.dtype.str, array.shape]
         stored[name] = array.view(_bits(array.dtype)) if more else array
     text = json.dumps({"arrays": declared, "meta": plain(meta)}, allow_nan=False).encode()
     if _META in stored or len(text) > _MOST_TEXT:
-        raise ValueError(f"an array has the name {_META!r}, or the description has {len(text)} bytes: at most {_MOST_TEXT} are read again")
+        raise ValueError(
+            f"an array has the name {_META!r}, or the description has {len(text)} bytes: at most"
+            f" {_MOST_TEXT} are read again"
+        )
     with zipfile.ZipFile(file, "w") as archive:
         for name, array in {_META: np.frombuffer(text, np.uint8), **stored}.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
@@ -139,7 +159,8 @@ def pack(file: Any, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -
 
 
 class Archive:
-    """An npz of :func:`pack`. Its description, and the sizes of its arrays, are known and checked before any of them is read.
+    """An npz of :func:`pack`. Its description, and the sizes of its arrays, are known and checked
+    before any of them is read.
 
     Args:
         file: open for reading.
@@ -153,25 +174,42 @@ class Archive:
         self.name = name
         with self._readable():
             self._zip = zipfile.ZipFile(file)
-            members = {member.filename.removesuffix(".npy"): member for member in self._zip.infolist()}
+            members = {
+                member.filename.removesuffix(".npy"): member for member in self._zip.infolist()
+            }
             size = file.seek(0, os.SEEK_END)
             if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
-                raise ValueError("its members are compressed, as another version of sdesam may have written them")
-            if len(members) < len(self._zip.infolist()) or sum(member.file_size for member in members.values()) > size:
+                raise ValueError(
+                    "its members are compressed, as another version of sdesam may have written them"
+                )
+            if (
+                len(members) < len(self._zip.infolist())
+                or sum(member.file_size for member in members.values()) > size
+            ):
                 raise ValueError("its members overlap")
             self._members = members
-            if _META not in members or self._header(_META)[0] != np.uint8 or members[_META].file_size > _MOST_TEXT:
+            if (
+                _META not in members
+                or self._header(_META)[0] != np.uint8
+                or members[_META].file_size > _MOST_TEXT
+            ):
                 raise ValueError("it has no description, or one of another version of sdesam")
             known = json.loads(self._array(_META).tobytes())
             self.meta: dict[str, Any] = known["meta"]
             self.arrays: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
-                name: (_MORE_DTYPES[kind] if kind in _MORE_DTYPES else np.dtype(str(kind)), tuple(shape))
+                name: (
+                    _MORE_DTYPES[kind] if kind in _MORE_DTYPES else np.dtype(str(kind)),
+                    tuple(shape),
+                )
                 for name, (kind, shape) in known["arrays"].items()
             }
             if set(self.arrays) != set(members) - {_META} or not isinstance(self.meta, dict):
                 raise ValueError("its members are not those of its description")
             for name, (dtype, shape) in self.arrays.items():
-                if self._header(name) != (_bits(dtype) if dtype.name in _MORE_DTYPES else dtype, shape):
+                if self._header(name) != (
+                    _bits(dtype) if dtype.name in _MORE_DTYPES else dtype,
+                    shape,
+                ):
                     raise ValueError(f"array {name!r} is not as its description says")
 
     @property
@@ -195,20 +233,30 @@ class Archive:
             if np.lib.format.read_magic(file) != (1, 0):
                 raise ValueError(f"array {name!r} has another version of the npy format")
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-            if dtype.hasobject or dtype.kind == "V" or file.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
-                raise ValueError(f"array {name!r} is no array of numbers, or has another size than it says")
+            if (
+                dtype.hasobject
+                or dtype.kind == "V"
+                or file.tell() + math.prod(shape) * dtype.itemsize != member.file_size
+            ):
+                raise ValueError(
+                    f"array {name!r} is no array of numbers, or has another size than it says"
+                )
             return dtype, shape
 
     def _array(self, name: str) -> np.ndarray:
         with self._zip.open(self._members[name]) as file:
-            return np.asarray(np.lib.format.read_array(file, allow_pickle=False))  # at its end its checksum is compared
+            return np.asarray(
+                np.lib.format.read_array(file, allow_pickle=False)
+            )  # at its end its checksum is compared
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            raise ValueError(f"{self.name!r} is no sdesam result, or it is cut short or damaged: {error}") from error
+            raise ValueError(
+                f"{self.name!r} is no sdesam result, or it is cut short or damaged: {error}"
+            ) from error
 
 
 def plain(value: Any) -> Any:
@@ -239,15 +287,21 @@ def _version(name: str) -> str | None:
 
 @lru_cache(maxsize=1)
 def _revision() -> str | None:
-    """The commit of the checkout that this package runs from, with `+` where files differ from it; None outside one."""
+    """The commit of the checkout that this package runs from, with `+` where files differ from it;
+    None outside one.
+    """
     here = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
 
     try:
         if Path(git("rev-parse", "--show-toplevel")) != here.parent:
             return None
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", "sdesam", "experiments") else "")
+        return git("rev-parse", "HEAD") + (
+            "+" if git("status", "--porcelain", "--", "sdesam", "experiments") else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return None

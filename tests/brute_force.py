@@ -1,8 +1,8 @@
-"""The step of an optimizer in plain numpy, averaged over ALL batches: what every derived quantity is held against.
+"""The step of an optimizer in plain numpy, averaged over ALL batches: what every derived quantity
+is held against.
 
-Nothing here is shared with the package: losses are polynomials of degree 3 or 4, whose derivatives are written out, and batches are
-listed.
-"""
+Nothing here is shared with the package: losses are polynomials of degree 3 or 4, whose derivatives
+are written out, and batches are listed."""
 
 from dataclasses import dataclass
 from itertools import permutations, product
@@ -40,7 +40,11 @@ class Polynomials:
         return self.a + self.A @ x + cubic + np.einsum("njklp,k,l,p->nj", self.Q, x, x, x) / 6
 
     def H(self, x):
-        return self.A + np.einsum("njkl,l->njk", self.C, x) + np.einsum("njklp,l,p->njk", self.Q, x, x) / 2
+        return (
+            self.A
+            + np.einsum("njkl,l->njk", self.C, x)
+            + np.einsum("njklp,l,p->njk", self.Q, x, x) / 2
+        )
 
     def T(self, x):
         return self.C + np.einsum("njklp,p->njkl", self.Q, x)
@@ -74,7 +78,13 @@ SOURCE = {
     "n-sam of the data set": "all",
 }
 NORM_OF = {"sam": "own", "m-sam": "own", "n-sam": "own", "dnsam": "all", "rw-sam": "own"}
-NORM_OF |= {"m-dnsam": "all", "m-rw-sam": "own", "rw-dnsam": "all", "m-rw-dnsam": "all", "n-sam of the data set": "all"}
+NORM_OF |= {
+    "m-dnsam": "all",
+    "m-rw-sam": "own",
+    "rw-dnsam": "all",
+    "m-rw-dnsam": "all",
+    "n-sam of the data set": "all",
+}
 
 
 def perturbation(variant, g, H, members, eps):
@@ -94,7 +104,9 @@ def perturbation(variant, g, H, members, eps):
 
 
 def reweighted(g, H):
-    """`v = sum_i p_i g_i`, `p_i` proportional to `exp(LAM |g_i|)`, and its Jacobian `sum_i p_i H_i + g_i (D p_i)`."""
+    """`v = sum_i p_i g_i`, `p_i` proportional to `exp(LAM |g_i|)`, and its Jacobian
+    `sum_i p_i H_i + g_i (D p_i)`.
+    """
     nu = np.linalg.norm(g, axis=1)
     p = np.exp(LAM * nu) / np.exp(LAM * nu).sum()
     Dnu = np.einsum("ijk,ij->ik", H, g) / nu[:, None]
@@ -103,7 +115,9 @@ def reweighted(g, H):
 
 
 def expansion(losses, x, variant, batch, m, eps=0.0):
-    """Of one mini-batch: the step's direction `G_0 .. G_3` by power of rho, exact for quartics, and the derivatives of `G_0, G_1` in x."""
+    """Of one mini-batch: the step's direction `G_0 .. G_3` by power of rho, exact for quartics, and
+    the derivatives of `G_0, G_1` in x.
+    """
     g, H, T = losses.g(x), losses.H(x), losses.T(x)
     parts = []
     for start in range(0, len(batch), m):
@@ -126,7 +140,9 @@ class Moments:
 
 
 def moments(losses, x, variant, b, m, replace, eps=0.0):
-    listed = [expansion(losses, x, variant, batch, m, eps) for batch in batches(losses.n, b, replace)]
+    listed = [
+        expansion(losses, x, variant, batch, m, eps) for batch in batches(losses.n, b, replace)
+    ]
     columns = [np.array([one[k] for one in listed]) for k in range(6)]
     mean, (D0, D1) = [part.mean(0) for part in columns[:4]], [part.mean(0) for part in columns[4:]]
     Z0, Z1 = columns[0] - mean[0], columns[1] - mean[1]

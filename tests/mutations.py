@@ -1,12 +1,14 @@
-"""The faults that are planted, by kind, each with the fast test that must notice it: wrong numbers, one at a time.
+"""The faults that are planted, by kind, each with the fast test that must notice it: wrong numbers,
+one at a time.
 
     make mutation                                   all of them, two at a time
     python -m tests.mutations --only resnet         those whose place or expression contains a word
-    python -m tests.mutations --list                what there is, and whether each fits the source as it is
+    python -m tests.mutations --list                what there is, and whether each fits the source
+    as it is
 
-An expression is found by module and function (:mod:`tests.planting`): whoever moves or rewrites it mends its entry here. A fault that no test can
-notice because it does no harm stands under `ARGUED`, with the reason.
-"""
+An expression is found by module and function (:mod:`tests.planting`): whoever moves or rewrites it
+mends its entry here. A fault that no test can notice because it does no harm stands under `ARGUED`,
+with the reason."""
 
 from __future__ import annotations
 
@@ -17,13 +19,22 @@ from tests.planting import Mutation, run, unfit
 
 
 def of(module: str, tests: str, *faults: tuple[str, ...]) -> tuple[Mutation, ...]:
-    """Faults of one module; each is `(function, old, new, test)`, its test in the file `tests` unless it names another."""
+    """Faults of one module; each is `(function, old, new, test)`, its test in the file `tests`
+    unless it names another.
+    """
 
     def place(names: str) -> tuple[str, ...]:
         return tuple(name if "::" in name else f"{tests}::{name}" for name in names.split(" & "))
 
     return tuple(
-        Mutation(f"sdesam.{module}" if not module.startswith("experiments") else module, f, old, new, place(by)) for f, old, new, by in faults
+        Mutation(
+            f"sdesam.{module}" if not module.startswith("experiments") else module,
+            f,
+            old,
+            new,
+            place(by),
+        )
+        for f, old, new, by in faults
     )
 
 
@@ -31,12 +42,37 @@ SAMPLING = (
     *of(
         "sampling",
         "tests/sde/test_micro_batches.py",
-        ("Sampling.covariance_factor", "self.batch * (n - 1)", "self.batch * n", "tests/symbolic/test_equation.py::test_noise_factor[False]"),
-        ("Sampling.covariance_factor", "Fraction(1, self.batch)", "Fraction(1, self.m)", "sdesam/sampling.py::sdesam.sampling.Sampling"),
-        ("Sampling.check_population", "self.batch > n", "self.batch >= n", "tests/sde/test_sde.py::test_no_noise_where_every_batch_is_the_whole_set"),
+        (
+            "Sampling.covariance_factor",
+            "self.batch * (n - 1)",
+            "self.batch * n",
+            "tests/symbolic/test_equation.py::test_noise_factor[False]",
+        ),
+        (
+            "Sampling.covariance_factor",
+            "Fraction(1, self.batch)",
+            "Fraction(1, self.m)",
+            "sdesam/sampling.py::sdesam.sampling.Sampling",
+        ),
+        (
+            "Sampling.check_population",
+            "self.batch > n",
+            "self.batch >= n",
+            "tests/sde/test_sde.py::test_no_noise_where_every_batch_is_the_whole_set",
+        ),
         ("_orders", "comb(left, count)", "comb(left, 1)", "test_chances_of_large_micro_batches"),
-        ("list_micro_batches", "np.full(total, 1 / total)", "np.full(total, 1 / (total + 1))", "test_subsets_are_listed_with_one_chance"),
-        ("list_micro_batches", "_orders(one) / n**m", "_orders(one) / total", "test_chances_of_large_micro_batches"),
+        (
+            "list_micro_batches",
+            "np.full(total, 1 / total)",
+            "np.full(total, 1 / (total + 1))",
+            "test_subsets_are_listed_with_one_chance",
+        ),
+        (
+            "list_micro_batches",
+            "_orders(one) / n**m",
+            "_orders(one) / total",
+            "test_chances_of_large_micro_batches",
+        ),
         ("count_micro_batches", "comb(n + m - 1, m)", "comb(n + m, m)", "test_draws_are_apart"),
         (
             "check_perturbation",
@@ -51,9 +87,24 @@ STEPPING = (
     *of(
         "sde.stepping",
         "tests/sde/test_schemes.py",
-        ("Euler.__call__", "(key_noise, key_drift)", "(key_drift, key_drift)", "test_no_two_evaluations_of_a_step_share_a_key[Euler-2]"),
-        ("_scaled", "jnp.sqrt(params.dt)", "jnp.float32(params.dt)", "test_the_engine_steps_as_the_formula_says[euler-additive]"),
-        ("Heun.__call__", "x + params.dt * b + s", "x + params.dt * b", "test_the_engine_steps_as_the_formula_says[heun-multiplicative]"),
+        (
+            "Euler.__call__",
+            "(key_noise, key_drift)",
+            "(key_drift, key_drift)",
+            "test_no_two_evaluations_of_a_step_share_a_key[Euler-2]",
+        ),
+        (
+            "_scaled",
+            "jnp.sqrt(params.dt)",
+            "jnp.float32(params.dt)",
+            "test_the_engine_steps_as_the_formula_says[euler-additive]",
+        ),
+        (
+            "Heun.__call__",
+            "x + params.dt * b + s",
+            "x + params.dt * b",
+            "test_the_engine_steps_as_the_formula_says[heun-multiplicative]",
+        ),
         (
             "Heun.__call__",
             "x + 0.5 * params.dt * (b + c) + s",
@@ -90,25 +141,70 @@ STEPPING = (
             "xi[..., 0]",
             "test_richardson_halves_share_their_noise",
         ),
-        ("Richardson.__call__", "np.sqrt(0.5)", "np.sqrt(0.25)", "test_the_engine_steps_as_the_formula_says[richardson-additive]"),
-        ("Richardson.__call__", "keys[1 + half]", "keys[1]", "test_no_two_evaluations_of_a_step_share_a_key[Richardson-6]"),
-        ("Richardson.__call__", "keys[0]", "keys[1]", "test_no_two_evaluations_of_a_step_share_a_key[Richardson-6]"),
-        ("_Extrapolated.__call__", "2 * fine[name] - coarse[name]", "fine[name]", "test_richardson_halves_share_their_noise"),
+        (
+            "Richardson.__call__",
+            "np.sqrt(0.5)",
+            "np.sqrt(0.25)",
+            "test_the_engine_steps_as_the_formula_says[richardson-additive]",
+        ),
+        (
+            "Richardson.__call__",
+            "keys[1 + half]",
+            "keys[1]",
+            "test_no_two_evaluations_of_a_step_share_a_key[Richardson-6]",
+        ),
+        (
+            "Richardson.__call__",
+            "keys[0]",
+            "keys[1]",
+            "test_no_two_evaluations_of_a_step_share_a_key[Richardson-6]",
+        ),
+        (
+            "_Extrapolated.__call__",
+            "2 * fine[name] - coarse[name]",
+            "fine[name]",
+            "test_richardson_halves_share_their_noise",
+        ),
         ("simulate", "pair[1]", "pair[0]", "test_richardson_halves_share_their_noise"),
-        ("_warn_if_unstable", "dt * curvature > 2", "dt * curvature > 4", "tests/engine/test_scale.py::test_unstable_steps_are_warned_of"),
+        (
+            "_warn_if_unstable",
+            "dt * curvature > 2",
+            "dt * curvature > 4",
+            "tests/engine/test_scale.py::test_unstable_steps_are_warned_of",
+        ),
     ),
     *of(
         "sde.equation",
         "tests/sde/test_sde.py",
-        ("_step_apart", "dt * b + s", "b + s", "tests/sde/test_schemes.py::test_the_engine_steps_as_the_formula_says[euler-additive]"),
-        ("_TreeKernel.step_both", "dt * jnp.asarray(params.drift)", "jnp.asarray(params.drift)", "test_an_euler_step_is_drift_and_noise"),
-        ("_covariance", "columns.T @ columns", "2 * columns.T @ columns", "test_covariance_of_a_written_sde_is_dense"),
+        (
+            "_step_apart",
+            "dt * b + s",
+            "b + s",
+            "tests/sde/test_schemes.py::test_the_engine_steps_as_the_formula_says[euler-additive]",
+        ),
+        (
+            "_TreeKernel.step_both",
+            "dt * jnp.asarray(params.drift)",
+            "jnp.asarray(params.drift)",
+            "test_an_euler_step_is_drift_and_noise",
+        ),
+        (
+            "_covariance",
+            "columns.T @ columns",
+            "2 * columns.T @ columns",
+            "test_covariance_of_a_written_sde_is_dense",
+        ),
     ),
     *of(
         "engine.layout",
         "tests/sde/test_sde.py",
         ("steps_of", "1e-6 * max(1.0, abs(ratio))", "0.2 * max(1.0, abs(ratio))", "test_bad_runs"),
-        ("time_grid", "np.linspace(0, steps, 11)", "np.linspace(0, steps, 6)", "tests/engine/test_driver.py::test_statistics_are_those_of_the_paths"),
+        (
+            "time_grid",
+            "np.linspace(0, steps, 11)",
+            "np.linspace(0, steps, 6)",
+            "tests/engine/test_driver.py::test_statistics_are_those_of_the_paths",
+        ),
     ),
 )
 
@@ -136,9 +232,24 @@ NOISE = (
             "test_subsets_are_uniform",
         ),
         ("_Draw._subsets", "last + 1", "last", "test_subsets_are_uniform"),
-        ("_TreeKernel.step_drift", "jax.random.fold_in(key, 1)", "jax.random.key(1)", "test_random_directions"),
-        ("_TreeKernel._weights", "xi - jnp.mean(xi)", "xi", "test_a_drawn_noise_is_a_sample_covariance"),
-        ("bind", "sqrt(lr * factor / problem.n)", "sqrt(lr * factor) / problem.n", "test_a_drawn_noise_is_a_sample_covariance"),
+        (
+            "_TreeKernel.step_drift",
+            "jax.random.fold_in(key, 1)",
+            "jax.random.key(1)",
+            "test_random_directions",
+        ),
+        (
+            "_TreeKernel._weights",
+            "xi - jnp.mean(xi)",
+            "xi",
+            "test_a_drawn_noise_is_a_sample_covariance",
+        ),
+        (
+            "bind",
+            "sqrt(lr * factor / problem.n)",
+            "sqrt(lr * factor) / problem.n",
+            "test_a_drawn_noise_is_a_sample_covariance",
+        ),
         ("_micro_batches", "max(_FEW, n // 2)", "max(_FEW, n // 4)", "test_draws_are_apart"),
         ("_micro_batches", "total <= max(n, _FEW)", "total <= n", "test_draws_are_apart"),
         (
@@ -153,12 +264,22 @@ NOISE = (
             "rho ** min(part.j, 1)",
             "tests/sde/test_enumeration.py::test_losses_with_a_dense_layer[m-usam-2-order3-False]",
         ),
-        ("_check_smooth", "highest >= 3", "highest > 3", "tests/sde/test_sde.py::test_losses_with_kinks_are_refused_at_second_order"),
+        (
+            "_check_smooth",
+            "highest >= 3",
+            "highest > 3",
+            "tests/sde/test_sde.py::test_losses_with_kinks_are_refused_at_second_order",
+        ),
     ),
     *of(
         "sde.compile",
         "tests/sde/test_sde.py",
-        ("_probe", "1 / (golden**2 + 1)", "1 / (golden**2 + 1) + 0.01", "test_the_laws_of_probes[3-moments1]"),
+        (
+            "_probe",
+            "1 / (golden**2 + 1)",
+            "1 / (golden**2 + 1) + 0.01",
+            "test_the_laws_of_probes[3-moments1]",
+        ),
         ("_probe", "-1 / golden", "1 - golden + 0.01", "test_the_laws_of_probes[3-moments1]"),
         ("_probe", "jnp.sqrt(mean)", "mean", "test_the_laws_of_probes[2-moments0]"),
         ("_probe", "jnp.cbrt(mean)", "jnp.sqrt(mean)", "test_the_laws_of_probes[3-moments1]"),
@@ -174,7 +295,12 @@ NOISE = (
             "W - jnp.mean(W)",
             "tests/sde/test_micro_batches.py::test_a_drawn_noise_is_a_sample_covariance",
         ),
-        ("combine", "W - jnp.mean(W)", "W", "tests/sde/test_micro_batches.py::test_a_drawn_noise_is_a_sample_covariance"),
+        (
+            "combine",
+            "W - jnp.mean(W)",
+            "W",
+            "tests/sde/test_micro_batches.py::test_a_drawn_noise_is_a_sample_covariance",
+        ),
         (
             "_Evaluator._power_of_norm",
             "inverse_norm(v, self.normaliser.eps) ** -factor.power",
@@ -194,23 +320,56 @@ ALGEBRA = (
             "f._replace(tree=Tree(WHOLE) if f.norm else visit(f.tree), power=max(f.power, -1))",
             "test_large_micro_batches_are_the_whole_set[sam-n-sam]",
         ),
-        ("Factor.derivative", "(self._replace(power=self.power - 2),)", "(self._replace(power=self.power - 1),)", "test_derivative_of_norms"),
+        (
+            "Factor.derivative",
+            "(self._replace(power=self.power - 2),)",
+            "(self._replace(power=self.power - 1),)",
+            "test_derivative_of_norms",
+        ),
         (
             "derivative",
-            "yield number, canonical(tree._replace(factors=(*others, *lower, Factor(False, inner, 1))))",
+            (
+                "yield number, canonical(tree._replace(factors=(*others, *lower, Factor(False,"
+                " inner, 1))))"
+            ),
             "yield 1, canonical(tree._replace(factors=(*others, *lower, Factor(False, inner, 1))))",
             "test_derivative_of_norms",
         ),
-        ("directional_derivative", "k * a * c", "k * c", "tests/symbolic/test_equation.py::test_potentials"),
-        ("TreeSum.__sub__", "self + other * -1", "self + other", "tests/symbolic/test_equation.py::test_without"),
-        ("block_sizes", "(WHOLE, ONE)", "(WHOLE, ONE, MARK)", "tests/symbolic/test_normalised.py::test_printing"),
+        (
+            "directional_derivative",
+            "k * a * c",
+            "k * c",
+            "tests/symbolic/test_equation.py::test_potentials",
+        ),
+        (
+            "TreeSum.__sub__",
+            "self + other * -1",
+            "self + other",
+            "tests/symbolic/test_equation.py::test_without",
+        ),
+        (
+            "block_sizes",
+            "(WHOLE, ONE)",
+            "(WHOLE, ONE, MARK)",
+            "tests/symbolic/test_normalised.py::test_printing",
+        ),
     ),
     *of(
         "symbolic.equation",
         "tests/symbolic/test_equation.py",
-        ("_derive", "sp.Rational(1, factorial(j))", "sp.Integer(1)", "tests/symbolic/test_printing.py::test_the_headline"),
+        (
+            "_derive",
+            "sp.Rational(1, factorial(j))",
+            "sp.Integer(1)",
+            "tests/symbolic/test_printing.py::test_the_headline",
+        ),
         ("_derive", "sp.Rational(-1, 2)", "sp.Rational(-1, 1)", "test_potentials"),
-        ("_derive", "Fraction(i, alpha) + Fraction(j, beta) < 1", "Fraction(i, alpha) + Fraction(j, beta) <= 1", "test_kept_terms"),
+        (
+            "_derive",
+            "Fraction(i, alpha) + Fraction(j, beta) < 1",
+            "Fraction(i, alpha) + Fraction(j, beta) <= 1",
+            "test_kept_terms",
+        ),
         ("_derive", "kept(1, j) or j == 0", "kept(1, j)", "test_kept_terms"),
         (
             "_derive",
@@ -231,7 +390,12 @@ ALGEBRA = (
             "tests/symbolic/test_normalised.py::test_large_micro_batches_are_the_whole_set[sam-n-sam]",
         ),
         ("_variance", "trees - trees.independent()", "trees.independent()", "test_without"),
-        ("_size", "micro if variant.micro else batch", "batch", "test_rho_1_drift_in_coordinates[True]"),
+        (
+            "_size",
+            "micro if variant.micro else batch",
+            "batch",
+            "test_rho_1_drift_in_coordinates[True]",
+        ),
         ("ModifiedEquation.potential", "-self.drift", "self.drift", "test_potentials"),
     ),
     *of(
@@ -244,7 +408,12 @@ ALGEBRA = (
             "test_rho_1_drift_in_coordinates[True]",
         ),
         ("falling", "number - k", "number", "test_expectations_over_micro_batches"),
-        ("projection", "falling(size - 1, len(positions))", "falling(size, len(positions))", "tests/symbolic/test_printing.py::test_the_headline"),
+        (
+            "projection",
+            "falling(size - 1, len(positions))",
+            "falling(size, len(positions))",
+            "tests/symbolic/test_printing.py::test_the_headline",
+        ),
         (
             "conditional_scale",
             "size * (samples - 1) / (samples - size)",
@@ -253,7 +422,12 @@ ALGEBRA = (
         ),
         ("_plain_means", "factorial(len(part) - 1)", "1", "test_expectations_over_micro_batches"),
         ("_plain_means", "(-1) ** (len(part) - 1)", "1", "test_expectations_over_micro_batches"),
-        ("_plain_means", "samples ** len(joined)", "samples ** len(positions)", "test_expectations_over_micro_batches"),
+        (
+            "_plain_means",
+            "samples ** len(joined)",
+            "samples ** len(positions)",
+            "test_expectations_over_micro_batches",
+        ),
         (
             "_plain_means",
             "samples if anchor is None else samples - 1",
@@ -264,7 +438,12 @@ ALGEBRA = (
     *of(
         "symbolic.printing",
         "tests/symbolic/test_printing.py",
-        ("_split.choices", "range(2, len(places) + 1)", "range(1, len(places) + 1)", "test_centred_moments_expand_back"),
+        (
+            "_split.choices",
+            "range(2, len(places) + 1)",
+            "range(1, len(places) + 1)",
+            "test_centred_moments_expand_back",
+        ),
         (
             "_with_factors",
             "over if factor.power > 0 else under",
@@ -286,19 +465,35 @@ OPTIMIZERS = (
             "jnp.sqrt(jnp.where(vanishes, 1, square))",
             "test_one_step_is_the_formula[sam]",
         ),
-        ("normalised", 'own if rule.normaliser == "own" else whole_set', "own", "test_one_step_is_the_formula[dnsam]"),
-        ("gibbs", "lam * (nu - largest)", "nu - largest", "tests/discrete/test_weights.py::test_gibbs_weights[1.0]"),
+        (
+            "normalised",
+            'own if rule.normaliser == "own" else whole_set',
+            "own",
+            "test_one_step_is_the_formula[dnsam]",
+        ),
+        (
+            "gibbs",
+            "lam * (nu - largest)",
+            "nu - largest",
+            "tests/discrete/test_weights.py::test_gibbs_weights[1.0]",
+        ),
         (
             "gibbs",
             "jax.lax.psum(jnp.sum(weights), together)",
             "jnp.sum(weights)",
-            "tests/optim/test_devices.py::test_synchronised_perturbations_are_those_of_one_device[rw-sam exact-shard_map]",
+            (
+                "tests/optim/test_devices.py::test_synchronised_perturbations_are_those_of_one_device[rw-sam"
+                " exact-shard_map]"
+            ),
         ),
         (
             "weighted_gradient",
             "jax.lax.psum(own, together)",
             "jax.lax.pmean(own, together)",
-            "tests/optim/test_devices.py::test_synchronised_perturbations_are_those_of_one_device[rw-sam exact-shard_map]",
+            (
+                "tests/optim/test_devices.py::test_synchronised_perturbations_are_those_of_one_device[rw-sam"
+                " exact-shard_map]"
+            ),
         ),
         (
             "perturbed_gradient",
@@ -318,7 +513,12 @@ OPTIMIZERS = (
             "jnp.sum(jax.lax.map(along, jax.random.split(key, norms.directions)), axis=0)",
             "tests/discrete/test_weights.py::test_bias_and_variance_are_the_closed_forms[rademacher-3-True]",
         ),
-        ("estimated_norms", "norms.square", "not norms.square", "tests/discrete/test_weights.py::test_exact_norms"),
+        (
+            "estimated_norms",
+            "norms.square",
+            "not norms.square",
+            "tests/discrete/test_weights.py::test_exact_norms",
+        ),
         (
             "direction.signs",
             "words[end - -(-leaf.size // 32) : end, None]",
@@ -349,8 +549,18 @@ OPTIMIZERS = (
             "key",
             "tests/discrete/test_weights.py::test_directions_of_a_step_have_a_key_of_their_own",
         ),
-        ("StepKernel.step", "-params.lr", "params.lr", "tests/discrete/test_chain.py::test_step_of_given_batches[sgd-4-0.0]"),
-        ("StepKernel.direction", "leaf.mean(axis=0)", "leaf.sum(axis=0)", "tests/discrete/test_chain.py::test_step_of_given_batches[m-usam-2-0.0]"),
+        (
+            "StepKernel.step",
+            "-params.lr",
+            "params.lr",
+            "tests/discrete/test_chain.py::test_step_of_given_batches[sgd-4-0.0]",
+        ),
+        (
+            "StepKernel.direction",
+            "leaf.mean(axis=0)",
+            "leaf.sum(axis=0)",
+            "tests/discrete/test_chain.py::test_step_of_given_batches[m-usam-2-0.0]",
+        ),
         (
             "StepKernel._direction_by_factors",
             "jnp.asarray(params.rho, inverses.dtype)",
@@ -362,8 +572,18 @@ OPTIMIZERS = (
         "optim.optimizer",
         "tests/optim/test_training.py",
         ("_accumulated", "t / numbers.shape[0]", "t", "test_groups_at_once_and_in_turn"),
-        ("_mean", "jnp.max(leaf, axis=0)", "leaf[0]", "test_of_whole_numbers_among_auxiliary_values_the_largest_is_kept"),
-        ("_mean", "jnp.mean(leaf, axis=0)", "jnp.sum(leaf, axis=0)", "test_batch_statistics_of_micro_batches_are_averaged"),
+        (
+            "_mean",
+            "jnp.max(leaf, axis=0)",
+            "leaf[0]",
+            "test_of_whole_numbers_among_auxiliary_values_the_largest_is_kept",
+        ),
+        (
+            "_mean",
+            "jnp.mean(leaf, axis=0)",
+            "jnp.sum(leaf, axis=0)",
+            "test_batch_statistics_of_micro_batches_are_averaged",
+        ),
         (
             "_mean_of_devices",
             "jax.lax.pmax(leaf, axis_name)",
@@ -383,16 +603,36 @@ OPTIMIZERS = (
             "tests/optim/test_devices.py::test_micro_batches_within_devices",
         ),
         ("Optimizer.gradient", "number(state.count)", "number(0)", "test_rho_may_be_a_schedule"),
-        ("Optimizer._inner_update", "state.count + 1", "state.count + 2", "tests/optim/test_formula.py::test_one_step_is_the_formula[usam]"),
+        (
+            "Optimizer._inner_update",
+            "state.count + 1",
+            "state.count + 2",
+            "tests/optim/test_formula.py::test_one_step_is_the_formula[usam]",
+        ),
         (
             "Optimizer._inner_update",
             '{"value": found.loss, **extra}',
             '{"value": 0 * found.loss, **extra}',
             "test_the_loss_reaches_an_optimizer_that_asks_for_it",
         ),
-        ("_seen", "jnp.where((value >= 0) & jnp.isfinite(value), value, jnp.nan)", "abs(value)", "test_a_schedule_that_gets_negative_is_seen"),
-        ("Optimizer.whole_gradient", "jax.tree.map(jnp.add, total, part(tail, full))", "total", "test_the_gradient_of_the_data_set"),
-        ("Optimizer._summed", "leaf * _samples(batch)", "leaf", "test_the_gradient_of_the_data_set"),
+        (
+            "_seen",
+            "jnp.where((value >= 0) & jnp.isfinite(value), value, jnp.nan)",
+            "abs(value)",
+            "test_a_schedule_that_gets_negative_is_seen",
+        ),
+        (
+            "Optimizer.whole_gradient",
+            "jax.tree.map(jnp.add, total, part(tail, full))",
+            "total",
+            "test_the_gradient_of_the_data_set",
+        ),
+        (
+            "Optimizer._summed",
+            "leaf * _samples(batch)",
+            "leaf",
+            "test_the_gradient_of_the_data_set",
+        ),
         (
             "Optimizer._micro_batches",
             "leaf.reshape(b // m, m, *leaf.shape[1:])",
@@ -407,10 +647,25 @@ NETWORKS = (
     *of(
         "training.resnet",
         "tests/training/test_training.py",
-        ("ResNet.init.kernel", "size * size * outward", "size * size * inward", "test_the_start_has_its_law"),
-        ("ResNet.init.kernel", "2 / (size * size * outward)", "1 / (size * size * outward)", "test_the_start_has_its_law"),
+        (
+            "ResNet.init.kernel",
+            "size * size * outward",
+            "size * size * inward",
+            "test_the_start_has_its_law",
+        ),
+        (
+            "ResNet.init.kernel",
+            "2 / (size * size * outward)",
+            "1 / (size * size * outward)",
+            "test_the_start_has_its_law",
+        ),
         ("ResNet.init", "inward**-0.5", "inward**-1.0", "test_the_start_has_its_law"),
-        ("ResNet.__call__", "images.astype(jnp.float32) / 255", "images.astype(jnp.float32) / 256", "test_the_network_in_numpy"),
+        (
+            "ResNet.__call__",
+            "images.astype(jnp.float32) / 255",
+            "images.astype(jnp.float32) / 256",
+            "test_the_network_in_numpy",
+        ),
         ("ResNet.__call__", "jax.nn.relu(x + y)", "x + y", "test_the_network_in_numpy"),
         (
             "ResNet.__call__",
@@ -418,7 +673,12 @@ NETWORKS = (
             "jnp.max(x.astype(jnp.float32), axis=(1, 2))",
             "test_the_network_in_numpy",
         ),
-        ("ResNet._stride", "2 if stage and not repeat else 1", "2 if stage else 1", "test_the_network_in_numpy"),
+        (
+            "ResNet._stride",
+            "2 if stage and not repeat else 1",
+            "2 if stage else 1",
+            "test_the_network_in_numpy",
+        ),
         ("", "[0.2470, 0.2435, 0.2616]", "[0.2470, 0.2435, 0.2516]", "test_the_network_in_numpy"),
         (
             "batch_norm",
@@ -429,7 +689,10 @@ NETWORKS = (
         (
             "batch_norm",
             "jnp.maximum(jnp.mean(groups**2, axes, keepdims=True) - mean**2, 0)",
-            "jax.lax.stop_gradient(jnp.maximum(jnp.mean(groups**2, axes, keepdims=True) - mean**2, 0))",
+            (
+                "jax.lax.stop_gradient(jnp.maximum(jnp.mean(groups**2, axes, keepdims=True) -"
+                " mean**2, 0))"
+            ),
             "test_derivatives_of_batch_norm[2]",
         ),
         ("batch_norm", "count / max(count - 1, 1)", "1.0", "test_batch_norm[2]"),
@@ -445,19 +708,54 @@ NETWORKS = (
     *of(
         "training.trainer",
         "tests/training/test_training.py",
-        ("augmented", "2 * PADDING + 1", "2 * PADDING", "test_crops_reach_every_place_equally_often"),
+        (
+            "augmented",
+            "2 * PADDING + 1",
+            "2 * PADDING",
+            "test_crops_reach_every_place_equally_often",
+        ),
         (
             "augmented",
             "jax.random.bernoulli(mirror, shape=(len(images),))",
             "jax.random.bernoulli(mirror, 0.4, shape=(len(images),))",
             "test_crops_reach_every_place_equally_often",
         ),
-        ("Trainer._some_steps", "jax.random.fold_in(step_key, k)", "step_key", "test_every_batch_is_shifted_by_a_key_of_its_own"),
-        ("Trainer._some_steps", "state.optimizer.count // (n // b)", "0", "test_records_of_softmax_regression[constant-0.0-0.0]"),
-        ("Trainer._some_steps", "jnp.pi * share", "jnp.pi * share / 2", "test_records_of_softmax_regression[cosine-0.5-0.1]"),
-        ("Trainer._some_steps", "(k * b,)", "(k,)", "test_records_of_softmax_regression[constant-0.0-0.0]"),
-        ("Trainer.epoch", "float(loss) / steps", "float(loss)", "test_records_of_softmax_regression[constant-0.0-0.0]"),
-        ("Trainer.epoch", "float(accuracy) / steps", "float(accuracy)", "test_records_of_softmax_regression[constant-0.0-0.0]"),
+        (
+            "Trainer._some_steps",
+            "jax.random.fold_in(step_key, k)",
+            "step_key",
+            "test_every_batch_is_shifted_by_a_key_of_its_own",
+        ),
+        (
+            "Trainer._some_steps",
+            "state.optimizer.count // (n // b)",
+            "0",
+            "test_records_of_softmax_regression[constant-0.0-0.0]",
+        ),
+        (
+            "Trainer._some_steps",
+            "jnp.pi * share",
+            "jnp.pi * share / 2",
+            "test_records_of_softmax_regression[cosine-0.5-0.1]",
+        ),
+        (
+            "Trainer._some_steps",
+            "(k * b,)",
+            "(k,)",
+            "test_records_of_softmax_regression[constant-0.0-0.0]",
+        ),
+        (
+            "Trainer.epoch",
+            "float(loss) / steps",
+            "float(loss)",
+            "test_records_of_softmax_regression[constant-0.0-0.0]",
+        ),
+        (
+            "Trainer.epoch",
+            "float(accuracy) / steps",
+            "float(accuracy)",
+            "test_records_of_softmax_regression[constant-0.0-0.0]",
+        ),
         (
             "Trainer.__init__",
             "optax.trace(recipe.momentum)",
@@ -470,18 +768,48 @@ NETWORKS = (
             "optax.add_decayed_weights(2 * recipe.weight_decay)",
             "test_records_of_softmax_regression[cosine-0.5-0.1]",
         ),
-        ("Trainer.run", "steps * self.recipe.batch", "steps", "test_records_of_softmax_regression[constant-0.0-0.0]"),
+        (
+            "Trainer.run",
+            "steps * self.recipe.batch",
+            "steps",
+            "test_records_of_softmax_regression[constant-0.0-0.0]",
+        ),
         ("measure", "norms2.std(ddof=1)", "norms2.std()", "test_what_is_measured"),
-        ("measure", "(norms2.mean() - float(square_of_mean)) * size / (size - 1)", "norms2.mean() - float(square_of_mean)", "test_what_is_measured"),
-        ("measure", "float(square_of_mean) - trace / size", "float(square_of_mean)", "test_what_is_measured"),
+        (
+            "measure",
+            "(norms2.mean() - float(square_of_mean)) * size / (size - 1)",
+            "norms2.mean() - float(square_of_mean)",
+            "test_what_is_measured",
+        ),
+        (
+            "measure",
+            "float(square_of_mean) - trace / size",
+            "float(square_of_mean)",
+            "test_what_is_measured",
+        ),
         ("_evaluate.add", "jnp.where(part[1] >= 0, losses, 0)", "losses", "test_what_is_measured"),
-        ("_gradient_noise", "_norm2(total) / len(labels) ** 2", "_norm2(total) / len(labels)", "test_what_is_measured"),
-        ("Recipe.passes", "FORWARD if rule.weights == 'gibbs' else 0", "0", "sdesam/training/trainer.py::sdesam.training.trainer.Recipe.passes"),
+        (
+            "_gradient_noise",
+            "_norm2(total) / len(labels) ** 2",
+            "_norm2(total) / len(labels)",
+            "test_what_is_measured",
+        ),
+        (
+            "Recipe.passes",
+            "FORWARD if rule.weights == 'gibbs' else 0",
+            "0",
+            "sdesam/training/trainer.py::sdesam.training.trainer.Recipe.passes",
+        ),
     ),
     *of(
         "training.throughput",
         "tests/training/test_training.py",
-        ("steps_in_turn", "timer(steps[name]) / steps[name]", "timer(steps[name])", "test_times_are_those_of_one_step"),
+        (
+            "steps_in_turn",
+            "timer(steps[name]) / steps[name]",
+            "timer(steps[name])",
+            "test_times_are_those_of_one_step",
+        ),
     ),
 )
 
@@ -495,14 +823,24 @@ PROBLEMS = (
             "a[whole_chunks * chunk + 1 :]",
             "tests/sde/test_sde.py::test_chunks_of_samples_change_nothing[3]",
         ),
-        ("trace_cov_generic", "_length(data)", "(_length(data) - 1)", "test_functions_of_a_finite_sum"),
+        (
+            "trace_cov_generic",
+            "_length(data)",
+            "(_length(data) - 1)",
+            "test_functions_of_a_finite_sum",
+        ),
         (
             "_trace_cov_dense",
             "squares / n - squared_norm([total / n for total in sums])",
             "squares / n",
             "tests/problems/test_ghost.py::test_two_layers_in_numpy",
         ),
-        ("FiniteSum.curvature", "0.0", "-1e9", "tests/engine/test_scale.py::test_unstable_steps_are_warned_of"),
+        (
+            "FiniteSum.curvature",
+            "0.0",
+            "-1e9",
+            "tests/engine/test_scale.py::test_unstable_steps_are_warned_of",
+        ),
         ("_curvature", "20", "1", "tests/engine/test_scale.py::test_unstable_steps_are_warned_of"),
         (
             "FiniteSum._check_period",
@@ -510,13 +848,28 @@ PROBLEMS = (
             "np.isclose(moved, start, rtol=1e-1, atol=1e-4)",
             "test_more_bad_problems",
         ),
-        ("FiniteSum.fingerprint", "(self.data, self.x0)", "(self.data,)", "test_a_fingerprint_is_of_data_and_start"),
-        ("mean_grad_wide", "g / _length(data)", "g / chunk", "tests/sde/test_sde.py::test_chunks_of_samples_change_nothing[3]"),
+        (
+            "FiniteSum.fingerprint",
+            "(self.data, self.x0)",
+            "(self.data,)",
+            "test_a_fingerprint_is_of_data_and_start",
+        ),
+        (
+            "mean_grad_wide",
+            "g / _length(data)",
+            "g / chunk",
+            "tests/sde/test_sde.py::test_chunks_of_samples_change_nothing[3]",
+        ),
     ),
     *of(
         "problems.ghost",
         "tests/problems/test_ghost.py",
-        ("deviations", "2 * (u @ a0) * jnp.sum(delta * v, axis=1)", "(u @ a0) * jnp.sum(delta * v, axis=1)", "test_two_layers_in_numpy"),
+        (
+            "deviations",
+            "2 * (u @ a0) * jnp.sum(delta * v, axis=1)",
+            "(u @ a0) * jnp.sum(delta * v, axis=1)",
+            "test_two_layers_in_numpy",
+        ),
         ("deviations", "jnp.outer(a0, jnp.sum(v, axis=0))", "0", "test_two_layers_in_numpy"),
         ("squared_norm_of_mean", "m**2", "m", "test_the_loss_along_the_gradient_of_a_group[loss]"),
         (
@@ -525,9 +878,24 @@ PROBLEMS = (
             "jnp.sum(a**2) + jnp.sum(delta**2)",
             "tests/discrete/test_chain.py::test_step_of_a_network[m-sam-1]",
         ),
-        ("loss_along.dense", "(inputs[weight.leaf] @ a) / m", "inputs[weight.leaf] @ a", "test_the_loss_along_the_gradient_of_a_group[loss]"),
-        ("loss_along", "jnp.mean(next(rest), axis=0)", "jnp.sum(next(rest), axis=0)", "test_the_loss_along_the_gradient_of_a_group[loss]"),
-        ("dense_layers", "uses[leaf] == 1", "uses[leaf] >= 1", "test_dense_layers_are_found_and_agree_with_the_generic_path[recurrent-leaves1]"),
+        (
+            "loss_along.dense",
+            "(inputs[weight.leaf] @ a) / m",
+            "inputs[weight.leaf] @ a",
+            "test_the_loss_along_the_gradient_of_a_group[loss]",
+        ),
+        (
+            "loss_along",
+            "jnp.mean(next(rest), axis=0)",
+            "jnp.sum(next(rest), axis=0)",
+            "test_the_loss_along_the_gradient_of_a_group[loss]",
+        ),
+        (
+            "dense_layers",
+            "uses[leaf] == 1",
+            "uses[leaf] >= 1",
+            "test_dense_layers_are_found_and_agree_with_the_generic_path[recurrent-leaves1]",
+        ),
     ),
     *of(
         "problems.synthetic",
@@ -553,39 +921,90 @@ PROBLEMS = (
             "test_linear_regression_has_the_noise_that_was_asked_for",
         ),
         ("torus", "len(grid) // 2 + 1", "len(grid) // 2", "test_data_of_quadratics_and_tori"),
-        ("torus", "1 / (1 + np.sum(frequencies**2, axis=1))", "1 / np.sum(frequencies**2, axis=1)", "test_data_of_quadratics_and_tori"),
+        (
+            "torus",
+            "1 / (1 + np.sum(frequencies**2, axis=1))",
+            "1 / np.sum(frequencies**2, axis=1)",
+            "test_data_of_quadratics_and_tori",
+        ),
     ),
     *of(
         "problems.digits",
         "tests/problems/test_problems.py",
-        ("digits", "rng.normal(size=(64, hidden)) / 8", "rng.normal(size=(64, hidden)) / 10", "test_the_start_of_digits_has_its_law"),
+        (
+            "digits",
+            "rng.normal(size=(64, hidden)) / 8",
+            "rng.normal(size=(64, hidden)) / 10",
+            "test_the_start_of_digits_has_its_law",
+        ),
         ("digits", "np.sqrt(hidden)", "hidden", "test_the_start_of_digits_has_its_law"),
-        ("_split", "source.data / 16 - 0.3", "source.data / 16 - 0.5", "test_digits_are_the_real_ones"),
-        ("_split", "rng.integers(1, 10, size=len(wrong))", "rng.integers(0, 10, size=len(wrong))", "test_digits_with_wrong_labels"),
+        (
+            "_split",
+            "source.data / 16 - 0.3",
+            "source.data / 16 - 0.5",
+            "test_digits_are_the_real_ones",
+        ),
+        (
+            "_split",
+            "rng.integers(1, 10, size=len(wrong))",
+            "rng.integers(0, 10, size=len(wrong))",
+            "test_digits_with_wrong_labels",
+        ),
         ("_split", "values[train:]", "values", "test_digits_are_the_real_ones"),
         (
             "_squared",
-            "0.5 * jnp.sum((_network(params, sample['image']) - jax.nn.one_hot(sample['label'], 10)) ** 2)",
-            "jnp.sum((_network(params, sample['image']) - jax.nn.one_hot(sample['label'], 10)) ** 2)",
+            (
+                "0.5 * jnp.sum((_network(params, sample['image']) - jax.nn.one_hot(sample['label'],"
+                " 10)) ** 2)"
+            ),
+            (
+                "jnp.sum((_network(params, sample['image']) - jax.nn.one_hot(sample['label'], 10))"
+                " ** 2)"
+            ),
             "test_digits_with_the_squared_loss_and_another_start",
         ),
     ),
     *of(
         "problems.smoothness",
         "tests/problems/test_problems.py",
-        ("_apply", "name == 'abs' and merged.positive", "name == 'abs'", "test_kinks_are_found[abs]"),
-        ("_apply", "name == 'select_n' and arguments[0].moves", "False", "test_kinks_are_found[where]"),
+        (
+            "_apply",
+            "name == 'abs' and merged.positive",
+            "name == 'abs'",
+            "test_kinks_are_found[abs]",
+        ),
+        (
+            "_apply",
+            "name == 'select_n' and arguments[0].moves",
+            "False",
+            "test_kinks_are_found[where]",
+        ),
     ),
     *of(
         "problems.cifar10",
         "tests/problems/test_cifar10.py",
-        ("_read_batches", "pixels.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)", "pixels.reshape(-1, _SIDE, _SIDE, 3)", "test_every_form"),
+        (
+            "_read_batches",
+            "pixels.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)",
+            "pixels.reshape(-1, _SIDE, _SIDE, 3)",
+            "test_every_form",
+        ),
     ),
     *of(
         "curvature",
         "tests/test_curvature.py",
-        ("hessian_trace", "values.std(ddof=1)", "values.std()", "test_the_error_of_a_trace_is_that_of_few_probes"),
-        ("hessian_trace", "sqrt(count)", "count", "test_the_error_of_a_trace_is_that_of_few_probes"),
+        (
+            "hessian_trace",
+            "values.std(ddof=1)",
+            "values.std()",
+            "test_the_error_of_a_trace_is_that_of_few_probes",
+        ),
+        (
+            "hessian_trace",
+            "sqrt(count)",
+            "count",
+            "test_the_error_of_a_trace_is_that_of_few_probes",
+        ),
         (
             "_probe.one",
             "jax.random.rademacher(key, flat.shape, flat.dtype)",
@@ -593,8 +1012,18 @@ PROBLEMS = (
             "test_the_error_of_a_trace_is_that_of_few_probes",
         ),
         ("largest_eigenvalue", "values[-1]", "values[0]", "test_the_residual_of_few_iterations[2]"),
-        ("largest_eigenvalue", "b[count - 1] * abs(vectors[-1, -1])", "b[count - 1] * abs(vectors[0, -1])", "test_the_residual_of_few_iterations[2]"),
-        ("largest_eigenvalue", "int(small[0]) + 1 if len(small) else count", "count", "test_an_invariant_subspace_ends_the_iteration"),
+        (
+            "largest_eigenvalue",
+            "b[count - 1] * abs(vectors[-1, -1])",
+            "b[count - 1] * abs(vectors[0, -1])",
+            "test_the_residual_of_few_iterations[2]",
+        ),
+        (
+            "largest_eigenvalue",
+            "int(small[0]) + 1 if len(small) else count",
+            "count",
+            "test_an_invariant_subspace_ends_the_iteration",
+        ),
     ),
 )
 
@@ -614,14 +1043,24 @@ ENSEMBLE = (
             "self.layout.first + np.arange(self.layout.size)",
             "test_layout_changes_nothing[1-3-sde]",
         ),
-        ("_Work.result", "layout.grid * plan.step_time", "layout.grid + plan.step_time", "test_observation_times_change_nothing"),
+        (
+            "_Work.result",
+            "layout.grid * plan.step_time",
+            "layout.grid + plan.step_time",
+            "test_observation_times_change_nothing",
+        ),
         (
             "_Work.result",
             "first[first >= 0] * plan.step_time",
             "(first[first >= 0] - 1) * plan.step_time",
             "tests/engine/test_scale.py::test_the_time_of_divergence_is_exact",
         ),
-        ("_Moments.add", "other.count / divisor", "0.5", "test_merged_moments_equal_those_of_the_whole"),
+        (
+            "_Moments.add",
+            "other.count / divisor",
+            "0.5",
+            "test_merged_moments_equal_those_of_the_whole",
+        ),
         ("_Moments.add", "gap**2", "abs(gap)", "test_merged_moments_equal_those_of_the_whole"),
         (
             "_Moments.stderr",
@@ -629,13 +1068,28 @@ ENSEMBLE = (
             "np.sqrt(self.squares / count / count)",
             "test_statistics_are_those_of_the_paths",
         ),
-        ("_Moments.stderr", "self.count > 1", "self.count > 0", "test_statistics_are_those_of_the_paths"),
+        (
+            "_Moments.stderr",
+            "self.count > 1",
+            "self.count > 0",
+            "test_statistics_are_those_of_the_paths",
+        ),
     ),
     *of(
         "engine.program",
         "tests/engine/test_driver.py",
-        ("Draw.drawn", "ids // 2", "ids", "tests/engine/test_scale.py::test_jax_normals_are_jax_normals"),
-        ("Draw._mirrored", "1 - 2 * (ids % 2).astype(jnp.int32)", "1 - (ids % 2).astype(jnp.int32)", "test_antithetic_pairs"),
+        (
+            "Draw.drawn",
+            "ids // 2",
+            "ids",
+            "tests/engine/test_scale.py::test_jax_normals_are_jax_normals",
+        ),
+        (
+            "Draw._mirrored",
+            "1 - 2 * (ids % 2).astype(jnp.int32)",
+            "1 - (ids % 2).astype(jnp.int32)",
+            "test_antithetic_pairs",
+        ),
         (
             "Look.__call__",
             "good & jnp.isfinite(table)",
@@ -654,23 +1108,53 @@ ENSEMBLE = (
             "_sum(jnp.where(used, table, 0)) / len(units)",
             "test_divergence_is_counted_reported_and_left_out",
         ),
-        ("Look.__call__", "units & jnp.isfinite(table)", "jnp.isfinite(table)", "test_divergence_is_counted_reported_and_left_out"),
+        (
+            "Look.__call__",
+            "units & jnp.isfinite(table)",
+            "jnp.isfinite(table)",
+            "test_divergence_is_counted_reported_and_left_out",
+        ),
         (
             "_mark",
             "(first < 0) & ~jnp.stack(finite).all(axis=0)",
             "~jnp.stack(finite).all(axis=0)",
             "tests/engine/test_scale.py::test_the_time_of_divergence_is_exact",
         ),
-        ("_key", "jax.random.fold_in(key, path)", "key", "tests/discrete/test_chain.py::test_train_follows_the_chain"),
+        (
+            "_key",
+            "jax.random.fold_in(key, path)",
+            "key",
+            "tests/discrete/test_chain.py::test_train_follows_the_chain",
+        ),
     ),
     *of(
         "engine.normals",
         "tests/engine/test_normals.py",
         ("block", "np.uint32(k + 1)", "np.uint32(k)", "test_blocks_are_those_of_jax"),
-        ("step_keys", "jnp.asarray(steps).astype(jnp.uint32)", "jnp.uint32(0)", "test_the_draw_depends_on_its_counter_alone"),
-        ("normal_pair", "np.float32(2.0**-33)", "np.float32(2.0**-30)", "test_the_draw_depends_on_its_counter_alone & test_law[float32]"),
-        ("_box_muller", "turn * (math.pi / 2)", "turn * (math.pi / 2.01)", "test_transform_at_its_ends[float32]"),
-        ("_box_muller", "1 - 2 * sine * sine", "1 - 1.99 * sine * sine", "test_transform_at_its_ends[float32]"),
+        (
+            "step_keys",
+            "jnp.asarray(steps).astype(jnp.uint32)",
+            "jnp.uint32(0)",
+            "test_the_draw_depends_on_its_counter_alone",
+        ),
+        (
+            "normal_pair",
+            "np.float32(2.0**-33)",
+            "np.float32(2.0**-30)",
+            "test_the_draw_depends_on_its_counter_alone & test_law[float32]",
+        ),
+        (
+            "_box_muller",
+            "turn * (math.pi / 2)",
+            "turn * (math.pi / 2.01)",
+            "test_transform_at_its_ends[float32]",
+        ),
+        (
+            "_box_muller",
+            "1 - 2 * sine * sine",
+            "1 - 1.99 * sine * sine",
+            "test_transform_at_its_ends[float32]",
+        ),
     ),
     *of(
         "engine.result",
@@ -685,7 +1169,12 @@ ENSEMBLE = (
     *of(
         "engine.snapshot",
         "tests/engine/test_scale.py",
-        ("_differing", "known.get(name) != theirs.get(name)", "False", "test_other_snapshots_are_refused"),
+        (
+            "_differing",
+            "known.get(name) != theirs.get(name)",
+            "False",
+            "test_other_snapshots_are_refused",
+        ),
     ),
 )
 
@@ -695,17 +1184,30 @@ SWEEPS = (
         "tests/test_runs.py",
         (
             "_canonical",
-            "json.dumps(store.plain(config), sort_keys=True, separators=(',', ':'), allow_nan=False)",
+            (
+                "json.dumps(store.plain(config), sort_keys=True, separators=(',', ':'),"
+                " allow_nan=False)"
+            ),
             "json.dumps(store.plain(config), separators=(',', ':'), allow_nan=False)",
             "test_a_run_comes_back",
         ),
         ("", "64 * 10**6", "64", "test_no_room_is_seen_before_any_work"),
-        ("RunStore.check", "_canonical(meta['config']) != _canonical(config)", "False", "test_damaged_runs_are_refused"),
+        (
+            "RunStore.check",
+            "_canonical(meta['config']) != _canonical(config)",
+            "False",
+            "test_damaged_runs_are_refused",
+        ),
     ),
     *of(
         "reproduce",
         "tests/test_reproduce.py",
-        ("sweep", "time.monotonic() - begun + longest > 60 * minutes", "time.monotonic() - begun + longest > 3600 * minutes", "test_a_budget"),
+        (
+            "sweep",
+            "time.monotonic() - begun + longest > 60 * minutes",
+            "time.monotonic() - begun + longest > 3600 * minutes",
+            "test_a_budget",
+        ),
         ("_check_budget", "epoch > 60 * minutes", "epoch > 3600 * minutes", "test_a_budget"),
         ("collect", "len(configs) - len(present)", "0", "test_a_budget"),
         (
@@ -749,7 +1251,12 @@ SUMMARIES = (
     *of(
         "experiments.m_sharpness",
         "tests/test_summaries.py",
-        ("summarise", "np.array(times) / np.array(milliseconds['SGD'])", "np.array(times)", "test_costs_are_ratios_to_sgd_and_accuracy_decides"),
+        (
+            "summarise",
+            "np.array(times) / np.array(milliseconds['SGD'])",
+            "np.array(times)",
+            "test_costs_are_ratios_to_sgd_and_accuracy_decides",
+        ),
     ),
     *of(
         "experiments.covariance_trace",
@@ -760,67 +1267,162 @@ SUMMARIES = (
             "statistics.paired(table.last(first, name), table.last(second, name))",
             "test_the_trace_of_the_covariance_decides",
         ),
-        ("summarise", "tests['trend of trace_cov']", "tests['trend of hessian_trace']", "test_the_trace_of_the_covariance_decides"),
+        (
+            "summarise",
+            "tests['trend of trace_cov']",
+            "tests['trend of hessian_trace']",
+            "test_the_trace_of_the_covariance_decides",
+        ),
     ),
     *of(
         "experiments.fisher_hessian",
         "tests/test_summaries.py",
-        ("summarise", "found.upper < NEAR", "found.mean < NEAR", "test_where_covariance_fisher_and_hessian_are_near"),
-        ("summarise", "found.lower > NEAR", "found.mean > NEAR", "test_where_covariance_fisher_and_hessian_are_near"),
-        ("summarise", 'left["hessian_trace"].lower > 0.2', "True", "test_where_covariance_fisher_and_hessian_are_near"),
-        ("summarise", 'left["trace_cov"].upper < 0.01', "True", "test_where_covariance_fisher_and_hessian_are_near"),
+        (
+            "summarise",
+            "found.upper < NEAR",
+            "found.mean < NEAR",
+            "test_where_covariance_fisher_and_hessian_are_near",
+        ),
+        (
+            "summarise",
+            "found.lower > NEAR",
+            "found.mean > NEAR",
+            "test_where_covariance_fisher_and_hessian_are_near",
+        ),
+        (
+            "summarise",
+            'left["hessian_trace"].lower > 0.2',
+            "True",
+            "test_where_covariance_fisher_and_hessian_are_near",
+        ),
+        (
+            "summarise",
+            'left["trace_cov"].upper < 0.01',
+            "True",
+            "test_where_covariance_fisher_and_hessian_are_near",
+        ),
         (
             "summarise",
             "near == claimed and far == set(LINES) - claimed and vanishes",
             "near == claimed and vanishes",
             "test_where_covariance_fisher_and_hessian_are_near",
         ),
-        ("summarise", "far & claimed", "far == claimed", "test_where_covariance_fisher_and_hessian_are_near"),
-        ("summarise", "near == set(LINES)", "True", "test_where_covariance_fisher_and_hessian_are_near"),
-        ("least_squares", "SIGMA**2 * H", "SIGMA * H", "tests/claims/test_training_claims.py::test_fisher[0-L-FIM]"),
+        (
+            "summarise",
+            "far & claimed",
+            "far == claimed",
+            "test_where_covariance_fisher_and_hessian_are_near",
+        ),
+        (
+            "summarise",
+            "near == set(LINES)",
+            "True",
+            "test_where_covariance_fisher_and_hessian_are_near",
+        ),
+        (
+            "least_squares",
+            "SIGMA**2 * H",
+            "SIGMA * H",
+            "tests/claims/test_training_claims.py::test_fisher[0-L-FIM]",
+        ),
     ),
     *of(
         "experiments.variance_regularizer",
         "tests/test_summaries.py",
-        ("factor", "(n - m) / (m * (n - 1))", "(n - m) / (m * n)", "tests/test_experiments.py::test_finite_population_factor"),
+        (
+            "factor",
+            "(n - m) / (m * (n - 1))",
+            "(n - m) / (m * n)",
+            "tests/test_experiments.py::test_finite_population_factor",
+        ),
         (
             "summarise",
             "found.lower >= 1 - WITHIN and found.upper <= 1 + WITHIN",
             "found.upper <= 1 + WITHIN",
             "test_slopes_of_the_variance_regulariser",
         ),
-        ("summarise", "found.lower > 1 + WITHIN or found.upper < 1 - WITHIN", "found.lower > 1 + WITHIN", "test_slopes_of_the_variance_regulariser"),
-        ("summarise", "slopes.std(ddof=1)", "slopes.std()", "test_slopes_of_the_variance_regulariser"),
-        ("summarise", "table @ c / (c @ c) / (rho / 2)", "table @ c / (c @ c) / rho", "test_slopes_of_the_variance_regulariser"),
+        (
+            "summarise",
+            "found.lower > 1 + WITHIN or found.upper < 1 - WITHIN",
+            "found.lower > 1 + WITHIN",
+            "test_slopes_of_the_variance_regulariser",
+        ),
+        (
+            "summarise",
+            "slopes.std(ddof=1)",
+            "slopes.std()",
+            "test_slopes_of_the_variance_regulariser",
+        ),
+        (
+            "summarise",
+            "table @ c / (c @ c) / (rho / 2)",
+            "table @ c / (c @ c) / rho",
+            "test_slopes_of_the_variance_regulariser",
+        ),
     ),
     *of(
         "experiments.weak_order",
         "tests/test_summaries.py",
-        ("summarise", "set(states) == {'confirmed'}", "'confirmed' in states", "test_several_verdicts_become_one"),
+        (
+            "summarise",
+            "set(states) == {'confirmed'}",
+            "'confirmed' in states",
+            "test_several_verdicts_become_one",
+        ),
     ),
     *of(
         "experiments.sde_vs_discrete",
         "tests/test_summaries.py",
-        ("summarise", "set(states) == {'confirmed'}", "'confirmed' in states", "test_several_verdicts_become_one"),
-        ("summarise", "state in states", "set(states) == {state}", "test_several_verdicts_become_one"),
+        (
+            "summarise",
+            "set(states) == {'confirmed'}",
+            "'confirmed' in states",
+            "test_several_verdicts_become_one",
+        ),
+        (
+            "summarise",
+            "state in states",
+            "set(states) == {state}",
+            "test_several_verdicts_become_one",
+        ),
     ),
     *of(
         "experiments.rw_sam",
         "tests/test_summaries.py",
-        ("summarise", "(sgd - own) / (sgd - sam)", "(sgd - own) / sgd", "test_what_rw_sam_acts_like"),
-        ("effective_micro", "np.log(value)", "value", "tests/test_experiments.py::test_effective_micro_batch"),
+        (
+            "summarise",
+            "(sgd - own) / (sgd - sam)",
+            "(sgd - own) / sgd",
+            "test_what_rw_sam_acts_like",
+        ),
+        (
+            "effective_micro",
+            "np.log(value)",
+            "value",
+            "tests/test_experiments.py::test_effective_micro_batch",
+        ),
     ),
     *of(
         "experiments._cifar10",
         "tests/test_full_presets.py",
         ("fit", "SHARE * 60 * minutes - cost.seconds", "SHARE * 60 * minutes", "test_the_plan"),
         ("fit", "most // seeds", "most", "test_the_plan"),
-        ("relabelled", "rng.integers(1, 10, len(wrong))", "rng.integers(0, 10, len(wrong))", "test_wrong_labels"),
+        (
+            "relabelled",
+            "rng.integers(1, 10, len(wrong))",
+            "rng.integers(0, 10, len(wrong))",
+            "test_wrong_labels",
+        ),
     ),
     *of(
         "experiments.fresh_micro_batches",
         "tests/test_experiments.py",
-        ("excess", "(1, sde.config['lr'])", "(2, sde.config['lr'])", "test_what_fresh_micro_batches_add"),
+        (
+            "excess",
+            "(1, sde.config['lr'])",
+            "(2, sde.config['lr'])",
+            "test_what_fresh_micro_batches_add",
+        ),
     ),
 )
 
@@ -834,51 +1436,146 @@ STATISTICS = (
         ("interval", "np.std(values, ddof=1)", "np.std(values)", "test_interval_by_hand"),
         ("Trend.p_order", "self.least >= 1", "self.least >= 0", "test_verdict_of_a_trend"),
         ("Trend.verdict", "self.p_order <= alpha", "self.p <= alpha", "test_verdict_of_a_trend"),
-        ("Trend.verdict", "self.p_reversed <= alpha", "self.p_reversed < 2 * alpha", "test_verdict_of_a_trend"),
-        ("Paired.verdict", "self.difference.mean > 0", "self.difference.mean < 0", "test_verdicts_and_their_controls"),
+        (
+            "Trend.verdict",
+            "self.p_reversed <= alpha",
+            "self.p_reversed < 2 * alpha",
+            "test_verdict_of_a_trend",
+        ),
+        (
+            "Paired.verdict",
+            "self.difference.mean > 0",
+            "self.difference.mean < 0",
+            "test_verdicts_and_their_controls",
+        ),
         ("trend", "chance[found:]", "chance[found + 1 :]", "test_page_against_all_permutations"),
         ("trend", "chance[: found + 1]", "chance[:found]", "test_page_against_all_permutations"),
-        ("_in_errors", "np.std(differences, ddof=1)", "np.std(differences)", "test_least_step_by_hand"),
+        (
+            "_in_errors",
+            "np.std(differences, ddof=1)",
+            "np.std(differences)",
+            "test_least_step_by_hand",
+        ),
         ("_in_errors", "sqrt(len(differences))", "len(differences)", "test_least_step_by_hand"),
-        ("paired", "abs(away.sum()) - 1e-12 * abs(away).sum()", "abs(away.sum()) + 1e-12 * abs(away).sum()", "test_paired_by_hand"),
+        (
+            "paired",
+            "abs(away.sum()) - 1e-12 * abs(away).sum()",
+            "abs(away.sum()) + 1e-12 * abs(away).sum()",
+            "test_paired_by_hand",
+        ),
         ("holm", "len(p_values) - rank", "len(p_values)", "test_holm_by_hand"),
-        ("holm", "max(largest, (len(p_values) - rank) * p_values[k])", "(len(p_values) - rank) * p_values[k]", "test_holm_by_hand"),
+        (
+            "holm",
+            "max(largest, (len(p_values) - rank) * p_values[k])",
+            "(len(p_values) - rank) * p_values[k]",
+            "test_holm_by_hand",
+        ),
     ),
     *of(
         "effective",
         "tests/test_effective.py",
-        ("_summary.size", "layout.n / (1 + c * (layout.n - 1))", "1 / c", "test_the_size_is_read_off_the_family[False]"),
-        ("_summary", "(layout.n - sizes) / (sizes * (layout.n - 1))", "1 / sizes", "test_the_size_is_read_off_the_family[False]"),
+        (
+            "_summary.size",
+            "layout.n / (1 + c * (layout.n - 1))",
+            "1 / c",
+            "test_the_size_is_read_off_the_family[False]",
+        ),
+        (
+            "_summary",
+            "(layout.n - sizes) / (sizes * (layout.n - 1))",
+            "1 / sizes",
+            "test_the_size_is_read_off_the_family[False]",
+        ),
         ("_summary", "np.sqrt(c)", "c", "test_the_size_is_read_off_the_family[True]"),
-        ("_summary.size", "monotone and clear", "clear", "test_no_size_where_the_family_does_not_fall_or_is_not_told_apart"),
-        ("_summary.size", "monotone and clear", "monotone", "test_no_size_where_the_family_does_not_fall_or_is_not_told_apart"),
-        ("_summary.equivalent", "[0.025, 0.975]", "[0.25, 0.75]", "test_the_interval_of_the_size_is_one_of_95_per_cent"),
-        ("_summary.equivalent", "shares.std()", "shares.var()", "test_the_interval_of_the_size_is_one_of_95_per_cent"),
+        (
+            "_summary.size",
+            "monotone and clear",
+            "clear",
+            "test_no_size_where_the_family_does_not_fall_or_is_not_told_apart",
+        ),
+        (
+            "_summary.size",
+            "monotone and clear",
+            "monotone",
+            "test_no_size_where_the_family_does_not_fall_or_is_not_told_apart",
+        ),
+        (
+            "_summary.equivalent",
+            "[0.025, 0.975]",
+            "[0.25, 0.75]",
+            "test_the_interval_of_the_size_is_one_of_95_per_cent",
+        ),
+        (
+            "_summary.equivalent",
+            "shares.std()",
+            "shares.var()",
+            "test_the_interval_of_the_size_is_one_of_95_per_cent",
+        ),
         ("_measure.block", "eps**2", "eps", "test_against_all_batches_listed"),
     ),
     *of(
         "coupling",
         "tests/test_coupling.py",
-        ("_PairStep.draw", "-sqrt(n / batch) * weights[0]", "sqrt(n / batch) * weights[0]", "test_variance_is_reduced[sgd]"),
-        ("_PairStep.draw", "sqrt(n / batch)", "sqrt(n) / batch", "test_xi_has_the_centred_covariance"),
-        ("_PairStep.__call__", "x + params.lr * b + s", "x + params.lr * b", "test_the_sde_of_a_pair_makes_a_step_of_heun"),
-        ("_PairStep.__call__", "0.5 * params.lr * (b + c)", "params.lr * b", "test_the_sde_of_a_pair_makes_a_step_of_heun"),
-        ("_PairStep.__call__", "jnp.sqrt(params.lr)", "params.lr", "test_the_sde_of_a_pair_makes_a_step_of_heun"),
+        (
+            "_PairStep.draw",
+            "-sqrt(n / batch) * weights[0]",
+            "sqrt(n / batch) * weights[0]",
+            "test_variance_is_reduced[sgd]",
+        ),
+        (
+            "_PairStep.draw",
+            "sqrt(n / batch)",
+            "sqrt(n) / batch",
+            "test_xi_has_the_centred_covariance",
+        ),
+        (
+            "_PairStep.__call__",
+            "x + params.lr * b + s",
+            "x + params.lr * b",
+            "test_the_sde_of_a_pair_makes_a_step_of_heun",
+        ),
+        (
+            "_PairStep.__call__",
+            "0.5 * params.lr * (b + c)",
+            "params.lr * b",
+            "test_the_sde_of_a_pair_makes_a_step_of_heun",
+        ),
+        (
+            "_PairStep.__call__",
+            "jnp.sqrt(params.lr)",
+            "params.lr",
+            "test_the_sde_of_a_pair_makes_a_step_of_heun",
+        ),
         (
             "_PairStep.__call__",
             "self.sde.step_drift(params.sde, ahead, key_ahead)",
             "self.sde.step_drift(params.sde, ahead, key_drift)",
             "test_the_sde_of_a_pair_makes_a_step_of_heun",
         ),
-        ("counts_and_weights.sample", "-total / open_cells.astype(dtype)", "total / open_cells.astype(dtype)", "test_counts_and_weights_go_together"),
+        (
+            "counts_and_weights.sample",
+            "-total / open_cells.astype(dtype)",
+            "total / open_cells.astype(dtype)",
+            "test_counts_and_weights_go_together",
+        ),
         (
             "_statistics",
             "(difference - difference.min(axis=0)).var(axis=0, ddof=1)",
             "(difference - difference.min(axis=0)).var(axis=0)",
             "test_statistics_of_pairs_by_hand",
         ),
-        ("_statistics", "joint / difference.count(axis=0)", "joint / len(values)", "test_statistics_of_pairs_by_hand"),
-        ("_statistics", "np.ma.divide(own, joint)", "np.ma.divide(joint, own)", "test_statistics_of_pairs_by_hand"),
+        (
+            "_statistics",
+            "joint / difference.count(axis=0)",
+            "joint / len(values)",
+            "test_statistics_of_pairs_by_hand",
+        ),
+        (
+            "_statistics",
+            "np.ma.divide(own, joint)",
+            "np.ma.divide(joint, own)",
+            "test_statistics_of_pairs_by_hand",
+        ),
     ),
 )
 
@@ -886,20 +1583,35 @@ EXACT = (
     *of(
         "exact.enumerate",
         "tests/exact/test_exact.py",
-        ("list_batches", "counts.get(key, 0) + 1", "1", "test_batches_are_listed_once_with_their_chance"),
+        (
+            "list_batches",
+            "counts.get(key, 0) + 1",
+            "1",
+            "test_batches_are_listed_once_with_their_chance",
+        ),
         ("one_step", "G - mean", "G", "test_one_step"),
     ),
     *of(
         "exact.quadratic",
         "tests/exact/test_exact.py",
         ("Quadratic.chain_path", "chain.lr**2", "chain.lr", "test_moments_on_a_quadratic"),
-        ("Quadratic._step_moments", "(1 - 1 / groups) * other", "other", "test_moments_on_a_quadratic"),
+        (
+            "Quadratic._step_moments",
+            "(1 - 1 / groups) * other",
+            "other",
+            "test_moments_on_a_quadratic",
+        ),
         ("_expected", "factorial(len(part) - 1)", "1", "test_moments_on_a_quadratic"),
     ),
     *of(
         "exact.torus",
         "tests/exact/test_exact.py",
-        ("Torus.flow", "0.5 * C[:, j, j, None] * _kron(along)", "C[:, j, j, None] * _kron(along)", "test_flow_with_constant_coefficients"),
+        (
+            "Torus.flow",
+            "0.5 * C[:, j, j, None] * _kron(along)",
+            "C[:, j, j, None] * _kron(along)",
+            "test_flow_with_constant_coefficients",
+        ),
         (
             "Torus.flow",
             "C[:, 0, 1, None] * _kron([first, first])",
@@ -916,22 +1628,65 @@ EXACT = (
             "np.any(self.values < np.maximum(_ROUNDING, self.uncertainty))",
             "test_when_a_curve_vanishes_and_when_it_is_settled",
         ),
-        ("Curve.settled", "self.spread <= TOLERANCE", "self.spread <= 2 * TOLERANCE", "test_when_a_curve_vanishes_and_when_it_is_settled"),
-        ("Curve.as_predicted", "abs(self.slope - self.predicted) <= TOLERANCE", "True", "test_what_makes_a_signature"),
+        (
+            "Curve.settled",
+            "self.spread <= TOLERANCE",
+            "self.spread <= 2 * TOLERANCE",
+            "test_when_a_curve_vanishes_and_when_it_is_settled",
+        ),
         (
             "Curve.as_predicted",
-            "self.settled and self.predicted is not None and abs(self.slope - self.predicted) <= TOLERANCE",
+            "abs(self.slope - self.predicted) <= TOLERANCE",
+            "True",
+            "test_what_makes_a_signature",
+        ),
+        (
+            "Curve.as_predicted",
+            (
+                "self.settled and self.predicted is not None and abs(self.slope - self.predicted)"
+                " <= TOLERANCE"
+            ),
             "self.predicted is not None and abs(self.slope - self.predicted) <= TOLERANCE",
             "test_what_makes_a_signature",
         ),
         ("Term.breaks", "2 * TOLERANCE", "3 * TOLERANCE", "test_what_is_said_of_a_term"),
-        ("Term.passed", "self.change.vanishes or self.change.as_predicted", "True", "test_what_makes_a_signature"),
+        (
+            "Term.passed",
+            "self.change.vanishes or self.change.as_predicted",
+            "True",
+            "test_what_makes_a_signature",
+        ),
         ("Signature.status", "not self.full.settled", "False", "test_what_makes_a_signature"),
-        ("Signature.status", "self.full.slope < self.full.predicted - TOLERANCE", "False", "test_what_makes_a_signature"),
-        ("Signature.status", "term.visible and not term.change.vanishes", "term.visible", "test_what_makes_a_signature"),
-        ("Signature.status", "visible and all(term.passed for term in self.terms)", "visible", "test_what_makes_a_signature"),
-        ("fit_slope", "np.ptp(local) / 2", "np.ptp(local)", "tests/exact/test_weak.py::test_fit_slope"),
-        ("_resolved_points", "10 * uncertainty", "5 * uncertainty", "tests/exact/test_weak.py::test_fit_slope"),
+        (
+            "Signature.status",
+            "self.full.slope < self.full.predicted - TOLERANCE",
+            "False",
+            "test_what_makes_a_signature",
+        ),
+        (
+            "Signature.status",
+            "term.visible and not term.change.vanishes",
+            "term.visible",
+            "test_what_makes_a_signature",
+        ),
+        (
+            "Signature.status",
+            "visible and all(term.passed for term in self.terms)",
+            "visible",
+            "test_what_makes_a_signature",
+        ),
+        (
+            "fit_slope",
+            "np.ptp(local) / 2",
+            "np.ptp(local)",
+            "tests/exact/test_weak.py::test_fit_slope",
+        ),
+        (
+            "_resolved_points",
+            "10 * uncertainty",
+            "5 * uncertainty",
+            "tests/exact/test_weak.py::test_fit_slope",
+        ),
         (
             "extrapolated",
             "2 * abs(best - one_less)",
@@ -945,29 +1700,114 @@ VERDICTS = (
     *of(
         "coefficients",
         "tests/test_coefficients.py",
-        ("Finding.status", "self.deviation - self.error <= OTHER", "self.deviation <= OTHER", "test_status_of_a_finding"),
-        ("Finding.status", "self.deviation + self.error <= SAME", "self.deviation <= SAME", "test_status_of_a_finding"),
-        ("kept_powers.kept", "Fraction(i, alpha) + Fraction(j, beta) < 1", "Fraction(i, alpha) + Fraction(j, beta) <= 1", "test_kept_powers"),
-        ("summarised", "refuted or ([] if still_open else findings)", "[] if still_open else findings", "test_more_evidence_takes_nothing_away"),
-        ("summarised", "kept += still_open", "kept += still_open[:0]", "test_more_evidence_takes_nothing_away"),
-        ("expand", "-step.correction[j] / 2", "-step.correction[j]", "test_right_theories_whose_coefficients_vanish_are_right"),
-        ("_to_come", "moved * max(1.0, ratio / (1 - ratio))", "moved", "test_what_is_not_analytic_is_not_read"),
+        (
+            "Finding.status",
+            "self.deviation - self.error <= OTHER",
+            "self.deviation <= OTHER",
+            "test_status_of_a_finding",
+        ),
+        (
+            "Finding.status",
+            "self.deviation + self.error <= SAME",
+            "self.deviation <= SAME",
+            "test_status_of_a_finding",
+        ),
+        (
+            "kept_powers.kept",
+            "Fraction(i, alpha) + Fraction(j, beta) < 1",
+            "Fraction(i, alpha) + Fraction(j, beta) <= 1",
+            "test_kept_powers",
+        ),
+        (
+            "summarised",
+            "refuted or ([] if still_open else findings)",
+            "[] if still_open else findings",
+            "test_more_evidence_takes_nothing_away",
+        ),
+        (
+            "summarised",
+            "kept += still_open",
+            "kept += still_open[:0]",
+            "test_more_evidence_takes_nothing_away",
+        ),
+        (
+            "expand",
+            "-step.correction[j] / 2",
+            "-step.correction[j]",
+            "test_right_theories_whose_coefficients_vanish_are_right",
+        ),
+        (
+            "_to_come",
+            "moved * max(1.0, ratio / (1 - ratio))",
+            "moved",
+            "test_what_is_not_analytic_is_not_read",
+        ),
         ("differentiated.read", "min(scale, 1.0)", "scale", "test_a_tail_on_a_scale_of_its_own"),
-        ("differentiated.read.local", "factorial(i) * factorial(j)", "factorial(j)", "test_what_is_read_of_a_second_power"),
-        ("differentiated.read.local", "factorial(i) * factorial(j)", "factorial(i)", "test_what_is_read_of_an_analytic_field"),
-        ("_limit", "(rate * value - last) / (rate - 1)", "(rate * value - last) / rate", "test_what_is_read_of_an_analytic_field"),
-        ("_limit", "error < best.error", "error > best.error", "test_what_is_read_of_an_analytic_field"),
-        ("_expansion", "stated[i + shift, j]", "stated[max(i + shift, 1), j]", "test_a_covariance_must_vanish_with_eta"),
+        (
+            "differentiated.read.local",
+            "factorial(i) * factorial(j)",
+            "factorial(j)",
+            "test_what_is_read_of_a_second_power",
+        ),
+        (
+            "differentiated.read.local",
+            "factorial(i) * factorial(j)",
+            "factorial(i)",
+            "test_what_is_read_of_an_analytic_field",
+        ),
+        (
+            "_limit",
+            "(rate * value - last) / (rate - 1)",
+            "(rate * value - last) / rate",
+            "test_what_is_read_of_an_analytic_field",
+        ),
+        (
+            "_limit",
+            "error < best.error",
+            "error > best.error",
+            "test_what_is_read_of_an_analytic_field",
+        ),
+        (
+            "_expansion",
+            "stated[i + shift, j]",
+            "stated[max(i + shift, 1), j]",
+            "test_a_covariance_must_vanish_with_eta",
+        ),
     ),
     *of(
         "hypothesis",
         "tests/test_coefficients.py",
-        ("Part.status", '"inconclusive" if self.contradiction else "refuted"', '"refuted"', "test_status_of_a_part"),
-        ("Part.status", 'found == {"confirmed"} and not self.note', 'found == {"confirmed"}', "test_status_of_a_part"),
+        (
+            "Part.status",
+            '"inconclusive" if self.contradiction else "refuted"',
+            '"refuted"',
+            "test_status_of_a_part",
+        ),
+        (
+            "Part.status",
+            'found == {"confirmed"} and not self.note',
+            'found == {"confirmed"}',
+            "test_status_of_a_part",
+        ),
         ("Part.too_slow", "self.needed - TOLERANCE", "self.needed", "test_status_of_a_part"),
-        ("Part.too_slow", "not self.slope >= self.needed - TOLERANCE", "False", "test_status_of_a_part"),
-        ("Verdict.status", 'found == {"confirmed"}', '"confirmed" in found', "tests/test_verdicts.py::test_a_theorem_is_as_good_as_its_parts"),
-        ("Verdict.status", '"refuted" in found', 'found == {"refuted"}', "tests/test_verdicts.py::test_a_theorem_is_as_good_as_its_parts"),
+        (
+            "Part.too_slow",
+            "not self.slope >= self.needed - TOLERANCE",
+            "False",
+            "test_status_of_a_part",
+        ),
+        (
+            "Verdict.status",
+            'found == {"confirmed"}',
+            '"confirmed" in found',
+            "tests/test_verdicts.py::test_a_theorem_is_as_good_as_its_parts",
+        ),
+        (
+            "Verdict.status",
+            '"refuted" in found',
+            'found == {"refuted"}',
+            "tests/test_verdicts.py::test_a_theorem_is_as_good_as_its_parts",
+        ),
     ),
     *of(
         "claims._base",
@@ -980,7 +1820,10 @@ VERDICTS = (
         ),
         (
             "Outcome.status",
-            "not self.measurements or not self.controls or not all(control.caught for control in self.controls)",
+            (
+                "not self.measurements or not self.controls or not all(control.caught for control"
+                " in self.controls)"
+            ),
             "not self.controls or not all(control.caught for control in self.controls)",
             "test_an_outcome_needs_measurements_and_what_is_unclear_hides_nothing",
         ),
@@ -1012,7 +1855,12 @@ VERDICTS = (
             "self.mutant.right or self.killed",
             "test_a_mutant_must_be_refuted_and_a_right_theory_left_alone",
         ),
-        ("Fate.as_wanted", "not self.killed_by", "not self.killed", "test_a_mutant_must_be_refuted_and_a_right_theory_left_alone"),
+        (
+            "Fate.as_wanted",
+            "not self.killed_by",
+            "not self.killed",
+            "test_a_mutant_must_be_refuted_and_a_right_theory_left_alone",
+        ),
     ),
     *of(
         "report",
@@ -1029,7 +1877,12 @@ VERDICTS = (
             "s.status != 'refuted'",
             "test_a_report_is_as_recorded_if_claims_signatures_and_mutants_are",
         ),
-        ("Report.as_recorded", "all(f.as_wanted for f in self.fates)", "True", "test_a_report_is_as_recorded_if_claims_signatures_and_mutants_are"),
+        (
+            "Report.as_recorded",
+            "all(f.as_wanted for f in self.fates)",
+            "True",
+            "test_a_report_is_as_recorded_if_claims_signatures_and_mutants_are",
+        ),
     ),
 )
 
@@ -1055,30 +1908,46 @@ ARGUED = (
         "Look.__call__",
         "good.reshape(-1, 2).all(axis=1)",
         "good.reshape(-1, 2).any(axis=1)",
-        argued="the driver has marked both halves of a pair before (`_Work._through`), so that all and any of them are the same",
+        argued=(
+            "the driver has marked both halves of a pair before (`_Work._through`), so that all and"
+            " any of them are the same"
+        ),
     ),
     Mutation(
         "sdesam.curvature",
         "_lanczos.body",
         "range(2)",
         "range(1)",
-        argued="a second orthogonalisation removes rounding of the first: the largest Ritz value, all that is read off, is the same to 1e-6 without",
+        argued=(
+            "a second orthogonalisation removes rounding of the first: the largest Ritz value, all"
+            " that is read off, is the same to 1e-6 without"
+        ),
     ),
     Mutation(
         "sdesam.sde.compile",
         "_sample_probes",
         "-(10 * slot + size)",
         "-size",
-        argued="no tree of an order that is available has two colours whose nodes are apart, so that no two slots share a size",
+        argued=(
+            "no tree of an order that is available has two colours whose nodes are apart, so that"
+            " no two slots share a size"
+        ),
     ),
 )
 
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.mutations", description="plant faults, one at a time, and see that the fast tests notice")
-    parser.add_argument("--only", metavar="WORD", default="", help="those whose place or expression contains this")
-    parser.add_argument("--list", action="store_true", help="list them and say whether each fits the source")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.mutations",
+        description="plant faults, one at a time, and see that the fast tests notice",
+    )
+    parser.add_argument(
+        "--only", metavar="WORD", default="", help="those whose place or expression contains this"
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="list them and say whether each fits the source"
+    )
     parser.add_argument("--processes", type=int, default=2, help="tests at a time (2)")
     asked = parser.parse_args()
     kinds = {kind: tuple(m for m in many if asked.only in str(m)) for kind, many in KINDS.items()}
@@ -1086,8 +1955,16 @@ def main() -> int:
     if not asked.list:
         return run(kinds, ARGUED, asked.processes)
     for kind, many in kinds.items():
-        print(f"{kind} ({len(many)})", *(f"  {m}\n      by {', '.join(m.caught_by)}" for m in many), sep="\n")
-    print(f"argued as harmless ({len(ARGUED)})", *(f"  {m}\n      {m.argued}" for m in ARGUED), sep="\n")
+        print(
+            f"{kind} ({len(many)})",
+            *(f"  {m}\n      by {', '.join(m.caught_by)}" for m in many),
+            sep="\n",
+        )
+    print(
+        f"argued as harmless ({len(ARGUED)})",
+        *(f"  {m}\n      {m.argued}" for m in ARGUED),
+        sep="\n",
+    )
     reasons = unfit([m for many in KINDS.values() for m in many] + list(ARGUED))
     print(f"{sum(map(len, kinds.values()))} mutations", *reasons, sep="\n")
     return 1 if reasons else 0

@@ -16,7 +16,16 @@ from sdesam._terminal import _no_lost_interrupts
 from sdesam.cli import cli
 from sdesam.engine import driver
 
-SMALL = ["--problem", "linear-regression", "--problem-arg", "samples=16", "--lr", "0.05", "--batch", "4"]
+SMALL = [
+    "--problem",
+    "linear-regression",
+    "--problem-arg",
+    "samples=16",
+    "--lr",
+    "0.05",
+    "--batch",
+    "4",
+]
 
 RW_SAM = ["rw-sam", *SMALL, "--rho", "0.1", "--lam", "1"]
 
@@ -29,44 +38,122 @@ def test_derive():
     out = invoke("derive", "m-usam")
     assert out.exit_code == 0
     assert "mean_i(H~_i g~_i)" in out.output
-    assert invoke("derive", "usam", "--format", "latex", "--order", "1,2").output.startswith(r"\begin{align*}")
-    data = json.loads(invoke("derive", "m-usam", "--no-replace", "--without", "noise", "--format", "json").output)
+    assert invoke("derive", "usam", "--format", "latex", "--order", "1,2").output.startswith(
+        r"\begin{align*}"
+    )
+    data = json.loads(
+        invoke("derive", "m-usam", "--no-replace", "--without", "noise", "--format", "json").output
+    )
     assert set(data) == {"schema", "config", "provenance", "results"}
     assert data["results"]["noise"] == []
 
 
 def test_simulate_and_train(tmp_path):
-    for command, extra in [("simulate", ["--paths", 6, "--horizon", 0.5]), ("train", ["--runs", 6, "--steps", 10])]:
+    for command, extra in [
+        ("simulate", ["--paths", 6, "--horizon", 0.5]),
+        ("train", ["--runs", 6, "--steps", 10]),
+    ]:
         file, archive = tmp_path / f"{command}.json", tmp_path / f"{command}.npz"
-        out = invoke(command, "m-usam", *SMALL, "--rho", 0.1, "--micro", 2, *extra, "--json", file, "--save", archive)
+        out = invoke(
+            command,
+            "m-usam",
+            *SMALL,
+            "--rho",
+            0.1,
+            "--micro",
+            2,
+            *extra,
+            "--json",
+            file,
+            "--save",
+            archive,
+        )
         assert out.exit_code == 0, out.output
         assert "none of 6 paths diverged" in out.output
         data = json.loads(file.read_text())
         assert data["schema"] == "sdesam.run/1"
         assert data["config"]["seed"] == 0
         assert data["results"]["time"][-1] == pytest.approx(0.5)
-        np.testing.assert_allclose(sdesam.Result.load(archive).mean["loss"], data["results"]["mean"]["loss"])
-        printed = json.loads(invoke(command, "m-usam", *SMALL, "--rho", 0.1, "--micro", 2, *extra, "--json", "-").output)
-        assert printed["results"]["mean"] == data["results"]["mean"], "the same seed gives the same numbers"
+        np.testing.assert_allclose(
+            sdesam.Result.load(archive).mean["loss"], data["results"]["mean"]["loss"]
+        )
+        printed = json.loads(
+            invoke(
+                command, "m-usam", *SMALL, "--rho", 0.1, "--micro", 2, *extra, "--json", "-"
+            ).output
+        )
+        assert printed["results"]["mean"] == data["results"]["mean"], (
+            "the same seed gives the same numbers"
+        )
 
 
 def test_compare(tmp_path):
-    arguments = ["compare", "m-usam", "--problem", "linear-regression", "--problem-arg", "samples=32", "--problem-arg", "noise=1.0"]
-    arguments += ["--lr", 0.02, "--rho", 0.05, "--batch", 8, "--steps", 50, "--runs", 400, "--name", "mine", "--output", tmp_path / "new"]
+    arguments = [
+        "compare",
+        "m-usam",
+        "--problem",
+        "linear-regression",
+        "--problem-arg",
+        "samples=32",
+        "--problem-arg",
+        "noise=1.0",
+    ]
+    arguments += [
+        "--lr",
+        0.02,
+        "--rho",
+        0.05,
+        "--batch",
+        8,
+        "--steps",
+        50,
+        "--runs",
+        400,
+        "--name",
+        "mine",
+        "--output",
+        tmp_path / "new",
+    ]
     out = invoke(*arguments, "--micro", "1")
     assert out.exit_code == 0, out.output
     assert "verdict: confirmed" in out.output
-    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["mine.json", "mine.pdf", "mine.png"]
-    assert json.loads((tmp_path / "new" / "mine.json").read_text())["results"]["verdict"] == "confirmed"
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == [
+        "mine.json",
+        "mine.pdf",
+        "mine.png",
+    ]
+    assert (
+        json.loads((tmp_path / "new" / "mine.json").read_text())["results"]["verdict"]
+        == "confirmed"
+    )
     assert invoke(*arguments, "--micro", "8").exit_code == 1, "inconclusive is no success"
     coarse = [*arguments, "--micro", "1", "--lr", 0.2, "--rho", 0.5, "--steps", 5, "--runs", 1000]
     out = invoke(*coarse)
-    assert (out.exit_code, "verdict: outside the range" in out.output) == (1, True), "nor is a range that was left"
+    assert (out.exit_code, "verdict: outside the range" in out.output) == (
+        1,
+        True,
+    ), "nor is a range that was left"
     assert "verdict: refuted" in invoke(*coarse, "--no-halving").output
 
 
 def test_the_options_of_norms_reach_the_optimizer():
-    out = invoke("train", *RW_SAM, "--norms", "gaussian", "--directions", 2, "--square", "--delta", 0.01, "--runs", 2, "--steps", 2, "--json", "-")
+    out = invoke(
+        "train",
+        *RW_SAM,
+        "--norms",
+        "gaussian",
+        "--directions",
+        2,
+        "--square",
+        "--delta",
+        0.01,
+        "--runs",
+        2,
+        "--steps",
+        2,
+        "--json",
+        "-",
+    )
     norms = json.loads(out.output)["config"]["norms"]
     assert norms == {"law": "gaussian", "directions": 2, "square": True, "delta": 0.01}
 
@@ -93,7 +180,21 @@ def test_interruption_is_not_a_verdict(tmp_path):
 
 
 def test_total_divergence_cannot_finish():
-    out = invoke("train", "usam", *SMALL[:-4], "--lr", 9, "--rho", 9, "--batch", 4, "--runs", 2, "--steps", 200)
+    out = invoke(
+        "train",
+        "usam",
+        *SMALL[:-4],
+        "--lr",
+        9,
+        "--rho",
+        9,
+        "--batch",
+        4,
+        "--runs",
+        2,
+        "--steps",
+        200,
+    )
     assert out.exit_code == 3
     assert "every path diverged" in out.output
 
@@ -110,68 +211,173 @@ def test_total_divergence_cannot_finish():
         (["train", "usan", *SMALL], "unknown variant 'usan'"),
         (["train", "usam", *SMALL, "--rho", "0.1", "--runs", "0"], "runs=0: it must be at least 1"),
         (["simulate", "usam", *SMALL, "--rho", "-1"], "rho=-1.0"),
-        (["simulate", "usam", *SMALL, "--rho", "0.1", "--observe", "los"], "unknown observable 'los'"),
-        (["simulate", "usam", *SMALL, "--rho", "0.1", "--horizon", "0.51"], "horizon=0.51 is no multiple"),
+        (
+            ["simulate", "usam", *SMALL, "--rho", "0.1", "--observe", "los"],
+            "unknown observable 'los'",
+        ),
+        (
+            ["simulate", "usam", *SMALL, "--rho", "0.1", "--horizon", "0.51"],
+            "horizon=0.51 is no multiple",
+        ),
         (["simulate", "usam", "--problem", "digit"], "unknown problem 'digit'"),
-        (["simulate", "usam", "--problem", "quadratic", "--problem-arg", "dims=3"], "does not take"),
+        (
+            ["simulate", "usam", "--problem", "quadratic", "--problem-arg", "dims=3"],
+            "does not take",
+        ),
         (["simulate", "usam", "--problem-arg", "dims"], "is not of the form KEY=VALUE"),
-        (["compare", "m-usam", *SMALL, "--rho", "0.1", "--micro", "3"], "micro=3 does not divide batch=4"),
-        (["compare", "m-usam", *SMALL, "--rho", "0.1", "--output", "/proc/nowhere"], "cannot be written"),
-        (["compare", "m-usam", *SMALL, "--rho", "0.1", "--output", "file/below"], "cannot be written: Not a directory"),
-        (["simulate", "usam", *SMALL, "--rho", "0.1", "--json", "file/below.json"], "cannot be written"),
-        (["train", *RW_SAM, "--norms", "exact", "--directions", "3"], "directions=3: exact norms are taken from gradients"),
-        (["train", *RW_SAM, "--norms", "exact", "--delta", "0.1"], "--delta 0.1: exact norms are taken from gradients, not from differences"),
+        (
+            ["compare", "m-usam", *SMALL, "--rho", "0.1", "--micro", "3"],
+            "micro=3 does not divide batch=4",
+        ),
+        (
+            ["compare", "m-usam", *SMALL, "--rho", "0.1", "--output", "/proc/nowhere"],
+            "cannot be written",
+        ),
+        (
+            ["compare", "m-usam", *SMALL, "--rho", "0.1", "--output", "file/below"],
+            "cannot be written: Not a directory",
+        ),
+        (
+            ["simulate", "usam", *SMALL, "--rho", "0.1", "--json", "file/below.json"],
+            "cannot be written",
+        ),
+        (
+            ["train", *RW_SAM, "--norms", "exact", "--directions", "3"],
+            "directions=3: exact norms are taken from gradients",
+        ),
+        (
+            ["train", *RW_SAM, "--norms", "exact", "--delta", "0.1"],
+            "--delta 0.1: exact norms are taken from gradients, not from differences",
+        ),
         (["simulate", *RW_SAM, "--delta", "1e-9"], "delta=1e-09 is below the rounding level"),
         (["compare", *RW_SAM, "--delta", "0"], "delta=0.0: it must be a finite number above 0"),
-        (["verify", "signature", "--variant", "rw-sam", "--problem", "torus1d"], "rw-sam needs lam"),
-        (["verify", "signature", "--lam", "1"], "m-usam has no Gibbs weights; leave lam out, or use rw-sam"),
-        (["verify", "signature", "--square"], "m-usam has no Gibbs weights; leave square out, or use rw-sam"),
-        (["verify", "signature", "--variant", "sam", "--problem", "quadratic"], "a step of sam is not affine, because it normalises"),
-        (["verify", "signature", "--variant", "dnsam", "--problem", "quadratic"], "a step of dnsam is not affine, because it normalises"),
-        (["verify", "L-3.5", "--variant", "sam", "--lam", "1"], "--variant, --lam: a claim has numbers of its own"),
+        (
+            ["verify", "signature", "--variant", "rw-sam", "--problem", "torus1d"],
+            "rw-sam needs lam",
+        ),
+        (
+            ["verify", "signature", "--lam", "1"],
+            "m-usam has no Gibbs weights; leave lam out, or use rw-sam",
+        ),
+        (
+            ["verify", "signature", "--square"],
+            "m-usam has no Gibbs weights; leave square out, or use rw-sam",
+        ),
+        (
+            ["verify", "signature", "--variant", "sam", "--problem", "quadratic"],
+            "a step of sam is not affine, because it normalises",
+        ),
+        (
+            ["verify", "signature", "--variant", "dnsam", "--problem", "quadratic"],
+            "a step of dnsam is not affine, because it normalises",
+        ),
+        (
+            ["verify", "L-3.5", "--variant", "sam", "--lam", "1"],
+            "--variant, --lam: a claim has numbers of its own",
+        ),
         (["verify", "--json", "x.json"], "nothing to verify"),
         (["train", "sgd", "--observe", ","], "',' names nothing: name at least one, such as loss"),
         (["train", "sgd", "--observe", ""], "'' names nothing"),
         (["compare", "sgd", "--micro", ","], "',' is no list of whole numbers"),
         (["train", "sgd", *SMALL, "--observe", "loss,trace"], "unknown observable 'trace'"),
-        (["train", "sgd", "--seed", "4294967296"], "4294967296 is not in the range 0<=x<=4294967295"),
-        (["compare", "sgd", "--seed", "9223372036854775808"], "9223372036854775808 is not in the range"),
+        (
+            ["train", "sgd", "--seed", "4294967296"],
+            "4294967296 is not in the range 0<=x<=4294967295",
+        ),
+        (
+            ["compare", "sgd", "--seed", "9223372036854775808"],
+            "9223372036854775808 is not in the range",
+        ),
         (["simulate", "sgd", "--seed", "-1"], "-1 is not in the range"),
-        (["verify", "LTE", "--seed", "12345678901234567890"], "12345678901234567890 is not in the range"),
+        (
+            ["verify", "LTE", "--seed", "12345678901234567890"],
+            "12345678901234567890 is not in the range",
+        ),
         (["train", "sgd", "--seed", "nan"], "'nan' is not a valid integer."),
-        (["simulate", "sgd", *SMALL, "--horizon", "1e300"], "horizon=1e+300 is 2e+301 steps of dt=0.05: at most 2**31 - 1 are counted"),
-        (["simulate", "sgd", *SMALL, "--horizon", "1e300", "--dt", "1e-300"], "horizon=1e+300 is inf steps of dt=1e-300"),
-        (["compare", "sgd", *SMALL, "--dt", "1e-300"], "steps of dt=1e-300: at most 2**31 - 1 are counted"),
-        (["train", "sgd", *SMALL, "--steps", "2147483648"], "2147483648 is not in the range x<=2147483647"),
-        (["train", "sgd", *SMALL, "--batch", "99999999999999999999"], "99999999999999999999 is not in the range"),
-        (["simulate", "sgd", *SMALL, "--paths", "4294967297"], "4294967297 is not in the range x<=4294967296"),
+        (
+            ["simulate", "sgd", *SMALL, "--horizon", "1e300"],
+            "horizon=1e+300 is 2e+301 steps of dt=0.05: at most 2**31 - 1 are counted",
+        ),
+        (
+            ["simulate", "sgd", *SMALL, "--horizon", "1e300", "--dt", "1e-300"],
+            "horizon=1e+300 is inf steps of dt=1e-300",
+        ),
+        (
+            ["compare", "sgd", *SMALL, "--dt", "1e-300"],
+            "steps of dt=1e-300: at most 2**31 - 1 are counted",
+        ),
+        (
+            ["train", "sgd", *SMALL, "--steps", "2147483648"],
+            "2147483648 is not in the range x<=2147483647",
+        ),
+        (
+            ["train", "sgd", *SMALL, "--batch", "99999999999999999999"],
+            "99999999999999999999 is not in the range",
+        ),
+        (
+            ["simulate", "sgd", *SMALL, "--paths", "4294967297"],
+            "4294967297 is not in the range x<=4294967296",
+        ),
         (["simulate", "sgd", "--paths", "1e3"], "'1e3' is not a valid integer"),
         (
             ["train", "m-sam", *SMALL, "--batch", "1000000000", "--rho", "1", "--micro", "3"],
             "choose one of 1, 2, 4, 5, 8, 10, 16, 20, ..., 200000000, 250",
         ),
         *(
-            (["simulate", "rw-sam", *SMALL, *good, option, bad], f"{option.strip('-')}={bad}: it must be a finite number")
+            (
+                ["simulate", "rw-sam", *SMALL, *good, option, bad],
+                f"{option.strip('-')}={bad}: it must be a finite number",
+            )
             for option in ("--lr", "--rho", "--eps", "--lam", "--delta", "--dt", "--horizon")
             for bad in ("nan", "inf")
             for good in [["--rho", "0.1", "--lam", "1"]]
         ),
-        (["train", "sgd", "--problem-arg", "samples=" + "9" * 5000], "problem 'digits' does not take"),
+        (
+            ["train", "sgd", "--problem-arg", "samples=" + "9" * 5000],
+            "problem 'digits' does not take",
+        ),
         (["train", "sgd", "--problem-arg", "x=" + "[" * 100_000], "problem 'digits' does not take"),
         (["train", "sgd", "--devices", "cpu"], "No such option '--devices'"),
         (["simulate", "sgd", *SMALL, "--plan", "--json", "x.json"], "--plan writes nothing"),
         (["train", "sgd", *SMALL, "--save", ""], "the file has an empty name"),
-        (["train", "sgd", *SMALL, "--save", "-"], "--save -: only --json goes to the standard output"),
+        (
+            ["train", "sgd", *SMALL, "--save", "-"],
+            "--save -: only --json goes to the standard output",
+        ),
         (["train", "sgd", *SMALL, "--snapshot", "x" * 300], ""),
-        (["train", "sgd", *SMALL, "--save", "x", "--json", "x"], "--save and --json name the same file 'x'"),
-        (["train", "sgd", *SMALL, "--save", "x", "--json", "./x"], "--save and --json name the same file"),
-        (["train", "sgd", *SMALL, "--save", "x", "--snapshot", "{folder}/x"], "--save and --snapshot name the same file"),
-        (["train", "sgd", *SMALL, "--save", "file", "--json", "../{name}/file"], "--save and --json name the same file"),
-        (["compare", "sgd", *SMALL, "--output", "", "--name", "a"], "the name is empty: name a folder"),
+        (
+            ["train", "sgd", *SMALL, "--save", "x", "--json", "x"],
+            "--save and --json name the same file 'x'",
+        ),
+        (
+            ["train", "sgd", *SMALL, "--save", "x", "--json", "./x"],
+            "--save and --json name the same file",
+        ),
+        (
+            ["train", "sgd", *SMALL, "--save", "x", "--snapshot", "{folder}/x"],
+            "--save and --snapshot name the same file",
+        ),
+        (
+            ["train", "sgd", *SMALL, "--save", "file", "--json", "../{name}/file"],
+            "--save and --json name the same file",
+        ),
+        (
+            ["compare", "sgd", *SMALL, "--output", "", "--name", "a"],
+            "the name is empty: name a folder",
+        ),
         (["compare", "sgd", *SMALL, "--name", ""], "--name '': it must be a plain file name"),
-        (["compare", "sgd", *SMALL, "--output", ".", "--name", "a", "--json", "a.json"], "--json and --output name the same file"),
-        (["verify", "LTE", "--output", ".", "--json", "report.md"], "--json and --output name the same file"),
-        (["verify", "signature", "--json", "figures/signature-m-usam.pdf"], "--json and --output name the same file"),
+        (
+            ["compare", "sgd", *SMALL, "--output", ".", "--name", "a", "--json", "a.json"],
+            "--json and --output name the same file",
+        ),
+        (
+            ["verify", "LTE", "--output", ".", "--json", "report.md"],
+            "--json and --output name the same file",
+        ),
+        (
+            ["verify", "signature", "--json", "figures/signature-m-usam.pdf"],
+            "--json and --output name the same file",
+        ),
     ],
 )
 def test_bad_input(arguments, message, tmp_path, monkeypatch):
@@ -221,11 +427,11 @@ ctypes.CDLL(None).puts(b"put by C at import")
 def _loss(x, a):
     print("printed by the loss")
     return jnp.cos(x - a)
-def _sum(**observables):
-    return sdesam.FiniteSum(_loss, jnp.arange(4.0), 1.0, observables=observables)
+def _sum(n=4, **observables):
+    return sdesam.FiniteSum(_loss, jnp.arange(float(n)), 1.0, observables=observables)
 def good(n=3):
     print("printed by the function")
-    return sdesam.FiniteSum(_loss, jnp.arange(float(n)), 1.0, observables={"x": lambda x: (jax.debug.print("late {}", x), x)[1]})
+    return _sum(n, x=lambda x: (jax.debug.print("late {}", x), x)[1])
 problem = _sum()
 class Waves(sdesam.FiniteSum):
     def __init__(self): super().__init__(_loss, jnp.arange(4.0), 1.0)
@@ -233,7 +439,7 @@ class Thing: pass
 async def later(): pass
 def exits(): sys.exit("no data")
 def fails(): return {}["key"]  # line 21
-def badly(): return sdesam.FiniteSum(lambda x, a: x @ jnp.ones(7), jnp.arange(3.0), jnp.ones(3))  # line 22
+def badly(): return sdesam.FiniteSum(lambda x, a: x @ jnp.ones(7), jnp.ones(2), jnp.ones(3))  # 22
 def number(): return 3
 def needs(n): return _sum()
 def late():
@@ -254,7 +460,9 @@ def vector(): return _sum(pair=lambda x: jnp.stack([x, 2 * x]))
 
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
-    """A folder to work in, with modules of a user's own; Python's path and modules are as before afterwards."""
+    """A folder to work in, with modules of a user's own; Python's path and modules are as before
+    afterwards.
+    """
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
     known = set(sys.modules)
@@ -277,7 +485,17 @@ def mine(tmp_path, monkeypatch):
 TRAIN = ["train", "sgd", "--batch", "2", "--runs", "2", "--steps", "4", "--observe", "loss"]
 
 
-@pytest.mark.parametrize("spec", ["mine:good", "./mine.py:good", "{folder}/mine.py:good", "deep/below/theirs.py:good", "mine:problem", "mine:Waves"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "mine:good",
+        "./mine.py:good",
+        "{folder}/mine.py:good",
+        "deep/below/theirs.py:good",
+        "mine:problem",
+        "mine:Waves",
+    ],
+)
 def test_a_problem_in_a_module_or_a_file(spec, mine):
     out = invoke(*TRAIN, "--problem", spec.format(folder=mine), "--json", "-")
     assert out.exit_code == 0, out.output
@@ -292,8 +510,17 @@ def test_a_problem_in_a_module_or_a_file(spec, mine):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("mine:exits", "problem 'mine:exits' cannot be made: it ends the program with sys.exit('no data') ({folder}/mine.py, line 20)"),
-        ("mine:fails", "problem 'mine:fails' cannot be made: KeyError: 'key' ({folder}/mine.py, line 21)"),
+        (
+            "mine:exits",
+            (
+                "problem 'mine:exits' cannot be made: it ends the program with sys.exit('no data')"
+                " ({folder}/mine.py, line 20)"
+            ),
+        ),
+        (
+            "mine:fails",
+            "problem 'mine:fails' cannot be made: KeyError: 'key' ({folder}/mine.py, line 21)",
+        ),
         ("mine:badly", "({folder}/mine.py, line 22)"),
         ("mine:number", "problem 'mine:number' gives an int: it must give a sdesam.FiniteSum"),
         ("mine:Thing", "problem 'mine:Thing' gives a Thing"),
@@ -307,8 +534,20 @@ def test_a_problem_in_a_module_or_a_file(spec, mine):
         (":good", "names no function"),
         ("none.py:good", "there is no file 'none.py'"),
         ("none:good", "there is no module 'none', here or installed"),
-        ("deep/below/theirs:good", "there is no module 'deep/below/theirs', here or installed; name the file, deep/below/theirs.py:good"),
-        ("lacks:good", "cannot be loaded: ModuleNotFoundError: No module named 'none_such' ({folder}/lacks.py, line 2)"),
+        (
+            "deep/below/theirs:good",
+            (
+                "there is no module 'deep/below/theirs', here or installed; name the file,"
+                " deep/below/theirs.py:good"
+            ),
+        ),
+        (
+            "lacks:good",
+            (
+                "cannot be loaded: ModuleNotFoundError: No module named 'none_such'"
+                " ({folder}/lacks.py, line 2)"
+            ),
+        ),
         ("./lacks.py:good", "No module named 'none_such' ({folder}/lacks.py, line 2)"),
         ("syntax:make", "SyntaxError: invalid syntax ({folder}/syntax.py, line 2)"),
         ("wave:good", "the module 'wave' in the current folder is hidden by"),
@@ -378,10 +617,24 @@ def test_what_could_not_be_saved_is_printed(tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr("sdesam.store.write_arrays", full)
-    out = invoke("train", "sgd", *SMALL, "--runs", 2, "--steps", 2, "--save", tmp_path / "a.npz", "--json", tmp_path / "a.json")
+    out = invoke(
+        "train",
+        "sgd",
+        *SMALL,
+        "--runs",
+        2,
+        "--steps",
+        2,
+        "--save",
+        tmp_path / "a.npz",
+        "--json",
+        tmp_path / "a.json",
+    )
     assert out.exit_code == 3
     assert "none of 2 paths diverged" in out.stdout
-    assert out.stderr.splitlines()[-1].startswith("could not finish: OSError: No space left on device")
+    assert out.stderr.splitlines()[-1].startswith(
+        "could not finish: OSError: No space left on device"
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
@@ -393,7 +646,13 @@ def test_links_to_one_file(tmp_path, monkeypatch):
     os.link("real", "hard")
     Path("folder").mkdir()
     Path("way").symlink_to("folder")
-    for one, other in [("real", "soft"), ("real", "hard"), ("soft", "hard"), ("dangling", "new"), ("folder/new", "way/new")]:
+    for one, other in [
+        ("real", "soft"),
+        ("real", "hard"),
+        ("soft", "hard"),
+        ("dangling", "new"),
+        ("folder/new", "way/new"),
+    ]:
         out = invoke("train", "sgd", *SMALL, "--save", one, "--json", other)
         assert out.exit_code == 2, (one, other)
         assert "--save and --json name the same file" in out.stderr
@@ -411,16 +670,25 @@ def result(**means):
 
 
 @pytest.mark.parametrize(
-    ("bad", "when"), [([1.0, np.nan], "1 of 2 times, first at 0.1"), ([[np.inf, 1.0], [np.nan, 1.0]], "2 of 2 times, first at 0")]
+    ("bad", "when"),
+    [
+        ([1.0, np.nan], "1 of 2 times, first at 0.1"),
+        ([[np.inf, 1.0], [np.nan, 1.0]], "2 of 2 times, first at 0"),
+    ],
 )
 def test_means_that_are_no_numbers_are_no_success(bad, when, tmp_path, monkeypatch):
     monkeypatch.setattr("sdesam.discrete.train", lambda *_, **__: result(loss=[1.0, 2.0], log=bad))
     out = invoke("train", "sgd", *SMALL, "--json", tmp_path / "out.json")
     assert out.exit_code == 3
-    assert out.stderr.splitlines()[-1] == f"could not finish: the mean of 'log' is not finite at {when}"
+    assert (
+        out.stderr.splitlines()[-1]
+        == f"could not finish: the mean of 'log' is not finite at {when}"
+    )
     assert out.stdout.startswith("    time             loss")
     assert (tmp_path / "out.json").exists()
-    monkeypatch.setattr("sdesam.discrete.train", lambda *_, **__: result(loss=[1.0, 2.0], log=[1.0, 3.0]))
+    monkeypatch.setattr(
+        "sdesam.discrete.train", lambda *_, **__: result(loss=[1.0, 2.0], log=[1.0, 3.0])
+    )
     assert invoke("train", "sgd", *SMALL).exit_code == 0, "the control"
 
 
@@ -438,19 +706,52 @@ def test_an_observable_that_is_no_number_is_named_beside_the_table(mine):
 
 @pytest.mark.slow
 def test_the_program_itself(mine):
-    """As a program, with files of the names of libraries beside it and other keys as the default: the numbers are those of this process."""
+    """As a program, with files of the names of libraries beside it and other keys as the default:
+    the numbers are those of this process.
+    """
     for name in ("jax", "optax", "click", "numpy.random", "experiments", "benchmarks"):
-        place = mine / name.replace(".", "/") / "__init__.py" if name in ("experiments", "benchmarks") else mine / f"{name}.py"
+        place = (
+            mine / name.replace(".", "/") / "__init__.py"
+            if name in ("experiments", "benchmarks")
+            else mine / f"{name}.py"
+        )
         place.parent.mkdir(exist_ok=True)
         place.write_text(f"raise SystemExit('the {name} of the folder was run')\n")
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_DEFAULT_PRNG_IMPL": "rbg"}
-    arguments = ["train", "sgd", "--problem", "./mine.py:good", "--problem-arg", "n=4", "--batch", "2", "--observe", "loss,x", "--steps", "4"]
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
+        "JAX_DEFAULT_PRNG_IMPL": "rbg"
+    }
+    arguments = [
+        "train",
+        "sgd",
+        "--problem",
+        "./mine.py:good",
+        "--problem-arg",
+        "n=4",
+        "--batch",
+        "2",
+        "--observe",
+        "loss,x",
+        "--steps",
+        "4",
+    ]
     done = subprocess.run(
-        [sys.executable, "-m", "sdesam", *arguments, "--json", "-"], cwd=mine, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "sdesam", *arguments, "--json", "-"],
+        cwd=mine,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     data = json.loads(done.stdout)
-    for text in ("printed at import", "written at import", "put by C at import", "printed by the function", "printed by the loss", "late "):
+    for text in (
+        "printed at import",
+        "written at import",
+        "put by C at import",
+        "printed by the function",
+        "printed by the loss",
+        "late ",
+    ):
         assert text in done.stderr
     assert list(data["results"]["mean"]) == ["loss", "x"]
     assert data["provenance"]["devices"] == len(os.sched_getaffinity(0))
@@ -458,7 +759,9 @@ def test_the_program_itself(mine):
     for name in ("jax", "optax", "click"):
         (mine / f"{name}.py").unlink()  # this process has its folder first on the path
     here = json.loads(invoke(*arguments, "--json", "-").stdout)
-    np.testing.assert_allclose(data["results"]["mean"]["loss"], here["results"]["mean"]["loss"], rtol=1e-5)
+    np.testing.assert_allclose(
+        data["results"]["mean"]["loss"], here["results"]["mean"]["loss"], rtol=1e-5
+    )
     assert data["config"]["key"] == here["config"]["key"]
 
 
@@ -470,14 +773,29 @@ def test_keys_are_of_one_kind_whatever_the_default_is(tmp_path):
     for seed in (0, 1, 2**32 - 1):
         with jax.default_prng_impl("rbg"):
             key = seed_key(seed)
-        assert jax.random.key_data(key).tolist() == jax.random.key_data(jax.random.key(seed)).tolist() == [0, seed]
-    for seed, error in [(2**32, ValueError), (2**63, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError)]:
+        assert (
+            jax.random.key_data(key).tolist()
+            == jax.random.key_data(jax.random.key(seed)).tolist()
+            == [0, seed]
+        )
+    for seed, error in [
+        (2**32, ValueError),
+        (2**63, ValueError),
+        (-1, ValueError),
+        (1.5, TypeError),
+        (True, TypeError),
+    ]:
         with pytest.raises(error, match="seed="):
             seed_key(seed)
     with jax.default_prng_impl("rbg"):
         rbg = invoke("simulate", "sgd", *SMALL, "--paths", 2, "--horizon", 0.1, "--json", "-")
-        assert invoke("simulate", "sgd", *SMALL, "--paths", 2, "--horizon", 0.1, "--plan").exit_code == 0
-        assert invoke("compare", "sgd", *SMALL, "--runs", 8, "--steps", 2, "--json", "-", "--output", tmp_path).exit_code in (0, 1)
+        assert (
+            invoke("simulate", "sgd", *SMALL, "--paths", 2, "--horizon", 0.1, "--plan").exit_code
+            == 0
+        )
+        assert invoke(
+            "compare", "sgd", *SMALL, "--runs", 8, "--steps", 2, "--json", "-", "--output", tmp_path
+        ).exit_code in (0, 1)
     usual = invoke("simulate", "sgd", *SMALL, "--paths", 2, "--horizon", 0.1, "--json", "-")
     assert json.loads(rbg.stdout)["results"] == json.loads(usual.stdout)["results"]
 
@@ -488,14 +806,32 @@ def unread(*arguments, **options):
     os.close(read)
     try:
         return subprocess.run(
-            [sys.executable, "-m", "sdesam", *map(str, arguments)], stdout=write, stderr=subprocess.PIPE, text=True, check=False, **options
+            [sys.executable, "-m", "sdesam", *map(str, arguments)],
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            **options,
         )
     finally:
         os.close(write)
 
 
 def test_a_closed_pipe(tmp_path):
-    done = unread("train", "sgd", *SMALL, "--runs", 2, "--steps", 2, "--json", "a.json", "--save", "a.npz", cwd=tmp_path)
+    done = unread(
+        "train",
+        "sgd",
+        *SMALL,
+        "--runs",
+        2,
+        "--steps",
+        2,
+        "--json",
+        "a.json",
+        "--save",
+        "a.npz",
+        cwd=tmp_path,
+    )
     assert (done.returncode, done.stderr) == (141, "")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "a.npz"]
     for arguments in (["verify", "--list"], ["simulate", "--help"], ["--version"]):
@@ -505,9 +841,18 @@ def test_a_closed_pipe(tmp_path):
 
 def test_a_full_output():
     with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, "-m", "sdesam", "derive", "sgd"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "sdesam", "derive", "sgd"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
     assert done.returncode == 3
-    assert done.stderr == "could not finish: the standard output cannot be written: No space left on device\n"
+    assert (
+        done.stderr
+        == "could not finish: the standard output cannot be written: No space left on device\n"
+    )
 
 
 @pytest.mark.slow
@@ -526,13 +871,22 @@ def test_an_interrupt_in_a_callback_is_not_lost():
 
 @pytest.mark.slow
 def test_a_fork_after_jax_has_started(tmp_path):
-    """A child that would hang ends with a sentence; a child of a process that has not used jax runs."""
+    """A child that would hang ends with a sentence; a child of a process that has not used jax
+    runs.
+    """
     code = """
 import os, sys, warnings
 warnings.simplefilter("ignore")  # jax's own
 import jax, sdesam
 def work(problem):
-    return sdesam.train(sdesam.Chain("sgd", problem, lr=0.1, batch=4), jax.random.key(0), 2, 2, observe=["loss"], progress=False)
+    return sdesam.train(
+        sdesam.Chain("sgd", problem, lr=0.1, batch=4),
+        jax.random.key(0),
+        2,
+        2,
+        observe=["loss"],
+        progress=False,
+    )
 def child(make):
     if pid := os.fork():
         return os.waitpid(pid, 0)
@@ -548,11 +902,16 @@ work(problem)
 child(lambda: problem)
 child(sdesam.problems.linear_regression)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+    )
     ran, *refused = done.stdout.splitlines()
     assert ran == "ran", done.stderr
     assert len(refused) == 2
-    assert all("start workers with the spawn method, multiprocessing.get_context('spawn')" in line for line in refused)
+    assert all(
+        "start workers with the spawn method, multiprocessing.get_context('spawn')" in line
+        for line in refused
+    )
 
 
 def test_the_names_of_the_pictures_of_signatures():
@@ -560,6 +919,15 @@ def test_the_names_of_the_pictures_of_signatures():
 
     from sdesam import report
 
-    found = [str(file) for file in report.files(report.plan(["signature"]), None, PurePath("x"), pictures_only=True)]
-    assert found == [f"x/signature-{name}{suffix}" for name in ("m-usam", "m-sam", "m-sam-m2") for suffix in (".pdf", ".png")]
+    found = [
+        str(file)
+        for file in report.files(
+            report.plan(["signature"]), None, PurePath("x"), pictures_only=True
+        )
+    ]
+    assert found == [
+        f"x/signature-{name}{suffix}"
+        for name in ("m-usam", "m-sam", "m-sam-m2")
+        for suffix in (".pdf", ".png")
+    ]
     assert report.files(("LTE",), None, PurePath("x"))[0] == PurePath("x/report.md")

@@ -1,4 +1,6 @@
-"""Coefficients read and judged: against numpy over all mini-batches, where nothing cancels and where everything does."""
+"""Coefficients read and judged: against numpy over all mini-batches, where nothing cancels and
+where everything does.
+"""
 
 from functools import partial
 from itertools import permutations, product
@@ -32,7 +34,9 @@ def quadratic_loss(x, sample):
 
 
 class Quadratics:
-    """`f_i = x^T H_i x / 2 - c_i x` and m-USAM's step on them, in numpy over every ordered mini-batch."""
+    """`f_i = x^T H_i x / 2 - c_i x` and m-USAM's step on them, in numpy over every ordered
+    mini-batch.
+    """
 
     def __init__(self, n, scale=1.0, seed=1, identical=False, linear=False):
         rng = np.random.default_rng(seed)
@@ -41,19 +45,33 @@ class Quadratics:
         if linear:  # no curvature, and a mean gradient that is zero everywhere
             H, c = 0 * H, c - c.mean(axis=0)
         self.n = n
-        self.H, self.c = (scale * np.broadcast_to(part, (n, *part.shape[1:])).astype(np.float32).astype(float) for part in (H, c))
-        self.problem = sdesam.FiniteSum(quadratic_loss, {"H": self.H, "c": self.c}, np.ones(2), name="quadratics")
+        self.H, self.c = (
+            scale * np.broadcast_to(part, (n, *part.shape[1:])).astype(np.float32).astype(float)
+            for part in (H, c)
+        )
+        self.problem = sdesam.FiniteSum(
+            quadratic_loss, {"H": self.H, "c": self.c}, np.ones(2), name="quadratics"
+        )
 
     def directions(self, b, m, replace):
         """`G = (A0 + rho A1) x - (a0 + rho a1)` of every mini-batch: lists of these four."""
-        for batch in product(range(self.n), repeat=b) if replace else permutations(range(self.n), b):
+        for batch in (
+            product(range(self.n), repeat=b) if replace else permutations(range(self.n), b)
+        ):
             parts = [list(batch[k : k + m]) for k in range(0, b, m)]
             means = [(self.H[part].mean(axis=0), self.c[part].mean(axis=0)) for part in parts]
-            yield [np.mean(each, axis=0) for each in zip(*((H, H @ H, c, H @ c) for H, c in means), strict=True)]
+            yield [
+                np.mean(each, axis=0)
+                for each in zip(*((H, H @ H, c, H @ c) for H, c in means), strict=True)
+            ]
 
     def fields(self, b, m, replace, tail=lambda lr, rho: 1.0):
-        """The SDE of order 2, nothing dropped in rho: the drift and the covariance as jax functions of `(lr, rho)`."""
-        A0, A1, a0, a1 = (np.array(part) for part in zip(*self.directions(b, m, replace), strict=True))
+        """The SDE of order 2, nothing dropped in rho: the drift and the covariance as jax functions
+        of `(lr, rho)`.
+        """
+        A0, A1, a0, a1 = (
+            np.array(part) for part in zip(*self.directions(b, m, replace), strict=True)
+        )
 
         def moments(rho):
             A, a = A0 + rho * A1, a0 + rho * a1
@@ -70,7 +88,11 @@ class Quadratics:
     def findings(self, b, m, replace, drift, covariance, order=(2, 3)):
         setting = Setting(self.problem, Sampling(b, m, replace), POINTS)
         return compare_coefficients(
-            [setting], [drift and differentiated(drift)], [covariance and differentiated(covariance)], [self.chain(b, m, replace)], order
+            [setting],
+            [drift and differentiated(drift)],
+            [covariance and differentiated(covariance)],
+            [self.chain(b, m, replace)],
+            order,
         )
 
     def chain(self, b, m, replace):
@@ -105,13 +127,24 @@ def test_right_theories_whose_coefficients_vanish_are_right(case):
 
 @pytest.mark.parametrize("case", DEGENERATE)
 def test_what_is_stated_in_place_of_zero_is_wrong(case):
-    """The control: one per cent more gradient, and noise where there is none, or one per cent more of it."""
+    """The control: one per cent more gradient, and noise where there is none, or one per cent more
+    of it.
+    """
     losses, b, m, replace = DEGENERATE[case]
     drift, covariance = losses.fields(b, m, replace)
     g = np.einsum("nij,pj->pni", losses.H, POINTS) - losses.c
     noise = 0.01 / b * np.einsum("pni,pnj->pij", g, g) / losses.n
-    found = losses.findings(b, m, replace, lambda lr, rho: drift(lr, rho) + 0.01 * g[:, 0], lambda lr, rho: covariance(lr, rho) + lr * noise)
-    assert {f.part for f in found if f.power == (0, 0) and f.status == "refuted"} == {"drift", "covariance"}
+    found = losses.findings(
+        b,
+        m,
+        replace,
+        lambda lr, rho: drift(lr, rho) + 0.01 * g[:, 0],
+        lambda lr, rho: covariance(lr, rho) + lr * noise,
+    )
+    assert {f.part for f in found if f.power == (0, 0) and f.status == "refuted"} == {
+        "drift",
+        "covariance",
+    }
     vanishing = [f for f in found if f.vanishes and f.status == "refuted"]
     assert all("it must vanish" in str(f) for f in vanishing)
     if not replace and b == losses.n > 1:
@@ -120,19 +153,29 @@ def test_what_is_stated_in_place_of_zero_is_wrong(case):
 
 @pytest.mark.parametrize("scale", [1e-4, 1e4])
 def test_each_coefficient_is_judged_by_its_own_size(scale):
-    """One per cent of one coefficient, on losses so flat or steep that the others are 10^8 times as large or small."""
+    """One per cent of one coefficient, on losses so flat or steep that the others are 10^8 times as
+    large or small.
+    """
     losses = Quadratics(3, scale=scale)
     drift, covariance = losses.fields(2, 1, True)
     setting, chain = Setting(losses.problem, Sampling(2, 1, True), POINTS), losses.chain(2, 1, True)
-    for expansion in expand(setting, differentiated(drift), differentiated(covariance), chain, (2, 3)):
+    for expansion in expand(
+        setting, differentiated(drift), differentiated(covariance), chain, (2, 3)
+    ):
         for (i, j), right in expansion.right.items():
             if (i, j) in expansion.vanishing:
                 continue
             power = i + (expansion.part == "covariance")
             stated = {"drift": drift, "covariance": covariance}
             whole = stated[expansion.part]
-            stated[expansion.part] = lambda lr, rho, i=power, j=j, c=right, whole=whole: whole(lr, rho) + 0.01 * c * lr**i * rho**j
-            wrong = {(f.part, f.power) for f in losses.findings(2, 1, True, **stated) if f.status == "refuted"}
+            stated[expansion.part] = lambda lr, rho, i=power, j=j, c=right, whole=whole: (
+                whole(lr, rho) + 0.01 * c * lr**i * rho**j
+            )
+            wrong = {
+                (f.part, f.power)
+                for f in losses.findings(2, 1, True, **stated)
+                if f.status == "refuted"
+            }
             assert wrong == {(expansion.part, (i, j))}
 
 
@@ -171,7 +214,9 @@ def test_what_is_read_of_a_second_power():
 @pytest.mark.parametrize("scale", [1.0, 1e4, 1e-4])
 def test_a_tail_on_a_scale_of_its_own(scale):
     """Far out `(1 + lr)^-4` stands still at zero, which is not its coefficient."""
-    found = differentiated(lambda lr, rho: (1 + lr) ** -4 * jnp.exp(-rho))([(0, 1), (1, 1)], (scale, scale))
+    found = differentiated(lambda lr, rho: (1 + lr) ** -4 * jnp.exp(-rho))(
+        [(0, 1), (1, 1)], (scale, scale)
+    )
     for power, right in {(0, 1): -1.0, (1, 1): 4.0}.items():
         assert abs(found[power].value - right) < 1e-7
         assert found[power].error < 1e-7
@@ -181,7 +226,8 @@ def test_what_is_not_analytic_is_not_read():
     def one(field, power):
         return differentiated(field)([power], (1.0, 1.0))[power]
 
-    # a coefficient that falls so slowly is never called zero, and one that grows without limit is no coefficient
+    # a coefficient that falls so slowly is never called zero, and one that grows without limit is
+    # no coefficient
     value, error = one(lambda lr, rho: rho**1.2, (0, 1))
     assert 0.5 * value < error < 2 * value
     value, error = one(lambda lr, rho: jnp.sqrt(lr), (1, 0))
@@ -195,7 +241,9 @@ def test_what_is_not_analytic_is_not_read():
 
 def test_what_cannot_be_differentiated_says_so():
     def drift(p, x, lr, rho, batch, micro):
-        return -p.grad(x) * jax.pure_callback(lambda r: r, jax.ShapeDtypeStruct((), rho.dtype), rho, vmap_method="sequential")
+        return -p.grad(x) * jax.pure_callback(
+            lambda r: r, jax.ShapeDtypeStruct((), rho.dtype), rho, vmap_method="sequential"
+        )
 
     with pytest.raises(ValueError, match="the drift cannot be differentiated in lr and rho on "):
         sdesam.check(sdesam.Hypothesis(drift=drift), "m-usam")
@@ -204,16 +252,27 @@ def test_what_cannot_be_differentiated_says_so():
 def test_a_covariance_must_vanish_with_eta():
     losses = Quadratics(3)
     _, covariance = losses.fields(2, 1, True)
-    found = losses.findings(2, 1, True, None, lambda lr, rho: covariance(lr, rho) + 1e-3 * jnp.eye(2))
-    assert [(f.power, f.status) for f in found] == [((0, 0), "confirmed"), ((0, 1), "confirmed"), ((-1, 0), "refuted")]
+    found = losses.findings(
+        2, 1, True, None, lambda lr, rho: covariance(lr, rho) + 1e-3 * jnp.eye(2)
+    )
+    assert [(f.power, f.status) for f in found] == [
+        ((0, 0), "confirmed"),
+        ((0, 1), "confirmed"),
+        ((-1, 0), "refuted"),
+    ]
 
 
 def two_settings(first, second, order=(1, 2)):
     """A drift on two problems, and what is kept of the findings."""
     one, two = Quadratics(3), Quadratics(3, seed=2)
     settings = [Setting(q.problem, Sampling(2, 1, True), POINTS) for q in (one, two)]
-    drifts = [differentiated(change(q.fields(2, 1, True)[0])) for q, change in ((one, first), (two, second))]
-    return compare_coefficients(settings, drifts, [None, None], [q.chain(2, 1, True) for q in (one, two)], order)
+    drifts = [
+        differentiated(change(q.fields(2, 1, True)[0]))
+        for q, change in ((one, first), (two, second))
+    ]
+    return compare_coefficients(
+        settings, drifts, [None, None], [q.chain(2, 1, True) for q in (one, two)], order
+    )
 
 
 def right(drift):
@@ -267,7 +326,10 @@ def test_status_of_a_finding(deviation, error, status):
     assert Finding("drift", (0, 0), deviation, None, "somewhere", error).status == status
 
 
-FINE, BAD, OPEN = (Finding("drift", (0, 1), *numbers) for numbers in ((0.0, 1.0, "a"), (0.1, None, "b"), (0.0, 1.0, "c", 1.0)))
+FINE, BAD, OPEN = (
+    Finding("drift", (0, 1), *numbers)
+    for numbers in ((0.0, 1.0, "a"), (0.1, None, "b"), (0.0, 1.0, "c", 1.0))
+)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +341,8 @@ FINE, BAD, OPEN = (Finding("drift", (0, 1), *numbers) for numbers in ((0.0, 1.0,
         (Part((BAD, OPEN), 1.0, 1.0), "refuted"),
         (Part((FINE, OPEN)), "inconclusive"),
         (Part((FINE,), note="not used"), "inconclusive"),
-        # every coefficient right: the order follows, whatever is measured; one of them open: the rate decides
+        # every coefficient right: the order follows, whatever is measured; one of them open: the
+        # rate decides
         (Part((FINE,), 0.5, 1.0), "inconclusive"),
         (Part((FINE, OPEN), 0.5, 1.0), "refuted"),
         (Part((FINE, OPEN), np.nan, 1.0), "inconclusive"),
@@ -321,7 +384,10 @@ def test_the_optimizers_own_coefficients_against_numbers(variant):
     from sdesam.exact.double import mean_step, step_coefficients
     from sdesam.exact.enumerate import list_batches, one_step
 
-    problem, numbers = sdesam.problems.torus(dim=2, samples=3), {"eps": 0.2} if variant == "m-sam" else {}
+    problem, numbers = (
+        sdesam.problems.torus(dim=2, samples=3),
+        ({"eps": 0.2} if variant == "m-sam" else {}),
+    )
     listed = list_batches(Sampling(2, 1), 3)
 
     def chain(rho):
@@ -333,7 +399,9 @@ def test_the_optimizers_own_coefficients_against_numbers(variant):
         (lambda lr, rho: mean_step(chain(rho), POINTS, *listed)[1], found.correction),
         (lambda lr, rho: one_step(chain(rho), POINTS).covariance, found.covariance),
     ):
-        numeric = interpolated(field, degree=12)([(0, j) for j in range(len(coefficients))], (0.0, 0.2))
+        numeric = interpolated(field, degree=12)(
+            [(0, j) for j in range(len(coefficients))], (0.0, 0.2)
+        )
         for j, coefficient in enumerate(coefficients):
             np.testing.assert_allclose(numeric[0, j].value, coefficient, atol=1e-8)
 
@@ -349,7 +417,9 @@ def test_scales_of_samples():
 
 
 def test_a_network_in_layers_has_coefficients_too():
-    """Where a step takes inner products in place of perturbed weights, its derivatives in rho are those of the plain step."""
+    """Where a step takes inner products in place of perturbed weights, its derivatives in rho are
+    those of the plain step.
+    """
     from sdesam.exact.double import start, step_coefficients
 
     def loss(x, sample):
@@ -360,12 +430,25 @@ def test_a_network_in_layers_has_coefficients_too():
     x0 = {"W": 0.3 * rng.normal(size=(12, 3)), "v": rng.normal(size=(3, 2))}
     problem = sdesam.FiniteSum(loss, data, x0)
     single = np.arange(2).reshape(2, 1, 1)
-    found = step_coefficients(sdesam.Chain("m-usam", problem, 0.1, 0.1, 1, 1), start(problem)[None], single, np.full(2, 0.5), (2, 1))
+    found = step_coefficients(
+        sdesam.Chain("m-usam", problem, 0.1, 0.1, 1, 1),
+        start(problem)[None],
+        single,
+        np.full(2, 0.5),
+        (2, 1),
+    )
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float64), problem.x0)
-        rows = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float64) if leaf.dtype == jnp.float32 else leaf, problem.data)
+        rows = jax.tree.map(
+            lambda leaf: (
+                jnp.asarray(np.asarray(leaf), jnp.float64) if leaf.dtype == jnp.float32 else leaf
+            ),
+            problem.data,
+        )
         expected = 0.0
         for i in range(2):
             grad = jax.grad(lambda y, i=i: loss(y, jax.tree.map(lambda leaf: leaf[i], rows)))
-            expected += jax.flatten_util.ravel_pytree(jax.jvp(grad, (wide,), (grad(wide),))[1])[0] / 2
+            expected += (
+                jax.flatten_util.ravel_pytree(jax.jvp(grad, (wide,), (grad(wide),))[1])[0] / 2
+            )
     np.testing.assert_allclose(found.mean[1, 0], expected, rtol=1e-10, atol=1e-14)

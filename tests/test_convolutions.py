@@ -1,4 +1,6 @@
-"""Networks of convolutions, pooling, attention and loops: every way through the package, held against loops over samples one by one."""
+"""Networks of convolutions, pooling, attention and loops: every way through the package, held
+against loops over samples one by one.
+"""
 
 from functools import partial
 from itertools import product
@@ -47,15 +49,23 @@ def attention(x):
 
 
 def repeated(x):
-    return jax.lax.scan(lambda carry, scale: (carry + scale * jnp.sin(carry), None), x, jnp.array([0.5, 0.2], x.dtype))[0]
+    return jax.lax.scan(
+        lambda carry, scale: (carry + scale * jnp.sin(carry), None),
+        x,
+        jnp.array([0.5, 0.2], x.dtype),
+    )[0]
 
 
 NETWORKS = {
     "plain": lambda p, x: mean_pool(first(p, x)),
     "grouped": lambda p, x: mean_pool(convolution(first(p, x), p["second"], groups=2)),
-    "image that all samples share": lambda p, x: mean_pool(first(p, x) * convolution(jnp.ones_like(x), p["first"])),
+    "image that all samples share": lambda p, x: mean_pool(
+        first(p, x) * convolution(jnp.ones_like(x), p["first"])
+    ),
     "transposed": lambda p, x: mean_pool(
-        jax.lax.conv_transpose(first(p, x), p["second"], (1, 1), "SAME", dimension_numbers=("NCHW", "IOHW", "NCHW"))
+        jax.lax.conv_transpose(
+            first(p, x), p["second"], (1, 1), "SAME", dimension_numbers=("NCHW", "IOHW", "NCHW")
+        )
     ),
     "maximum": lambda p, x: max_pool(first(p, x)),
     "attention": lambda p, x: attention(mean_pool(first(p, x))),
@@ -73,7 +83,10 @@ def loss(network, p, s):
 
 def problem_of(name):
     rng = np.random.default_rng(3)
-    data = {"image": jnp.array(rng.normal(size=(N, 16))), "target": jnp.array(rng.normal(size=(N, 1)))}
+    data = {
+        "image": jnp.array(rng.normal(size=(N, 16))),
+        "target": jnp.array(rng.normal(size=(N, 1))),
+    }
     shapes = {"first": (2, 1, 3, 3), "second": (2, 1, 3, 3), "out": (1, 8)}
     x0 = {key: jnp.array(0.4 * rng.normal(size=shape)) for key, shape in shapes.items()}
     return sdesam.FiniteSum(partial(loss, NETWORKS[name]), data, x0, name=name)
@@ -82,15 +95,27 @@ def problem_of(name):
 def sample_gradients(problem, x):
     """Of each sample for itself, shape `(n, dim)`: nothing is batched."""
     gradient = jax.jit(jax.grad(problem.sample_loss))
-    return np.array([ravel_pytree(gradient(x, problem.sample(i)))[0] for i in range(problem.n)], float)
+    return np.array(
+        [ravel_pytree(gradient(x, problem.sample(i)))[0] for i in range(problem.n)], float
+    )
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name == "grouped" else pytest.mark.slow) for name in NETWORKS])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name == "grouped" else pytest.mark.slow) for name in NETWORKS],
+)
 def test_two_devices_do_what_one_does_and_both_do_what_they_should(name):
     problem = problem_of(name)
     chain = sdesam.Chain("m-usam", problem, lr=0.05, rho=0.1, batch=4, micro=2)
     runs = [
-        sdesam.train(chain, jax.random.key(0), runs=4, steps=2, observe=["loss", "trace_cov", "grad_norm2"], devices=jax.devices()[:count])
+        sdesam.train(
+            chain,
+            jax.random.key(0),
+            runs=4,
+            steps=2,
+            observe=["loss", "trace_cov", "grad_norm2"],
+            devices=jax.devices()[:count],
+        )
         for count in (1, 2)
     ]
     for leaf, other in zip(*(jax.tree.leaves(run.final) for run in runs), strict=True):
@@ -108,10 +133,16 @@ def test_two_devices_do_what_one_does_and_both_do_what_they_should(name):
 
 def test_data_on_a_mesh_of_the_users_own():
     problem = problem_of("grouped")
-    on_mesh = NamedSharding(jax.make_mesh((2,), ("theirs",), axis_types=(jax.sharding.AxisType.Auto,)), P("theirs"))
-    spread = sdesam.FiniteSum(problem.sample_loss, jax.device_put(problem.data, on_mesh), problem.x0)
+    on_mesh = NamedSharding(
+        jax.make_mesh((2,), ("theirs",), axis_types=(jax.sharding.AxisType.Auto,)), P("theirs")
+    )
+    spread = sdesam.FiniteSum(
+        problem.sample_loss, jax.device_put(problem.data, on_mesh), problem.x0
+    )
     for name in ("loss", "trace_cov", "grad_norm2"):
-        np.testing.assert_allclose(getattr(spread, name)(spread.x0), getattr(problem, name)(problem.x0), rtol=1e-5)
+        np.testing.assert_allclose(
+            getattr(spread, name)(spread.x0), getattr(problem, name)(problem.x0), rtol=1e-5
+        )
     sde = sdesam.derive("usam", order=(1, 2)).bind(spread, lr=0.1, rho=0.1, batch=2)
     plain = sdesam.derive("usam", order=(1, 2)).bind(problem, lr=0.1, rho=0.1, batch=2)
     found, right = (ravel_pytree(one.drift(problem.x0))[0] for one in (sde, plain))
@@ -121,7 +152,9 @@ def test_data_on_a_mesh_of_the_users_own():
 
 
 class Enumerated:
-    """The expansion of one micro-batch's step in rho, averaged over all ordered micro-batches with replacement, one after another."""
+    """The expansion of one micro-batch's step in rho, averaged over all ordered micro-batches with
+    replacement, one after another.
+    """
 
     def __init__(self, problem, m, unit):
         self.problem, self.m, self.unit = problem, m, unit
@@ -132,7 +165,12 @@ class Enumerated:
         """`g_I, H_I u_I, T_I[u_I, u_I] / 2`."""
 
         def mean(y):
-            losses = [self.problem.sample_loss(self.rebuild(y), jax.tree.map(lambda leaf, i=i: leaf[i], self.problem.data)) for i in members]
+            losses = [
+                self.problem.sample_loss(
+                    self.rebuild(y), jax.tree.map(lambda leaf, i=i: leaf[i], self.problem.data)
+                )
+                for i in members
+            ]
             return sum(losses) / self.m
 
         gradient = jax.grad(mean)
@@ -142,11 +180,18 @@ class Enumerated:
         return jnp.stack([g, along(gradient)(x), along(along(gradient))(x) / 2])
 
     def listed(self, x):
-        return np.array([self.powers(x, jnp.array(members)) for members in product(range(self.problem.n), repeat=self.m)])
+        return np.array(
+            [
+                self.powers(x, jnp.array(members))
+                for members in product(range(self.problem.n), repeat=self.m)
+            ]
+        )
 
 
 def powers_of_rho(values, radii):
-    return np.linalg.solve(np.vander(radii, increasing=True), np.array([np.ravel(value) for value in values]))
+    return np.linalg.solve(
+        np.vander(radii, increasing=True), np.array([np.ravel(value) for value in values])
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,7 +200,10 @@ def powers_of_rho(values, radii):
         ("m-usam", "grouped", (1, 2)),
         pytest.param("m-usam", "grouped", (2, 3), marks=pytest.mark.slow),
         pytest.param("m-sam", "grouped", (2, 3), marks=pytest.mark.slow),
-        *[pytest.param("m-usam", name, (2, 3), marks=pytest.mark.slow) for name in ("attention", "scan", "remat", "transposed")],
+        *[
+            pytest.param("m-usam", name, (2, 3), marks=pytest.mark.slow)
+            for name in ("attention", "scan", "remat", "transposed")
+        ],
     ],
 )
 def test_the_sde_equals_enumeration(variant, name, order):
@@ -171,14 +219,22 @@ def test_the_sde_equals_enumeration(variant, name, order):
         drift, covariance = {}, None
         for rate in (lr, 2 * lr):
             sdes = [equation.bind(problem, lr=rate, rho=rho, **numbers) for rho in radii]
-            drift[rate] = powers_of_rho([ravel_pytree(sde.drift(problem.x0))[0] for sde in sdes], radii)
-            covariance = powers_of_rho([sde.covariance(problem.x0) for sde in sdes], radii) if order == (2, 3) else covariance
+            drift[rate] = powers_of_rho(
+                [ravel_pytree(sde.drift(problem.x0))[0] for sde in sdes], radii
+            )
+            covariance = (
+                powers_of_rho([sde.covariance(problem.x0) for sde in sdes], radii)
+                if order == (2, 3)
+                else covariance
+            )
         mean, correction = 2 * drift[lr] - drift[2 * lr], drift[2 * lr] - drift[lr]
         kept = 3 if order == (2, 3) else 2
         close = {"rtol": 1e-10, "atol": 1e-10 * np.abs(listed).max()}
         np.testing.assert_allclose(-mean[:kept], listed.mean(axis=0)[:kept], **close)
         if order == (1, 2):
-            wrong = Enumerated(problem, batch, unit=False).listed(everything.flat).mean(axis=0)  # the control: 1/b in the place of 1/m
+            wrong = (
+                Enumerated(problem, batch, unit=False).listed(everything.flat).mean(axis=0)
+            )  # the control: 1/b in the place of 1/m
             assert not np.allclose(-mean[:kept], wrong[:kept], rtol=1e-3)
             return
         centred = listed - listed.mean(axis=0)
@@ -186,24 +242,46 @@ def test_the_sde_equals_enumeration(variant, name, order):
         right = [centred[:, 0].T @ centred[:, 0], cross + cross.T]
         for j in (0, 1):
             expected = 2 * lr * right[j].ravel() / len(listed) / (batch // m)
-            np.testing.assert_allclose(covariance[j], expected, rtol=1e-10, atol=1e-10 * np.abs(expected).max())
+            np.testing.assert_allclose(
+                covariance[j], expected, rtol=1e-10, atol=1e-10 * np.abs(expected).max()
+            )
         # the correction by central differences of the enumerated mean along itself
         step = 1e-5
         G = listed.mean(axis=0)
-        moved = {(k, sign): everything.listed(everything.flat + sign * step * G[k]).mean(axis=0) for k in (0, 1) for sign in (1, -1)}
+        moved = {
+            (k, sign): everything.listed(everything.flat + sign * step * G[k]).mean(axis=0)
+            for k in (0, 1)
+            for sign in (1, -1)
+        }
         along = {k: (moved[k, 1] - moved[k, -1]) / (2 * step) for k in (0, 1)}
         for j, expected in enumerate((along[0][0], along[1][0] + along[0][1])):
-            np.testing.assert_allclose(correction[j], -lr / 2 * expected, rtol=1e-5, atol=1e-7 * np.abs(expected).max())
+            np.testing.assert_allclose(
+                correction[j], -lr / 2 * expected, rtol=1e-5, atol=1e-7 * np.abs(expected).max()
+            )
 
 
 @pytest.mark.slow
 def test_the_sde_stands_beside_the_chain():
-    """Both sides of a comparison on two devices; with so few runs the verdict is open, the numbers are not."""
-    numbers = {"lr": 0.02, "rho": 0.02, "batch": 4, "micro": [2], "runs": 32, "steps": 10, "order": (1, 2)}
-    found = sdesam.compare("m-usam", problem_of("grouped"), **numbers, observe=["loss", "trace_cov"])
+    """Both sides of a comparison on two devices; with so few runs the verdict is open, the numbers
+    are not.
+    """
+    numbers = {
+        "lr": 0.02,
+        "rho": 0.02,
+        "batch": 4,
+        "micro": [2],
+        "runs": 32,
+        "steps": 10,
+        "order": (1, 2),
+    }
+    found = sdesam.compare(
+        "m-usam", problem_of("grouped"), **numbers, observe=["loss", "trace_cov"]
+    )
     row = found.rows[0]
     for observable in ("loss", "trace_cov"):
         for side in (row.sde, row.without):
             assert np.isfinite(side.mean[observable]).all()
         error = np.hypot(row.chain.stderr[observable][-1], row.sde.stderr[observable][-1])
-        assert abs(row.chain.mean[observable][-1] - row.sde.mean[observable][-1]) < 5 * error, "false alarms: 1 in 10^6"
+        assert abs(row.chain.mean[observable][-1] - row.sde.mean[observable][-1]) < 5 * error, (
+            "false alarms: 1 in 10^6"
+        )

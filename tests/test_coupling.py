@@ -1,4 +1,6 @@
-"""The coupling keeps both laws, and lessens the variance; its differences agree with independent runs and exact moments."""
+"""The coupling keeps both laws, and lessens the variance; its differences agree with independent
+runs and exact moments.
+"""
 
 from itertools import product
 from math import factorial, prod, sqrt
@@ -10,13 +12,21 @@ import pytest
 from scipy import stats
 
 import sdesam
-from sdesam.coupling import _indices, _PairNumbers, _PairStep, _statistics, counts_and_weights, coupled
+from sdesam.coupling import (
+    _indices,
+    _PairNumbers,
+    _PairStep,
+    _statistics,
+    counts_and_weights,
+    coupled,
+)
 from sdesam.exact.double import drift
 from sdesam.exact.quadratic import Quadratic
 from sdesam.sde import stepping
 
 DRAWS = 20_000
-# entries of sample covariances, two-sided: 6e-7 each, below 2e-5 for the at most 36 entries of a test
+# entries of sample covariances, two-sided: 6e-7 each, below 2e-5 for the at most 36 entries of a
+# test
 SIGMAS = 5.0
 # means: 7e-6 each, two-sided, normal; below 2e-4 for all that this file compares
 MEANS = 4.5
@@ -29,21 +39,30 @@ TORUS = sdesam.problems.torus(dim=2, samples=4)
 
 def pair(problem, micro=2, variant="m-usam", lr=0.1, rho=0.1, batch=4, order=(2, 3), without=None):
     equation = sdesam.derive(variant, order)
-    numbers = {"lr": lr, "rho": None if variant == "sgd" else rho, "batch": batch, "micro": None if variant == "sgd" else micro}
+    numbers = {
+        "lr": lr,
+        "rho": None if variant == "sgd" else rho,
+        "batch": batch,
+        "micro": None if variant == "sgd" else micro,
+    }
     bound = (equation.without(without) if without else equation).bind(problem, **numbers)
     return bound, sdesam.Chain(variant, problem, **numbers)
 
 
 def draws(sde, chain, count=DRAWS):
     step = _PairStep(chain.kernel, sde.kernel)
-    drawn = jax.jit(jax.vmap(lambda key: step.draw(key, jnp.float32)))(jax.random.split(jax.random.key(3), count))
+    drawn = jax.jit(jax.vmap(lambda key: step.draw(key, jnp.float32)))(
+        jax.random.split(jax.random.key(3), count)
+    )
     return [np.asarray(a) for a in drawn]
 
 
 def outcomes(n, m):
     """All count vectors and their multinomial probabilities."""
     vectors = np.array([v for v in product(range(m + 1), repeat=n) if sum(v) == m])
-    return vectors, np.array([factorial(m) / prod(map(factorial, v)) / n**m for v in vectors.tolist()])
+    return vectors, np.array(
+        [factorial(m) / prod(map(factorial, v)) / n**m for v in vectors.tolist()]
+    )
 
 
 def chi_square(counts, vectors, chance):
@@ -67,7 +86,9 @@ def test_indices_are_multinomial(n, m, batch):
         # each mini-batch too: its micro-batches are independent
         assert chi_square(counts.sum(axis=1), *outcomes(n, batch)) > CHANCE
         skewed = chance * (1 + 0.1 * vectors[:, 0])
-        assert chi_square(counts.reshape(-1, n), vectors, skewed / skewed.sum()) < CHANCE, "the test can tell"
+        assert chi_square(counts.reshape(-1, n), vectors, skewed / skewed.sum()) < CHANCE, (
+            "the test can tell"
+        )
 
 
 def test_counts_of_large_micro_batches_are_binomial():
@@ -101,7 +122,10 @@ def test_xi_has_the_centred_covariance(micro, batch):
 
 def test_counts_and_weights_go_together():
     n, m = 4, 4
-    counts, weights = (np.asarray(a, float) for a in counts_and_weights(jax.random.normal(jax.random.key(1), (DRAWS, n)), m))
+    counts, weights = (
+        np.asarray(a, float)
+        for a in counts_and_weights(jax.random.normal(jax.random.key(1), (DRAWS, n)), m)
+    )
     true = m / n * (np.eye(n) - 1 / n)
     error = np.sqrt((np.outer(np.diag(true), np.diag(true)) + true**2) / DRAWS)
     assert np.all(abs(weights.T @ weights / DRAWS - true) < SIGMAS * error)
@@ -128,7 +152,9 @@ class Deterministic:
 
 
 def test_the_sde_of_a_pair_makes_a_step_of_heun():
-    """The scheme of `simulate` with the pair's own normal vector: predictor, corrector and sizes; no two evaluations share a key."""
+    """The scheme of `simulate` with the pair's own normal vector: predictor, corrector and sizes;
+    no two evaluations share a key.
+    """
     _, chain = pair(TORUS)
     kernel, key, lr = Deterministic(), jax.random.key(8), 0.3
     step, x = _PairStep(chain.kernel, kernel), jnp.array([0.7, -1.2])
@@ -141,7 +167,9 @@ def test_the_sde_of_a_pair_makes_a_step_of_heun():
 
 
 def test_statistics_of_pairs_by_hand():
-    """Values of chain and SDE in five runs at one time, one of which is not finite: four differences, two of each sign."""
+    """Values of chain and SDE in five runs at one time, one of which is not finite: four
+    differences, two of each sign.
+    """
     values = np.array([[1.0, 3.0], [2.0, 3.0], [4.0, 4.0], [5.0, 6.0], [np.nan, 7.0]])[:, None]
     mean, stderr, reduction, lost = _statistics(values)
     difference = np.array([2.0, 1.0, 0.0, 1.0])
@@ -162,17 +190,26 @@ def test_differences_agree_with_independent_runs():
     np.testing.assert_allclose(together.time, theirs.time)
     for name in names:
         apart = (ours.mean[name] - theirs.mean[name])[1:]
-        error = np.sqrt(ours.stderr[name] ** 2 + theirs.stderr[name] ** 2 + together.stderr[name] ** 2)[1:]
+        error = np.sqrt(
+            ours.stderr[name] ** 2 + theirs.stderr[name] ** 2 + together.stderr[name] ** 2
+        )[1:]
         assert np.all(abs(together.difference[name][1:] - apart) < MEANS * error)
-        # what is gained over those runs is what is said to be gained, up to the noise of variances of 2000 runs, sqrt(2/2000) each
-        gain = (ours.stderr[name] ** 2 + theirs.stderr[name] ** 2)[1:] / together.stderr[name][1:] ** 2
+        # what is gained over those runs is what is said to be gained, up to the noise of variances
+        # of 2000 runs, sqrt(2/2000) each
+        gain = (ours.stderr[name] ** 2 + theirs.stderr[name] ** 2)[1:] / together.stderr[name][
+            1:
+        ] ** 2
         np.testing.assert_allclose(together.reduction[name][1:], gain, rtol=0.3)
 
 
 @pytest.mark.parametrize("variant", ["m-usam", "sgd"])
 def test_variance_is_reduced(variant):
-    """The measured reductions are 4.3 to 4.8 at `m = 2` and 8.2 to 9.1 for SGD; with the wrong sign of `xi` they are 0.53."""
-    out = coupled(*pair(TORUS, variant=variant, order=(1, 2)), jax.random.key(0), RUNS, STEPS, ["trace_cov"])
+    """The measured reductions are 4.3 to 4.8 at `m = 2` and 8.2 to 9.1 for SGD; with the wrong sign
+    of `xi` they are 0.53.
+    """
+    out = coupled(
+        *pair(TORUS, variant=variant, order=(1, 2)), jax.random.key(0), RUNS, STEPS, ["trace_cov"]
+    )
     assert not out.diverged
     assert np.isnan(out.reduction["trace_cov"][0])
     assert out.difference["trace_cov"][0] == out.stderr["trace_cov"][0] == 0
@@ -220,8 +257,15 @@ def test_the_same_key_gives_the_same_runs():
     sde, chain = pair(TORUS, variant="sgd", order=(1, 2))
     one = coupled(sde, chain, jax.random.key(0), RUNS, STEPS, "trace_cov")
     other = coupled(sde, chain, jax.random.key(0), RUNS, STEPS, ["trace_cov"], chunk=700)
-    np.testing.assert_allclose(one.difference["trace_cov"], other.difference["trace_cov"], rtol=1e-4, atol=1e-7)
-    assert np.all(one.difference["trace_cov"][1:] != coupled(sde, chain, jax.random.key(1), RUNS, STEPS, "trace_cov").difference["trace_cov"][1:])
+    np.testing.assert_allclose(
+        one.difference["trace_cov"], other.difference["trace_cov"], rtol=1e-4, atol=1e-7
+    )
+    assert np.all(
+        one.difference["trace_cov"][1:]
+        != coupled(sde, chain, jax.random.key(1), RUNS, STEPS, "trace_cov").difference["trace_cov"][
+            1:
+        ]
+    )
     assert one.config["method"] == "heun"
     assert one.config["paths"] == RUNS
     assert one.provenance["versions"]
@@ -232,10 +276,14 @@ def test_diverged_runs_are_left_out():
         return -(x**4) * a
 
     problem = sdesam.FiniteSum(runaway, jnp.array([0.0, 1.0]), jnp.array(0.5))
-    out = coupled(*pair(problem, variant="sgd", lr=0.4, batch=1), jax.random.key(0), 100, 10, ["loss"])
+    out = coupled(
+        *pair(problem, variant="sgd", lr=0.4, batch=1), jax.random.key(0), 100, 10, ["loss"]
+    )
     assert 0 < out.diverged.count < 99
     assert np.all(np.isfinite(out.difference["loss"]))
-    out = coupled(*pair(problem, variant="sgd", lr=3.0, batch=1), jax.random.key(0), 100, 60, ["loss"])
+    out = coupled(
+        *pair(problem, variant="sgd", lr=3.0, batch=1), jax.random.key(0), 100, 60, ["loss"]
+    )
     assert out.diverged.count == 100
     assert np.all(np.isnan(out.difference["loss"]))
     assert np.all(np.isnan(out.stderr["loss"]))
@@ -277,8 +325,12 @@ def test_values_that_are_not_finite_leave_their_own_means_alone():
         for k in range(3):
             chain, sde = values[:, time, :, k][np.isfinite(values[:, time, :, k]).all(axis=1)].T
             np.testing.assert_allclose(mean[time, k], np.mean(sde - chain))
-            np.testing.assert_allclose(stderr[time, k], np.std(sde - chain, ddof=1) / np.sqrt(len(sde)))
-            np.testing.assert_allclose(reduction[time, k], (np.var(sde) + np.var(chain)) / np.var(sde - chain))
+            np.testing.assert_allclose(
+                stderr[time, k], np.std(sde - chain, ddof=1) / np.sqrt(len(sde))
+            )
+            np.testing.assert_allclose(
+                reduction[time, k], (np.var(sde) + np.var(chain)) / np.var(sde - chain)
+            )
     values[1:, 1, 0, 0] = np.nan
     mean, stderr, _, _ = _statistics(values)
     assert np.isfinite(mean[1, 0]), "of the one pair that is left"

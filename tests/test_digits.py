@@ -1,4 +1,6 @@
-"""The main job at full size: digits, 64 runs each, and the memory of the largest digits problem. Minutes; `make test-slow`."""
+"""The main job at full size: digits, 64 runs each, and the memory of the largest digits problem.
+Minutes; `make test-slow`.
+"""
 
 import subprocess
 import sys
@@ -37,7 +39,9 @@ def test_observables_agree(comparison):
 
 
 def test_the_gap_shrinks_along_the_path():
-    """rho = eta^(2/3), eta = 0.2, 0.1, 0.05 at m = 4: the loss gap falls each time, by more than two standard errors."""
+    """rho = eta^(2/3), eta = 0.2, 0.1, 0.05 at m = 4: the loss gap falls each time, by more than
+    two standard errors.
+    """
     gaps, errors = [], []
     for lr in (0.2, 0.1, 0.05):
         numbers = {"lr": lr, "rho": lr ** (2 / 3), "batch": 16, "micro": 4}
@@ -57,16 +61,18 @@ def test_the_gap_shrinks_along_the_path():
 
 
 def test_memory_of_the_largest_digits_problem():
-    """n = 1797, width 64 stays below 1 GB in a process of its own, imports and compilation included."""
+    """n = 1797, width 64 stays below 1 GB in a process of its own, imports and compilation
+    included.
+    """
     code = (
-        "import os; os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=2'\n"
-        "import jax, sdesam\n"
-        "from benchmarks.memory import high_water\n"
-        "problem = sdesam.problems.digits(train=1797, width=64)\n"
-        "sde = sdesam.derive('m-usam').bind(problem, lr=0.1, rho=0.1, batch=16, micro=4)\n"
-        "sdesam.simulate(sde, jax.random.key(0), 8, 0.5, 0.1, 'heun', observe=['loss', 'trace_cov'])\n"
-        "print(high_water())"
+        "import os; os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=2'\nimport"
+        " jax, sdesam\nfrom benchmarks.memory import high_water\nproblem ="
+        " sdesam.problems.digits(train=1797, width=64)\nsde = sdesam.derive('m-usam').bind(problem,"
+        " lr=0.1, rho=0.1, batch=16, micro=4)\nsdesam.simulate(sde, jax.random.key(0), 8, 0.5, 0.1,"
+        " 'heun', observe=['loss', 'trace_cov'])\nprint(high_water())"
     )
     root = Path(__file__).resolve().parents[1]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
     assert 2e8 < int(done.stdout) < 1e9  # jax alone takes 2e8

@@ -1,4 +1,6 @@
-"""The experiments' own arithmetic: verdicts on made-up runs with their controls, and one short training run for real."""
+"""The experiments' own arithmetic: verdicts on made-up runs with their controls, and one short
+training run for real.
+"""
 
 import itertools
 
@@ -12,11 +14,19 @@ from sdesam import reproduce
 from sdesam.runs import Numbers, Run
 
 digits = pytest.importorskip("experiments._digits")
-from experiments import escape, fresh_micro_batches, label_noise, rw_sam, variance_regularizer  # noqa: E402
+from experiments import (  # noqa: E402
+    escape,
+    fresh_micro_batches,
+    label_noise,
+    rw_sam,
+    variance_regularizer,
+)
 
 
 def made_up(seeds=10, order=(0, 1, 2, 3), effect=1.0):
-    """Runs of `escape` whose accuracy rises by `effect` percent with each smaller m, in the given order of m."""
+    """Runs of `escape` whose accuracy rises by `effect` percent with each smaller m, in the given
+    order of m.
+    """
     rng = np.random.default_rng(0)
     levels = {"SGD": -1.0, "n-SAM": -1.0, digits.label(digits.RW_SAM): 0.0}
     levels |= {f"m={m}": float(k) for m, k in zip(digits.MICRO, order, strict=True)}
@@ -26,8 +36,13 @@ def made_up(seeds=10, order=(0, 1, 2, 3), effect=1.0):
         for condition in escape.CONDITIONS:
             level = effect * levels[digits.label(condition)]
             accuracy = 0.8 + 0.01 * (start + level + 0.3 * rng.normal())
-            curves = {"test_accuracy": np.array([0.5, accuracy]), "trace_cov": np.array([1.0, np.exp(-level + 0.1 * rng.normal())])}
-            runs.append(Run(digits.training(seed, condition), Numbers({"diverged": False}, curves), 1.0, {}))
+            curves = {
+                "test_accuracy": np.array([0.5, accuracy]),
+                "trace_cov": np.array([1.0, np.exp(-level + 0.1 * rng.normal())]),
+            }
+            runs.append(
+                Run(digits.training(seed, condition), Numbers({"diverged": False}, curves), 1.0, {})
+            )
     return runs
 
 
@@ -37,9 +52,18 @@ def verdicts(runs):
 
 def test_a_verdict_and_its_controls():
     assert verdicts(made_up()) == {"L-Esc": "confirmed", "L-TrV": "confirmed"}
-    assert verdicts(made_up(order=(3, 2, 1, 0))) == {"L-Esc": "refuted", "L-TrV": "refuted"}, "reversed"
-    assert verdicts(made_up(effect=0.0)) == {"L-Esc": "inconclusive", "L-TrV": "inconclusive"}, "no effect"
-    assert verdicts(made_up(order=(1, 3, 0, 2))) == {"L-Esc": "inconclusive", "L-TrV": "inconclusive"}, "another order"
+    assert verdicts(made_up(order=(3, 2, 1, 0))) == {
+        "L-Esc": "refuted",
+        "L-TrV": "refuted",
+    }, "reversed"
+    assert verdicts(made_up(effect=0.0)) == {
+        "L-Esc": "inconclusive",
+        "L-TrV": "inconclusive",
+    }, "no effect"
+    assert verdicts(made_up(order=(1, 3, 0, 2))) == {
+        "L-Esc": "inconclusive",
+        "L-TrV": "inconclusive",
+    }, "another order"
 
 
 def test_seeds_that_are_not_whole_are_left_out_of_all_conditions():
@@ -61,7 +85,9 @@ def test_effective_micro_batch():
 
 
 def test_what_fresh_micro_batches_add():
-    """Against the variance of a sample covariance of q draws (closed form), over all 25 micro-batches; 5 standard errors, false alarms 6e-7 each."""
+    """Against the variance of a sample covariance of q draws (closed form), over all 25
+    micro-batches; 5 standard errors, false alarms 6e-7 each.
+    """
     data, x, numbers = (
         np.random.default_rng(21).normal(size=(5, 2)),
         np.array([0.3, -0.2]),
@@ -69,10 +95,17 @@ def test_what_fresh_micro_batches_add():
     )
     q, n, m, lr, rho = 8, 5, 2, 0.1, 0.3
     with jax.enable_x64(True):
-        sde = sdesam.derive("m-sam").bind(sdesam.FiniteSum(lambda y, a: jnp.sum(jnp.sin(a * y)), data, x), micro_batches=q, **numbers)
+        sde = sdesam.derive("m-sam").bind(
+            sdesam.FiniteSum(lambda y, a: jnp.sum(jnp.sin(a * y)), data, x),
+            micro_batches=q,
+            **numbers,
+        )
         (found,) = fresh_micro_batches.excess(sde, [x], 8000, jax.random.key(0))
     listed = np.array(list(itertools.product(range(n), repeat=m)))
-    v, bent = (data * np.cos(data * x))[listed].mean(axis=1), -(data**2 * np.sin(data * x))[listed].mean(axis=1)
+    v, bent = (
+        (data * np.cos(data * x))[listed].mean(axis=1),
+        -(data**2 * np.sin(data * x))[listed].mean(axis=1),
+    )
     F = m * rho * (bent * v / np.sqrt(np.sum(v**2, axis=1, keepdims=True) + 0.04))
     F -= F.mean(axis=0)
     xi = np.random.default_rng(0).normal(size=(20_000, n))
@@ -84,8 +117,12 @@ def test_what_fresh_micro_batches_add():
     away = found["noise"][0] - noise.mean()
     error = np.hypot(found["noise"][1], noise.std() / np.sqrt(len(noise)))
     assert abs(away) < 5 * error
-    assert abs(found["noise"][0] - noise.mean() * q / (q - 1)) > 5 * error, "control: another number of draws"
-    assert found["drift"][0] > 0  # whose own check is in `tests/sde/test_micro_batches.py`: it is unbiased
+    assert abs(found["noise"][0] - noise.mean() * q / (q - 1)) > 5 * error, (
+        "control: another number of draws"
+    )
+    assert (
+        found["drift"][0] > 0
+    )  # whose own check is in `tests/sde/test_micro_batches.py`: it is unbiased
 
 
 def test_finite_population_factor():
@@ -95,11 +132,19 @@ def test_finite_population_factor():
 
 
 def test_equal_runs_are_shared():
-    trained = {reproduce.key(c) for c in reproduce.experiment("m_sharpness").configurations("quick")}
+    trained = {
+        reproduce.key(c) for c in reproduce.experiment("m_sharpness").configurations("quick")
+    }
     curvature = reproduce.experiment("covariance_trace")
     assert {reproduce.key(c["of"]) for c in curvature.configurations("quick")} <= trained
     from_bad = {reproduce.key(c) for c in escape.EXPERIMENT.configurations("quick")}
-    assert len(from_bad & {reproduce.key(c) for c in reproduce.experiment("rw_sam").configurations("quick")}) == 20 * 5
+    assert (
+        len(
+            from_bad
+            & {reproduce.key(c) for c in reproduce.experiment("rw_sam").configurations("quick")}
+        )
+        == 20 * 5
+    )
     assert not trained & {reproduce.key(c) for c in label_noise.EXPERIMENT.configurations("quick")}
 
 
@@ -117,4 +162,6 @@ def test_a_short_training_run(tmp_path):
     other = digits.execute({**config, "seed": 1}, [], jax.devices()[0])
     assert abs(other.arrays["loss"][0] - out.arrays["loss"][0]) > 1e-3
     assert digits.epoch_seconds(config, jax.devices()[0]) > 0
-    assert digits.epoch_seconds({**digits.BAD, "seed": 0}, jax.devices()[0]) == 0, "a run without epochs"
+    assert digits.epoch_seconds({**digits.BAD, "seed": 0}, jax.devices()[0]) == 0, (
+        "a run without epochs"
+    )

@@ -1,4 +1,6 @@
-"""The full presets on made-up images and a network of one block: end to end, their plan within given minutes, bad input."""
+"""The full presets on made-up images and a network of one block: end to end, their plan within
+given minutes, bad input.
+"""
 
 import dataclasses
 
@@ -16,7 +18,9 @@ cifar = pytest.importorskip("experiments._cifar10")
 
 RNG = np.random.default_rng(0)
 LABELS = np.arange(300) % 10
-PIXELS = np.clip(RNG.normal(128, 40, (300, 8, 8, 3)) + 8 * LABELS[:, None, None, None], 0, 255).astype(np.uint8)
+PIXELS = np.clip(
+    RNG.normal(128, 40, (300, 8, 8, 3)) + 8 * LABELS[:, None, None, None], 0, 255
+).astype(np.uint8)
 IMAGES = Images(PIXELS[:256], LABELS[:256], PIXELS[256:], LABELS[256:])
 SMALL = {"seeds": 2, "epochs": 1, "train": 256, "width": 2, "micro": "64,32"}
 
@@ -28,7 +32,11 @@ def small(name, monkeypatch):
 
 
 def without_times(run):
-    arrays = {name: array.tolist() for name, array in run.numbers.arrays.items() if name not in ("seconds", "images_per_second")}
+    arrays = {
+        name: array.tolist()
+        for name, array in run.numbers.arrays.items()
+        if name not in ("seconds", "images_per_second")
+    }
     return str((run.config, run.numbers.values, arrays))
 
 
@@ -47,16 +55,25 @@ def test_escape(monkeypatch, tmp_path):
     assert (done.done, done.found, done.left) == (8, 1, [])
     data = reproduce.collect(what, configs, runs, "full", "command", ["59 of the 60 epochs wanted"])
     written = reproduce.write(what, data, tmp_path)
-    assert [path.name for path in written] == ["escape-full.json", "escape-full.pdf", "escape-full.png"]
+    assert [path.name for path in written] == [
+        "escape-full.json",
+        "escape-full.pdf",
+        "escape-full.png",
+    ]
     text = reproduce.text(data)
     assert "left out beforehand, for the minutes given: 59 of the 60 epochs wanted" in text
-    assert "m=32: 64 images/s; a step takes 2.00 plain ones for 2 forward-backward passes: 1.00 each" in text
+    assert (
+        "m=32: 64 images/s; a step takes 2.00 plain ones for 2 forward-backward passes: 1.00 each"
+        in text
+    )
     assert data["results"]["summary"]["verdicts"].keys() == {"L-Esc", "L-TrV"}
     # the start of every optimizer is the bad minimum of its seed
     of_seed = [c for c in configs if c["run"] == cifar.TRAINING and c["seed"] == 0]
     assert len({runs.load(c).numbers.arrays["test_loss"][0] for c in of_seed}) == 1
     # a run made again is the same
-    again = what.execute(of_seed[2], [runs.load(c) for c in what.needs(of_seed[2])], jax.devices()[0], IMAGES)
+    again = what.execute(
+        of_seed[2], [runs.load(c) for c in what.needs(of_seed[2])], jax.devices()[0], IMAGES
+    )
     stored = runs.load(of_seed[2])
     assert without_times(dataclasses.replace(stored, numbers=again)) == without_times(stored)
 
@@ -70,7 +87,14 @@ def test_m_sharpness_with_its_measurements(monkeypatch, tmp_path):
     done = reproduce.sweep(what, configs, runs)
     assert (done.done, done.found, done.left) == (5, 1, [])
     data = reproduce.collect(what, configs, runs, "full", "command")
-    assert set(data["results"]["summary"]["cost"]) == {"plain step of SGD", "SGD", "m=128", "m=64", "m=32", "RW-SAM λ=2"}
+    assert set(data["results"]["summary"]["cost"]) == {
+        "plain step of SGD",
+        "SGD",
+        "m=128",
+        "m=64",
+        "m=32",
+        "RW-SAM λ=2",
+    }
     assert "too few whole seeds" in reproduce.text(data)
     assert len(reproduce.write(what, data, tmp_path)) == 3
 
@@ -96,15 +120,34 @@ def plan(minutes, name="m_sharpness", run=None, **given):
 def test_the_plan():
     # an epoch of each of five optimizers takes 10 s together; 60 s are gone
     assert plan(100) == ({"epochs": 100, "seeds": 3}, [])
-    assert plan(10) == ({"epochs": 16, "seeds": 3}, ["84 of the 100 epochs wanted"])  # (0.9 600 - 60) / 10 = 48 = 3 16
-    assert plan(4) == ({"epochs": 15, "seeds": 1}, ["85 of the 100 epochs wanted", "2 of the 3 seeds wanted"])
+    assert plan(10) == (
+        {"epochs": 16, "seeds": 3},
+        ["84 of the 100 epochs wanted"],
+    )  # (0.9 600 - 60) / 10 = 48 = 3 16
+    assert plan(4) == (
+        {"epochs": 15, "seeds": 1},
+        ["85 of the 100 epochs wanted", "2 of the 3 seeds wanted"],
+    )
     assert plan(10, epochs=24) == ({"epochs": 24, "seeds": 2}, ["1 of the 3 seeds wanted"])
     assert plan(10, seeds=4) == ({"epochs": 12, "seeds": 4}, ["88 of the 100 epochs wanted"])
-    assert plan(1, epochs=24, seeds=4, run=cost(0)) == ({"epochs": 24, "seeds": 4}, []), "what is given stays"
-    assert plan(10, "escape")[0] == {"epochs": 13, "seeds": 3}, "two fits before: 12 s, so 40 = 3 13 + 1"
-    assert plan(10, "label_noise")[0] == {"epochs": 12, "seeds": 1}, "four shares of wrong labels: 40 s"
+    assert plan(1, epochs=24, seeds=4, run=cost(0)) == (
+        {"epochs": 24, "seeds": 4},
+        [],
+    ), "what is given stays"
+    assert plan(10, "escape")[0] == {
+        "epochs": 13,
+        "seeds": 3,
+    }, "two fits before: 12 s, so 40 = 3 13 + 1"
+    assert plan(10, "label_noise")[0] == {
+        "epochs": 12,
+        "seeds": 1,
+    }, "four shares of wrong labels: 40 s"
     with pytest.raises(
-        ValueError, match=r"--minutes 1.2 is too small: one epoch of each of 5 runs takes 0.17 minutes here \(SGD 1.0 s, m=128 2.0 s,"
+        ValueError,
+        match=(
+            r"--minutes 1.2 is too small: one epoch of each of 5 runs takes 0.17 minutes here \(SGD"
+            r" 1.0 s, m=128 2.0 s,"
+        ),
     ):
         plan(1.2)
 
@@ -112,20 +155,31 @@ def test_the_plan():
 def test_minutes_too_small_are_refused_before_any_run(monkeypatch, tmp_path):
     what, runs = small("m_sharpness", monkeypatch), RunStore(tmp_path / "runs")
     slow = dataclasses.replace(what, epoch_seconds=lambda config, device, data: 600.0)
-    with pytest.raises(ValueError, match=r"--minutes 1 is too small: one epoch of experiment 'm_sharpness' takes 10 minutes here"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"--minutes 1 is too small: one epoch of experiment 'm_sharpness' takes 10 minutes here"
+        ),
+    ):
         reproduce.fit(slow, SMALL, runs, 1, "path")
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_diverged_run_is_told_and_left_out(monkeypatch, tmp_path):
     what = small("m_sharpness", monkeypatch)
-    configs = [{**config, "lr": 1e30} for config in what.configurations("full", {**SMALL, "epochs": 2}) if config.get("variant") == "sgd"]
+    configs = [
+        {**config, "lr": 1e30}
+        for config in what.configurations("full", {**SMALL, "epochs": 2})
+        if config.get("variant") == "sgd"
+    ]
     numbers = what.execute(configs[0], [], jax.devices()[0], IMAGES)
     assert numbers.values["diverged"]
     assert len(numbers.arrays["test_loss"]) == 3, "as long as the others"
     found = what.summarise([Run(configs[0], numbers, 1.0, {})])
     assert found["diverged"] == {"SGD": 1}
-    assert f"seed 0, SGD: DIVERGED in epoch {numbers.values['diverged in epoch']}" in "\n".join(found["lines"])
+    assert f"seed 0, SGD: DIVERGED in epoch {numbers.values['diverged in epoch']}" in "\n".join(
+        found["lines"]
+    )
 
 
 def test_wrong_labels():
@@ -139,16 +193,43 @@ def test_wrong_labels():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["escape", "--preset", "full"], "this preset trains on CIFAR-10: say where it is with --data PATH"),
-        (["escape", "--preset", "full"], "get cifar-10-python.tar.gz from https://www.cs.toronto.edu"),
-        (["escape", "--preset", "full", "--data", "none"], "no CIFAR-10 at 'none': there is no such file or folder"),
-        (["escape", "--data", "none"], "--data: escape with --preset quick needs no data set; leave it out"),
-        (["rw_sam", "--preset", "full", "--data", "none"], "--data: rw_sam with --preset full needs no data set; leave it out"),
-        (["escape", "--preset", "full", "--option", "steps=3"], "has no option 'steps': its options are seeds, epochs, micro, train, width, rho"),
-        (["escape", "--preset", "full", "--option", "micro=32"], "micro=32: a trend over m needs at least two of 1, 2, 4, 8, 16, 32, 64 beside"),
+        (
+            ["escape", "--preset", "full"],
+            "this preset trains on CIFAR-10: say where it is with --data PATH",
+        ),
+        (
+            ["escape", "--preset", "full"],
+            "get cifar-10-python.tar.gz from https://www.cs.toronto.edu",
+        ),
+        (
+            ["escape", "--preset", "full", "--data", "none"],
+            "no CIFAR-10 at 'none': there is no such file or folder",
+        ),
+        (
+            ["escape", "--data", "none"],
+            "--data: escape with --preset quick needs no data set; leave it out",
+        ),
+        (
+            ["rw_sam", "--preset", "full", "--data", "none"],
+            "--data: rw_sam with --preset full needs no data set; leave it out",
+        ),
+        (
+            ["escape", "--preset", "full", "--option", "steps=3"],
+            "has no option 'steps': its options are seeds, epochs, micro, train, width, rho",
+        ),
+        (
+            ["escape", "--preset", "full", "--option", "micro=32"],
+            "micro=32: a trend over m needs at least two of 1, 2, 4, 8, 16, 32, 64 beside",
+        ),
         (["escape", "--preset", "full", "--option", "micro=32,24"], "micro=32,24: a trend over m"),
-        (["escape", "--preset", "full", "--option", "micro=32,x"], "micro='x': it must be a whole number"),
-        (["escape", "--preset", "full", "--option", "train=100"], "train=100: it must be from 128, a mini-batch, to 50000, all images"),
+        (
+            ["escape", "--preset", "full", "--option", "micro=32,x"],
+            "micro='x': it must be a whole number",
+        ),
+        (
+            ["escape", "--preset", "full", "--option", "train=100"],
+            "train=100: it must be from 128, a mini-batch, to 50000, all images",
+        ),
         (["escape", "--preset", "full", "--option", "rho=-1"], "rho=-1"),
     ],
 )

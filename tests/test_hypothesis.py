@@ -1,4 +1,6 @@
-"""Anyone's theorem, checked: right ones confirmed, wrong ones refuted at the right power, bad ones refused."""
+"""Anyone's theorem, checked: right ones confirmed, wrong ones refuted at the right power, bad ones
+refused.
+"""
 
 from itertools import permutations, product
 
@@ -18,9 +20,13 @@ def variance(problem, x):
 
 
 def stated(strength, noise=lambda b, m: 1 / b):
-    """Theorem 3.5 with a strength of the variance regulariser and a size of the noise that may be wrong."""
+    """Theorem 3.5 with a strength of the variance regulariser and a size of the noise that may be
+    wrong.
+    """
     return sdesam.Hypothesis(
-        potential=lambda p, x, lr, rho, b, m: p.loss(x) + rho / 2 * p.grad_norm2(x) + rho / 2 * strength(b, m) * p.trace_cov(x),
+        potential=lambda p, x, lr, rho, b, m: (
+            p.loss(x) + rho / 2 * p.grad_norm2(x) + rho / 2 * strength(b, m) * p.trace_cov(x)
+        ),
         covariance=lambda p, x, lr, rho, b, m: lr * noise(b, m) * variance(p, x),
     )
 
@@ -34,7 +40,11 @@ def test_a_right_theorem_is_confirmed_also_on_a_users_problem():
 
 def test_a_wrong_drift_is_refuted_at_its_power_and_a_wrong_noise_by_its_factor():
     verdict = sdesam.check(stated(lambda b, m: 1 / b, noise=lambda b, m: 2 / b), "m-usam")
-    assert (verdict.status, verdict.drift.status, verdict.covariance.status) == ("refuted", "refuted", "refuted")
+    assert (verdict.status, verdict.drift.status, verdict.covariance.status) == (
+        "refuted",
+        "refuted",
+        "refuted",
+    )
     wrong = [finding.power for finding in verdict.drift.findings if finding.status == "refuted"]
     assert wrong == [(0, 1)]
     assert verdict.drift.slope < 0.8, "the rate of order 1 is lost too"
@@ -44,8 +54,12 @@ def test_a_wrong_drift_is_refuted_at_its_power_and_a_wrong_noise_by_its_factor()
 
 
 def test_a_wrong_covariance_is_never_confirmed_at_order_1():
-    """The drift is right and the weak rate is that of order 1; only the one-step covariance tells."""
-    verdict = sdesam.check(stated(lambda b, m: 1 / m, noise=lambda b, m: 0.9 / b), "m-usam", order=(1, 2))
+    """The drift is right and the weak rate is that of order 1; only the one-step covariance
+    tells.
+    """
+    verdict = sdesam.check(
+        stated(lambda b, m: 1 / m, noise=lambda b, m: 0.9 / b), "m-usam", order=(1, 2)
+    )
     assert verdict.drift.status == "confirmed"
     assert verdict.covariance.status == verdict.status == "refuted"
 
@@ -60,7 +74,9 @@ def test_a_theorem_of_order_1_is_no_theorem_of_order_2():
 
 def test_without_replacement():
     def finite_population(n):
-        return stated(lambda b, m: (n - m) / (m * (n - 1)), noise=lambda b, m: (n - b) / (b * (n - 1)))
+        return stated(
+            lambda b, m: (n - m) / (m * (n - 1)), noise=lambda b, m: (n - b) / (b * (n - 1))
+        )
 
     assert sdesam.check(finite_population(5), "m-usam", replace=False).status == "confirmed"
     assert sdesam.check(stated(lambda b, m: 1 / m), "m-usam", replace=False).status == "refuted"
@@ -68,19 +84,26 @@ def test_without_replacement():
 
 @pytest.mark.parametrize("n", [1, 2, 4])
 def test_small_problems_without_replacement(n):
-    """Where the mini-batch is the data set there is no noise, and rounding of it refutes nothing; one sample is a mini-batch of one."""
+    """Where the mini-batch is the data set there is no noise, and rounding of it refutes nothing;
+    one sample is a mini-batch of one.
+    """
 
     def factor(p, k):
         return (p.n - k) / (k * (p.n - 1)) if p.n > 1 else 0.0
 
     right = sdesam.Hypothesis(
-        potential=lambda p, x, lr, rho, b, m: p.loss(x) + rho / 2 * (p.grad_norm2(x) + factor(p, m) * p.trace_cov(x)),
+        potential=lambda p, x, lr, rho, b, m: (
+            p.loss(x) + rho / 2 * (p.grad_norm2(x) + factor(p, m) * p.trace_cov(x))
+        ),
         covariance=lambda p, x, lr, rho, b, m: lr * enumerated_covariance(p, x, b),
     )
     problem = sdesam.problems.linear_regression(dim=2, samples=n)
     verdict = sdesam.check(right, "m-usam", problem, replace=False)
     assert verdict.status == "confirmed", str(verdict)
-    assert any(f"linear-regression with n={n}, b={min(n, 4)}" in setting for setting in verdict.config["settings"])
+    assert any(
+        f"linear-regression with n={n}, b={min(n, 4)}" in setting
+        for setting in verdict.config["settings"]
+    )
 
 
 def enumerated_covariance(problem, x, b):
@@ -92,7 +115,9 @@ def enumerated_covariance(problem, x, b):
 
 
 def test_a_problem_that_cannot_be_listed_is_named():
-    verdict = sdesam.check(stated(lambda b, m: 1 / m), "m-usam", sdesam.problems.digits(train=100, width=2))
+    verdict = sdesam.check(
+        stated(lambda b, m: 1 / m), "m-usam", sdesam.problems.digits(train=100, width=2)
+    )
     assert verdict.status == "inconclusive"
     assert "a version with fewer samples would decide" in str(verdict)
 
@@ -109,35 +134,56 @@ def test_sizes_tell_theories_apart():
 @pytest.mark.slow
 def test_steep_problems_are_expanded_closer():
     """A right theorem on losses whose expansion in rho converges only for small rho."""
-    steep = sdesam.FiniteSum(lambda x, s: jax.nn.softplus(-10 * s * x) + (x - s) ** 4, np.array([1.0, -0.5, 0.3]), 0.2)
+    steep = sdesam.FiniteSum(
+        lambda x, s: jax.nn.softplus(-10 * s * x) + (x - s) ** 4, np.array([1.0, -0.5, 0.3]), 0.2
+    )
     log = sdesam.FiniteSum(lambda x, s: -s * jnp.log(x) + x, np.array([1.0, 0.5, 0.3]), 0.5)
-    right = sdesam.Hypothesis(potential=lambda p, x, lr, rho, b, m: p.loss(x) + rho / 2 * p.grad_norm2(x) + rho / (2 * b) * p.trace_cov(x))
+    right = sdesam.Hypothesis(
+        potential=lambda p, x, lr, rho, b, m: (
+            p.loss(x) + rho / 2 * p.grad_norm2(x) + rho / (2 * b) * p.trace_cov(x)
+        )
+    )
     for problem in (steep, log):
         verdict = sdesam.check(right, "usam", problem)
         assert verdict.status == "confirmed", str(verdict)
 
 
 def test_a_truncated_covariance_may_be_negative_by_what_was_truncated():
-    """`lr/b (V + rho (DV) gbar)` of n-USAM is right at order (2,3); V is singular where n - 1 < d."""
+    """`lr/b (V + rho (DV) gbar)` of n-USAM is right at order (2,3); V is singular where n - 1 <
+    d.
+    """
 
     def covariance(p, x, lr, rho, b, m):
         value, slope = jax.jvp(lambda y: variance(p, y), (x,), (p.grad(x),))
         return lr / b * (value + rho * slope)
 
-    verdict = sdesam.check(sdesam.Hypothesis(covariance=covariance), "n-usam", sdesam.problems.linear_regression(dim=4, samples=3), order=(2, 3))
+    verdict = sdesam.check(
+        sdesam.Hypothesis(covariance=covariance),
+        "n-usam",
+        sdesam.problems.linear_regression(dim=4, samples=3),
+        order=(2, 3),
+    )
     assert verdict.status == "confirmed", str(verdict)
 
 
 def li_tai_e(tail):
-    """`-grad(f + eta/4 |grad f|^2)` with noise `eta V/b`, the correction times a function of eta that is 1 at 0, the noise times its inverse."""
+    """`-grad(f + eta/4 |grad f|^2)` with noise `eta V/b`, the correction times a function of eta
+    that is 1 at 0, the noise times its inverse.
+    """
 
     def drift(p, x, lr, rho, b, m):
         return -p.grad(x) - lr / 4 * tail(lr) * jax.grad(p.grad_norm2)(x)
 
-    return sdesam.Hypothesis(drift=drift, covariance=lambda p, x, lr, rho, b, m: lr / b * variance(p, x) / tail(lr))
+    return sdesam.Hypothesis(
+        drift=drift, covariance=lambda p, x, lr, rho, b, m: lr / b * variance(p, x) / tail(lr)
+    )
 
 
-@pytest.mark.parametrize("tail", [jnp.exp, lambda lr: (1 + lr) ** 4, lambda lr: jnp.expm1(lr) / lr], ids=["exp", "power", "0/0"])
+@pytest.mark.parametrize(
+    "tail",
+    [jnp.exp, lambda lr: (1 + lr) ** 4, lambda lr: jnp.expm1(lr) / lr],
+    ids=["exp", "power", "0/0"],
+)
 def test_higher_powers_refute_no_truth(tail):
     verdict = sdesam.check(li_tai_e(tail), "sgd", order=(2, 3))
     assert verdict.status == "confirmed", str(verdict)
@@ -158,8 +204,12 @@ def test_a_power_that_is_no_whole_number_is_refuted_by_the_rate():
 
 
 def test_a_rate_that_speaks_against_the_coefficients():
-    """Right at all sizes that the weak error is measured at, three times too large below: no rate can tell, and no coefficient alone may."""
-    verdict = sdesam.check(li_tai_e(lambda lr: jnp.where(lr > 0.007, jnp.exp(lr), 3.0)), "sgd", order=(2, 3))
+    """Right at all sizes that the weak error is measured at, three times too large below: no rate
+    can tell, and no coefficient alone may.
+    """
+    verdict = sdesam.check(
+        li_tai_e(lambda lr: jnp.where(lr > 0.007, jnp.exp(lr), 3.0)), "sgd", order=(2, 3)
+    )
     assert any(f.status == "refuted" for f in verdict.drift.findings)
     assert verdict.drift.slope == pytest.approx(2, abs=0.1)
     assert verdict.drift.status == "inconclusive"
@@ -177,19 +227,27 @@ def test_problems_that_cannot_be_used():
     kinked = sdesam.FiniteSum(lambda x, s: jax.nn.relu(x - s), np.arange(3.0), 0.5)
     with pytest.raises(ValueError, match="has kinks"):
         sdesam.check(stated(lambda b, m: 1 / m), "m-usam", kinked)
-    with pytest.raises(ValueError, match=r"fails on torus2d .*a hypothesis must hold for any problem"):
+    with pytest.raises(
+        ValueError, match=r"fails on torus2d .*a hypothesis must hold for any problem"
+    ):
         sdesam.check(sdesam.Hypothesis(drift=lambda p, x, lr, rho, b, m: {"w": -x["w"]}), "usam")
 
 
 def mean_norm(problem, x, size, eps, replace=True):
     g = jax.vmap(jax.grad(problem.sample_loss), (None, 0))(x, problem.data)
-    listed = product(range(problem.n), repeat=size) if replace else permutations(range(problem.n), size)
-    return jnp.mean(jnp.sqrt(jnp.sum(g[jnp.array(list(listed))].mean(axis=1) ** 2, axis=-1) + eps**2))
+    listed = (
+        product(range(problem.n), repeat=size) if replace else permutations(range(problem.n), size)
+    )
+    return jnp.mean(
+        jnp.sqrt(jnp.sum(g[jnp.array(list(listed))].mean(axis=1) ** 2, axis=-1) + eps**2)
+    )
 
 
 def sharpness(eps, size=lambda b, m: m):
     """`f + rho E sqrt(|grad f_I|^2 + eps^2)`."""
-    return sdesam.Hypothesis(potential=lambda p, x, lr, rho, b, m: p.loss(x) + rho * mean_norm(p, x, size(b, m), eps))
+    return sdesam.Hypothesis(
+        potential=lambda p, x, lr, rho, b, m: p.loss(x) + rho * mean_norm(p, x, size(b, m), eps)
+    )
 
 
 def test_normalised_variants_with_eps():
@@ -258,19 +316,52 @@ def test_what_is_no_function_is_no_hypothesis(part):
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"drift": lambda p, x, lr, rho, b, m: x[0]}, "it must be real, of the shapes of the parameters"),
+        (
+            {"drift": lambda p, x, lr, rho, b, m: x[0]},
+            "it must be real, of the shapes of the parameters",
+        ),
         ({"drift": lambda p, x, lr, rho, b, m: x * jnp.nan}, "the drift is not finite"),
         ({"potential": lambda p, x, lr, rho, b, m: x}, "it must be a scalar, the modified loss"),
-        ({"covariance": lambda p, x, lr, rho, b, m: x}, r"it must be real and dense, of shape \(2, 2\)"),
-        ({"covariance": lambda p, x, lr, rho, b, m: None}, "the covariance is None: it must be real and dense"),
-        ({"drift": lambda p, x, lr, rho, b, m: "text"}, "the drift is str: it must be real, of the shapes of the parameters"),
-        ({"drift": lambda p, x, lr, rho, b, m: x * 1j}, r"the drift is complex128\[2\]: it must be real"),
-        ({"potential": lambda p, x, lr, rho, b, m: "text"}, "the potential fails on torus2d .*: the potential is str: it must be a scalar"),
-        ({"potential": lambda p, x, lr, rho, b, m: (1.0, 2.0)}, "the potential is .*it must be a scalar"),
-        ({"potential": lambda p, x, lr, rho, b, m: p.loss(x) * 1j}, r"the potential is complex128\[\]: it must be a scalar"),
-        ({"potential": lambda p, x, lr, rho, b, m: x[0] if x[0] > 0 else x[1]}, "the potential fails on torus2d.*: it asks in Python for"),
-        ({"covariance": lambda p, x, lr, rho, b, m: lr * jnp.array([[1.0, 1.0], [0.0, 1.0]])}, "is not symmetric"),
-        ({"covariance": lambda p, x, lr, rho, b, m: -lr * jnp.eye(2)}, "is not positive semi-definite: it has the eigenvalue -0.1 at lr=0.1"),
+        (
+            {"covariance": lambda p, x, lr, rho, b, m: x},
+            r"it must be real and dense, of shape \(2, 2\)",
+        ),
+        (
+            {"covariance": lambda p, x, lr, rho, b, m: None},
+            "the covariance is None: it must be real and dense",
+        ),
+        (
+            {"drift": lambda p, x, lr, rho, b, m: "text"},
+            "the drift is str: it must be real, of the shapes of the parameters",
+        ),
+        (
+            {"drift": lambda p, x, lr, rho, b, m: x * 1j},
+            r"the drift is complex128\[2\]: it must be real",
+        ),
+        (
+            {"potential": lambda p, x, lr, rho, b, m: "text"},
+            "the potential fails on torus2d .*: the potential is str: it must be a scalar",
+        ),
+        (
+            {"potential": lambda p, x, lr, rho, b, m: (1.0, 2.0)},
+            "the potential is .*it must be a scalar",
+        ),
+        (
+            {"potential": lambda p, x, lr, rho, b, m: p.loss(x) * 1j},
+            r"the potential is complex128\[\]: it must be a scalar",
+        ),
+        (
+            {"potential": lambda p, x, lr, rho, b, m: x[0] if x[0] > 0 else x[1]},
+            "the potential fails on torus2d.*: it asks in Python for",
+        ),
+        (
+            {"covariance": lambda p, x, lr, rho, b, m: lr * jnp.array([[1.0, 1.0], [0.0, 1.0]])},
+            "is not symmetric",
+        ),
+        (
+            {"covariance": lambda p, x, lr, rho, b, m: -lr * jnp.eye(2)},
+            "is not positive semi-definite: it has the eigenvalue -0.1 at lr=0.1",
+        ),
     ],
 )
 def test_bad_parts(parts, message):
@@ -284,7 +375,9 @@ def test_there_are_enough_mutants():
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
 
 
-@pytest.mark.parametrize("part", [part if part == 0 else pytest.param(part, marks=pytest.mark.slow) for part in range(6)])
+@pytest.mark.parametrize(
+    "part", [part if part == 0 else pytest.param(part, marks=pytest.mark.slow) for part in range(6)]
+)
 def test_every_mutant_is_killed_and_every_right_theory_lives(part):
     assert not [str(f) for f in map(fate, (*RIGHT, *MUTANTS)[part::6]) if not f.as_wanted]
 
@@ -292,17 +385,26 @@ def test_every_mutant_is_killed_and_every_right_theory_lives(part):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 20))
 def test_no_fate_changes_over_seeds(seed):
-    assert not [str(f) for f in (fate(mutant, seed) for mutant in (*RIGHT, *MUTANTS)) if not f.as_wanted]
+    assert not [
+        str(f) for f in (fate(mutant, seed) for mutant in (*RIGHT, *MUTANTS)) if not f.as_wanted
+    ]
 
 
 def test_mutants_differ_from_what_they_mutate():
-    """A mutant of an equation is another equation: none is a right theory by accident of its sizes."""
+    """A mutant of an equation is another equation: none is a right theory by accident of its
+    sizes.
+    """
     for mutant in MUTANTS:
         if mutant.theory is not None:
             assert mutant.side == "chain"
             continue
         equation = sdesam.derive(mutant.variant, (2, 3), mutant.with_replacement)
-        assert mutant.equation(equation) != equation or mutant.sde or mutant.side == "chain" or mutant.numbers(0.1, 0.2, 4, 2) != (0.1, 0.2, 4, 2)
+        assert (
+            mutant.equation(equation) != equation
+            or mutant.sde
+            or mutant.side == "chain"
+            or mutant.numbers(0.1, 0.2, 4, 2) != (0.1, 0.2, 4, 2)
+        )
 
 
 def test_one_step_of_a_mutant_kernel_is_another_step():

@@ -1,4 +1,6 @@
-"""Products of float32 matrices are in float32 wherever the package compiles them, on GPUs too, unless jax is told otherwise."""
+"""Products of float32 matrices are in float32 wherever the package compiles them, on GPUs too,
+unless jax is told otherwise.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +32,10 @@ def products(jaxpr):
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":
             yield eqn.params["precision"]
-        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr")):
+        for value in jax.tree.leaves(
+            list(eqn.params.values()),
+            is_leaf=lambda leaf: hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr"),
+        ):
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
                 yield from products(inner)
@@ -46,7 +51,9 @@ def test_products_are_in_float32(name):
         assert set(products(jax.make_jaxpr(FUNCTIONS[name])(PROBLEM.x0).jaxpr)) == {(low, low)}
 
 
-@pytest.mark.parametrize("name", ["curvature", "Hessian trace", "eigenvalue", "effective micro-batch"])
+@pytest.mark.parametrize(
+    "name", ["curvature", "Hessian trace", "eigenvalue", "effective micro-batch"]
+)
 def test_estimates_are_in_float32(name):
     """Their numbers leave jax, so what is asked is the setting while the loss is traced."""
     seen = []
@@ -55,12 +62,17 @@ def test_estimates_are_in_float32(name):
         seen.append(jax.config.jax_default_matmul_precision)
         return 0.5 * (sample["a"] @ x - sample["c"]) ** 2
 
-    data = {"a": np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32), "c": np.ones(16, np.float32)}
+    data = {
+        "a": np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32),
+        "c": np.ones(16, np.float32),
+    }
     estimate = {
         "curvature": lambda problem: problem.curvature,
         "Hessian trace": lambda problem: hessian_trace(problem, problem.x0, KEY, probes=2),
         "eigenvalue": lambda problem: largest_eigenvalue(problem, problem.x0, KEY, iterations=2),
-        "effective micro-batch": lambda problem: sdesam.effective_micro_batch(problem, problem.x0, batch=4, lam=1.0, key=KEY, batches=64),
+        "effective micro-batch": lambda problem: sdesam.effective_micro_batch(
+            problem, problem.x0, batch=4, lam=1.0, key=KEY, batches=64
+        ),
     }[name]
 
     def settings():

@@ -13,7 +13,9 @@ def test_python_block_runs():
     block, *others = re.findall(r"```python\n(.*?)```", README, flags=re.S)
     assert len([line for line in block.splitlines() if line.strip()]) <= 10
     block += "".join(others)
-    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", block], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "m-USAM, batches with replacement" in done.stdout
     assert "drift: refuted" in done.stdout

@@ -1,4 +1,6 @@
-"""Sweeps: killed and resumed, on a Dask cluster that loses a worker, within a budget; pictures from stored data alone; bad input."""
+"""Sweeps: killed and resumed, on a Dask cluster that loses a worker, within a budget; pictures from
+stored data alone; bad input.
+"""
 
 import contextlib
 import importlib.util
@@ -22,7 +24,8 @@ from sdesam.cli import cli
 from sdesam.reproduce import Experiment
 from sdesam.runs import Numbers, RunStore, key
 
-# an experiment of its own package, so that other processes find it: one random walk per seed, and a start that all of a seed need
+# an experiment of its own package, so that other processes find it: one random walk per seed, and a
+# start that all of a seed need
 TINY = """
 import os, time
 from pathlib import Path
@@ -31,7 +34,11 @@ from sdesam.reproduce import Experiment
 from sdesam.runs import Numbers
 
 def runs(preset, seeds=6, pause=0.0):
-    return [{"run": "walk", "rate": rate, "pause": pause, "seed": seed} for seed in range(seeds) for rate in (1.0, 2.0)]
+    return [
+        {"run": "walk", "rate": rate, "pause": pause, "seed": seed}
+        for seed in range(seeds)
+        for rate in (1.0, 2.0)
+    ]
 
 def needs(config):
     return [{"run": "start", "seed": config["seed"]}] if config["run"] == "walk" else []
@@ -43,11 +50,16 @@ def execute(config, needed, device):
     if config["run"] == "start":
         return Numbers({}, {"params.x": rng.normal(size=3)})
     time.sleep(config["pause"])
-    walk = needed[0].numbers.arrays["params.x"] + config["rate"] * rng.normal(size=(20, 3)).cumsum(axis=0)
+    walk = needed[0].numbers.arrays["params.x"] + config["rate"] * rng.normal(size=(20, 3)).cumsum(
+        axis=0
+    )
     return Numbers({"end": float(walk[-1].sum())}, {"walk": walk[:, 0]})
 
 def summarise(stored):
-    return {"ends": [run.numbers.values["end"] for run in stored], "verdicts": {"walks": {"status": "confirmed", "reason": "they end"}}}
+    return {
+        "ends": [run.numbers.values["end"] for run in stored],
+        "verdicts": {"walks": {"status": "confirmed", "reason": "they end"}},
+    }
 
 def figure(data):
     from matplotlib.figure import Figure
@@ -61,13 +73,19 @@ EXPERIMENT = Experiment("tiny", "Walks", "nothing", runs, execute, summarise, fi
 
 @pytest.fixture
 def tiny(tmp_path):
-    """A folder with the package `experiments`, and the environment in which other processes find it."""
+    """A folder with the package `experiments`, and the environment in which other processes find
+    it.
+    """
     package = tmp_path / "code" / "experiments"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
     (package / "tiny.py").write_text(TINY)
     root = Path(reproduce.__file__).parent.parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(package.parent), str(root)]), "TINY_LOG": str(tmp_path / "log")}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(package.parent), str(root)]),
+        "TINY_LOG": str(tmp_path / "log"),
+    }
     return tmp_path, environment
 
 
@@ -98,7 +116,11 @@ def test_kill_and_go_on(tiny):
     folder, environment = tiny
     options = ("--option", "seeds=4", "--option", "pause=0.2", "--output", folder / "figures")
     sweep = subprocess.Popen(
-        command(*options, "--store", folder / "killed"), env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command(*options, "--store", folder / "killed"),
+        env=environment,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     wait_for_runs(folder / "killed", 7, sweep)  # four starts and some walks
     os.kill(sweep.pid, signal.SIGKILL)
@@ -106,7 +128,14 @@ def test_kill_and_go_on(tiny):
     before = contents(folder / "killed")
     assert 7 <= len(before) < 12, "the control: it was killed in the middle"
     assert not (folder / "figures" / "tiny").exists()
-    again = subprocess.run(command(*options, "--store", folder / "killed"), env=environment, cwd=folder, capture_output=True, text=True, check=True)
+    again = subprocess.run(
+        command(*options, "--store", folder / "killed"),
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert f"{12 - len(before)} runs made" in again.stdout
     # nothing that was stored was run again; only what was in progress, on at most as many devices
     devices = 2
@@ -121,7 +150,9 @@ def test_kill_and_go_on(tiny):
 
 def undisturbed(folder, **options):
     """What a sweep in this process stores; a second one finds all of it."""
-    spec = importlib.util.spec_from_file_location("tiny", folder / "code" / "experiments" / "tiny.py")
+    spec = importlib.util.spec_from_file_location(
+        "tiny", folder / "code" / "experiments" / "tiny.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     what, whole = module.EXPERIMENT, RunStore(folder / "whole")
@@ -136,17 +167,34 @@ def undisturbed(folder, **options):
 
 @pytest.fixture
 def cluster(tiny):
-    """Starts a scheduler and workers that find the package `experiments`; gives `start` and the scheduler's address."""
+    """Starts a scheduler and workers that find the package `experiments`; gives `start` and the
+    scheduler's address.
+    """
     folder, environment = tiny
     begun = []
 
     def start(*words):
         begun.append(
-            subprocess.Popen([sys.executable, "-m", *words], env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            subprocess.Popen(
+                [sys.executable, "-m", *words],
+                env=environment,
+                cwd=folder,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
         )
         return begun[-1]
 
-    start("distributed.cli.dask_scheduler", "--port", "0", "--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", "scheduler.json")
+    start(
+        "distributed.cli.dask_scheduler",
+        "--port",
+        "0",
+        "--host",
+        "127.0.0.1",
+        "--no-dashboard",
+        "--scheduler-file",
+        "scheduler.json",
+    )
     end = time.monotonic() + 60
     while not (folder / "scheduler.json").exists() and time.monotonic() < end:
         time.sleep(0.1)
@@ -154,7 +202,14 @@ def cluster(tiny):
     address = json.loads((folder / "scheduler.json").read_text())["address"]
 
     def worker():
-        options = ("--no-nanny", "--nthreads", "1", "--no-dashboard", "--local-directory", str(folder / "scratch"))
+        options = (
+            "--no-nanny",
+            "--nthreads",
+            "1",
+            "--no-dashboard",
+            "--local-directory",
+            str(folder / "scratch"),
+        )
         return start("distributed.cli.dask_worker", address, *options)
 
     yield worker, address, begun
@@ -167,8 +222,26 @@ def cluster(tiny):
 def test_a_cluster_loses_a_worker(tiny, cluster):
     (folder, environment), (worker, address, begun) = tiny, cluster
     first, _second = worker(), worker()
-    options = ("--option", "seeds=8", "--option", "pause=0.3", "--output", folder / "figures", "--store", folder / "runs", "--scheduler", address)
-    sweep = subprocess.Popen(command(*options), env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    options = (
+        "--option",
+        "seeds=8",
+        "--option",
+        "pause=0.3",
+        "--output",
+        folder / "figures",
+        "--store",
+        folder / "runs",
+        "--scheduler",
+        address,
+    )
+    sweep = subprocess.Popen(
+        command(*options),
+        env=environment,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     begun.append(sweep)
     wait_for_runs(folder / "runs", 11, sweep, seconds=120)
     first.kill()
@@ -178,7 +251,8 @@ def test_a_cluster_loses_a_worker(tiny, cluster):
     assert sweep.returncode == 0, error
     assert "24 runs made" in out
     log = (folder / "log").read_text().splitlines()
-    # nothing lost, nothing stored twice; run twice only what the killed worker had not handed over (its queue is at most 4 runs)
+    # nothing lost, nothing stored twice; run twice only what the killed worker had not handed over
+    # (its queue is at most 4 runs)
     assert 24 <= len(log) <= 28
     assert contents(folder / "runs") == undisturbed(folder, seeds=8, pause=0.3)
 
@@ -189,7 +263,16 @@ def test_a_cluster_loses_all_workers(lost, tiny, cluster):
     """The sweep says so and ends, and a second one goes on from there."""
     (folder, environment), (worker, address, begun) = tiny, cluster
     workers = [worker(), worker()] if lost != "none came" else []
-    options = ("--option", "seeds=8", "--option", "pause=0.3", "--output", folder / "figures", "--store", folder / "runs")
+    options = (
+        "--option",
+        "seeds=8",
+        "--option",
+        "pause=0.3",
+        "--output",
+        folder / "figures",
+        "--store",
+        folder / "runs",
+    )
     sweep = subprocess.Popen(
         command(*options, "--scheduler", address, "--minutes", "60"),
         env=environment,
@@ -209,13 +292,17 @@ def test_a_cluster_loses_all_workers(lost, tiny, cluster):
     assert f"the Dask scheduler '{address}' {told}: the runs that came back are stored" in error
     stored = contents(folder / "runs")
     assert (11 if workers else 0) <= len(stored) < 24
-    again = subprocess.run(command(*options), env=environment, cwd=folder, capture_output=True, text=True, check=True)
+    again = subprocess.run(
+        command(*options), env=environment, cwd=folder, capture_output=True, text=True, check=True
+    )
     assert f"{24 - len(stored)} runs made" in again.stdout
     assert contents(folder / "runs") == undisturbed(folder, seeds=8, pause=0.3)
 
 
 class FakeClient:
-    """A Dask client in this process: what `finish` says happens to a run, by its number; `threads` are those of its workers at each look."""
+    """A Dask client in this process: what `finish` says happens to a run, by its number; `threads`
+    are those of its workers at each look.
+    """
 
     def __init__(self, finish, threads):
         self.finish, self.threads, self.looks, self.sent = finish, threads, 0, 0
@@ -283,12 +370,37 @@ def fake(monkeypatch):
     ("finish", "threads", "told", "stored"),
     [
         (lambda seed: "", lambda look: 0, "has had no worker for 0 s", 0),
-        (lambda seed: "yes" if seed < 2 else "", lambda look: 1 if look < 3 else 0, "has had no worker for 0 s", 2),
-        (lambda seed: "yes" if seed < 2 else "lost", lambda look: 1 if look < 3 else 0, "has had no worker for 0 s", 2),
-        (lambda seed: "", lambda look: OSError("no answer") if look else 1, "has had no worker for 0 s", 0),
+        (
+            lambda seed: "yes" if seed < 2 else "",
+            lambda look: 1 if look < 3 else 0,
+            "has had no worker for 0 s",
+            2,
+        ),
+        (
+            lambda seed: "yes" if seed < 2 else "lost",
+            lambda look: 1 if look < 3 else 0,
+            "has had no worker for 0 s",
+            2,
+        ),
+        (
+            lambda seed: "",
+            lambda look: OSError("no answer") if look else 1,
+            "has had no worker for 0 s",
+            0,
+        ),
         (lambda seed: "", lambda look: RuntimeError("closed"), "has had no worker for 0 s", 0),
-        (lambda seed: CancelledError("scheduler-connection-lost") if seed == 2 else "yes", lambda look: 1, "is gone", 2),
-        (lambda seed: TimeoutError("my own") if seed == 2 else "yes", lambda look: 1, r"the run .*2.* failed: TimeoutError: my own", 2),
+        (
+            lambda seed: CancelledError("scheduler-connection-lost") if seed == 2 else "yes",
+            lambda look: 1,
+            "is gone",
+            2,
+        ),
+        (
+            lambda seed: TimeoutError("my own") if seed == 2 else "yes",
+            lambda look: 1,
+            r"the run .*2.* failed: TimeoutError: my own",
+            2,
+        ),
     ],
 )
 @pytest.mark.parametrize("minutes", [None, 1000.0])
@@ -337,7 +449,9 @@ def test_a_failed_run_is_told_and_the_others_stay(tmp_path):
         return Numbers({"square": 1})
 
     what, folder = experiment(execute=execute), RunStore(tmp_path)
-    with pytest.raises(RuntimeError, match=r'the run \{"seed": 2\} failed: ArithmeticError: no such number'):
+    with pytest.raises(
+        RuntimeError, match=r'the run \{"seed": 2\} failed: ArithmeticError: no such number'
+    ):
         reproduce.sweep(what, what.configurations("quick"), folder)
     assert {"seed": 2} not in folder
     assert [c["seed"] for c in what.configurations("quick") if c in folder][:1] == [0]
@@ -345,12 +459,23 @@ def test_a_failed_run_is_told_and_the_others_stay(tmp_path):
 
 def test_a_damaged_run_is_found_before_any_work(tmp_path):
     made = []
-    what, folder = experiment(execute=lambda config, needed, device: made.append(1) or Numbers({"square": 1})), RunStore(tmp_path)
+    what, folder = (
+        experiment(execute=lambda config, needed, device: made.append(1) or Numbers({"square": 1})),
+        RunStore(tmp_path),
+    )
     configs = what.configurations("quick")
     reproduce.sweep(what, configs[:2], folder)
-    (tmp_path / key(configs[1]) / "arrays.npz").write_bytes((tmp_path / key(configs[0]) / "arrays.npz").read_bytes())
+    (tmp_path / key(configs[1]) / "arrays.npz").write_bytes(
+        (tmp_path / key(configs[0]) / "arrays.npz").read_bytes()
+    )
     made.clear()
-    with pytest.raises(ValueError, match=f"the run .*{key(configs[1])}' is damaged .*arrays.npz.*: delete it, and it is run again"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            f"the run .*{key(configs[1])}' is damaged .*arrays.npz.*: delete it, and it is run"
+            " again"
+        ),
+    ):
         reproduce.sweep(what, configs, folder)
     assert not made
 
@@ -358,7 +483,9 @@ def test_a_damaged_run_is_found_before_any_work(tmp_path):
 def test_a_budget(tmp_path):
     what = experiment(
         runs=lambda preset: [{"seed": seed} for seed in range(50)],
-        execute=lambda config, needed, device: time.sleep(0.1) or Numbers({"square": config["seed"] ** 2}),
+        execute=lambda config, needed, device: (
+            time.sleep(0.1) or Numbers({"square": config["seed"] ** 2})
+        ),
         epoch_seconds=lambda config, device: 0.01,
     )
     folder, configs = RunStore(tmp_path), what.configurations("quick")
@@ -366,12 +493,17 @@ def test_a_budget(tmp_path):
     assert 0 < found.done < 20
     assert found.done + len(found.left) == 50
     assert "LEFT OUT because the time was up" in str(found)
-    assert [c in folder for c in configs] == [True] * found.done + [False] * len(found.left), "in order, so that whole seeds come first"
+    assert [c in folder for c in configs] == [True] * found.done + [False] * len(found.left), (
+        "in order, so that whole seeds come first"
+    )
     data = reproduce.collect(what, configs, folder, "quick", "command")
     assert data["results"]["left_out"] == len(found.left)
     assert data["results"]["summary"]["squares"] == [k**2 for k in range(found.done)]
     slow = experiment(epoch_seconds=lambda config, device: 120.0)
-    with pytest.raises(ValueError, match=r"--minutes 1 is too small: one epoch of experiment 'tiny' takes 2 minutes here"):
+    with pytest.raises(
+        ValueError,
+        match=r"--minutes 1 is too small: one epoch of experiment 'tiny' takes 2 minutes here",
+    ):
         reproduce.sweep(slow, slow.configurations("quick"), RunStore(tmp_path / "b"), minutes=1)
     with pytest.raises(ValueError, match=r"minutes=-1: it must be a number above 0"):
         reproduce.sweep(what, configs, folder, minutes=-1)
@@ -394,7 +526,9 @@ def test_a_plan_counts_what_was_spent_on_measuring(tmp_path):
 
 def test_collected_data(tmp_path):
     what = experiment(
-        execute=lambda config, needed, device: Numbers({"square": 1 / 3}, {"curve": np.array([1.0, np.nan, 1 / 7]), "params.x": np.ones(3)}),
+        execute=lambda config, needed, device: Numbers(
+            {"square": 1 / 3}, {"curve": np.array([1.0, np.nan, 1 / 7]), "params.x": np.ones(3)}
+        ),
     )
     folder = RunStore(tmp_path)
     reproduce.sweep(what, what.configurations("quick"), folder)
@@ -404,7 +538,9 @@ def test_collected_data(tmp_path):
     assert run["config"] == {"seed": 0}
     assert "params.x" not in run
     with pytest.raises(ValueError, match="no run of experiment 'tiny' is complete"):
-        reproduce.collect(what, what.configurations("quick"), RunStore(tmp_path / "none"), "quick", "command")
+        reproduce.collect(
+            what, what.configurations("quick"), RunStore(tmp_path / "none"), "quick", "command"
+        )
     text = reproduce._lists_in_lines(json.dumps(data, indent=1))
     assert json.loads(text) == json.loads(json.dumps(data))
     assert '"curve": [1.0, null, 0.14286]' in text
@@ -417,16 +553,26 @@ def invoke(*words):
 def test_the_figures_are_drawn_from_their_data_alone(tmp_path, monkeypatch):
     committed = Path(reproduce.__file__).parent.parent / "figures"
     (tmp_path / "escape").mkdir()
-    (tmp_path / "escape" / "escape.json").write_bytes((committed / "escape" / "escape.json").read_bytes())
+    (tmp_path / "escape" / "escape.json").write_bytes(
+        (committed / "escape" / "escape.json").read_bytes()
+    )
     out = invoke("figures", "--output", tmp_path)
     assert out.exit_code == 0, out.output
-    assert {p.name for p in (tmp_path / "escape").iterdir()} == {"escape.json", "escape.pdf", "escape.png"}
+    assert {p.name for p in (tmp_path / "escape").iterdir()} == {
+        "escape.json",
+        "escape.pdf",
+        "escape.png",
+    }
     (tmp_path / "escape" / "escape.json").write_text('{"schema": "sdesam.experiment/0"}')
     out = invoke("figures", "escape", "--output", tmp_path)
     assert out.exit_code == 2
-    assert "have schema 'sdesam.experiment/0', and this version draws" in " ".join(out.output.split())
+    assert "have schema 'sdesam.experiment/0', and this version draws" in " ".join(
+        out.output.split()
+    )
     for config, status in (('["escape"]', 2), ('{"experiment": "escape"}', 3)):
-        (tmp_path / "escape" / "escape.json").write_text(f'{{"schema": "sdesam.experiment/1", "config": {config}}}')
+        (tmp_path / "escape" / "escape.json").write_text(
+            f'{{"schema": "sdesam.experiment/1", "config": {config}}}'
+        )
         out = invoke("figures", "escape", "--output", tmp_path)
         assert out.exit_code == status, out.output
     assert "make them anew with `sdesam reproduce escape`" in " ".join(out.output.split())
@@ -435,15 +581,27 @@ def test_the_figures_are_drawn_from_their_data_alone(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["reproduce"], "nothing to reproduce: name experiments, or all (covariance_trace, escape,"),
-        (["reproduce", "escpe"], "sde_vs_discrete, variance_regularizer, weak_order; did you mean 'escape'?"),
-        (["reproduce", "escape", "--option", "epochs=3"], "experiment 'escape' has no option 'epochs': its options are seeds, steps"),
+        (
+            ["reproduce"],
+            "nothing to reproduce: name experiments, or all (covariance_trace, escape,",
+        ),
+        (
+            ["reproduce", "escpe"],
+            "sde_vs_discrete, variance_regularizer, weak_order; did you mean 'escape'?",
+        ),
+        (
+            ["reproduce", "escape", "--option", "epochs=3"],
+            "experiment 'escape' has no option 'epochs': its options are seeds, steps",
+        ),
         (["reproduce", "escape", "--option", "seeds=many"], "seeds='many'"),
         (["reproduce", "escape", "--option", "seeds=0"], "seeds=0"),
         (["reproduce", "escape", "--minutes", "0"], "minutes=0: it must be a number above 0"),
         (["reproduce", "escape", "--store", "{folder}/photos"], "holds other things than runs"),
         (["figures", "--output", "{folder}/none"], "there are no data in"),
-        (["figures", "escape", "--output", "{folder}/none"], "make them with `sdesam reproduce escape`"),
+        (
+            ["figures", "escape", "--output", "{folder}/none"],
+            "make them with `sdesam reproduce escape`",
+        ),
         (["figures", "table9"], "unknown experiment 'table9'"),
     ],
 )
@@ -458,7 +616,16 @@ def test_bad_input(arguments, message, tmp_path, monkeypatch):
 
 
 def test_every_experiment_is_listed_and_declares_what_it_must():
-    wanted = {"variance_regularizer", "weak_order", "sde_vs_discrete", "escape", "m_sharpness", "covariance_trace", "label_noise", "rw_sam"}
+    wanted = {
+        "variance_regularizer",
+        "weak_order",
+        "sde_vs_discrete",
+        "escape",
+        "m_sharpness",
+        "covariance_trace",
+        "label_noise",
+        "rw_sam",
+    }
     assert set(reproduce.names()) >= wanted | {"fisher_hessian"}
     out = invoke("reproduce", "--list")
     assert out.exit_code == 0

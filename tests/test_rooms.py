@@ -1,4 +1,6 @@
-"""The rooms of the package import each other in one direction, and no function asks for more than it can be read with."""
+"""The rooms of the package import each other in one direction, and no function asks for more than
+it can be read with.
+"""
 
 import ast
 import re
@@ -20,12 +22,17 @@ def order_of_rooms() -> list[str]:
 
 def files() -> dict[str, Path]:
     """Every module of the package by its dotted name."""
-    named = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sorted(PACKAGE.rglob("*.py"))}
+    named = {
+        path: ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
     return {name.removesuffix(".__init__"): path for path, name in named.items()}
 
 
 def imports(source: str, modules: set[str]) -> set[str]:
-    """The modules of `modules` that a source imports when it runs, also inside functions; not those for types alone."""
+    """The modules of `modules` that a source imports when it runs, also inside functions; not those
+    for types alone.
+    """
     found = set()
 
     def visit(node: ast.AST) -> None:
@@ -78,7 +85,9 @@ def test_imports_go_in_one_direction():
     order = order_of_rooms()
     assert len(order) == len(set(order))
     places = {name: place for place, name in enumerate(order)}
-    assert {room(name) for name in files()} - {""} == set(places), "CONTRIBUTING.md lists every room"
+    assert {room(name) for name in files()} - {""} == set(places), (
+        "CONTRIBUTING.md lists every room"
+    )
     against = [
         f"{module} imports {other}"
         for module, others in arrows().items()
@@ -92,7 +101,10 @@ def test_imports_go_in_one_direction():
 
 def test_there_are_no_circles():
     # `import sdesam.a` runs sdesam/__init__.py, which every module may
-    graph = {module: {other for other in others if other != "sdesam"} for module, others in arrows().items()}
+    graph = {
+        module: {other for other in others if other != "sdesam"}
+        for module, others in arrows().items()
+    }
     assert circles(graph) == []
 
 

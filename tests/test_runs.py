@@ -62,7 +62,9 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
 def test_no_room_is_seen_before_any_work(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1, 1, 3 * 10**6))
-    with pytest.raises(OSError, match=r"no room for the store .* 3 MB are free on its disk, 64 MB are needed"):
+    with pytest.raises(
+        OSError, match=r"no room for the store .* 3 MB are free on its disk, 64 MB are needed"
+    ):
         RunStore(tmp_path / "runs").check_room()
     assert not (tmp_path / "runs").exists()
 
@@ -77,7 +79,9 @@ def test_foreign_and_damaged_folders_are_refused(tmp_path):
     folder = tmp_path / "runs"
     RunStore(folder).save(CONFIG, NUMBERS, 1.0)
     (folder / "store.json").write_text('{"schema": "sdesam.runs/0"}')
-    with pytest.raises(ValueError, match=r"has schema 'sdesam\.runs/0', and this version reads 'sdesam\.runs/2'"):
+    with pytest.raises(
+        ValueError, match=r"has schema 'sdesam\.runs/0', and this version reads 'sdesam\.runs/2'"
+    ):
         RunStore(folder)
     (folder / "store.json").write_text("{")
     with pytest.raises(ValueError, match=r"unreadable store\.json"):
@@ -97,7 +101,11 @@ def edited(**changes):
 
     def change(place, other):
         meta = json.loads((place / "run.json").read_text())
-        meta = {name: value for name, value in {**meta, **changes}.items() if value is not ... and name != "checksum"}
+        meta = {
+            name: value
+            for name, value in {**meta, **changes}.items()
+            if value is not ... and name != "checksum"
+        }
         (place / "run.json").write_text(json.dumps({**meta, "checksum": runs._checksum(meta)}))
 
     return change
@@ -136,10 +144,25 @@ def a_file_for_a_folder(place, other):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (replaced("arrays.npz", None), "its arrays.npz is of another run, or not as it was written"),
+        (
+            replaced("arrays.npz", None),
+            "its arrays.npz is of another run, or not as it was written",
+        ),
         (replaced("arrays.npz", b""), "its arrays.npz is of another run, or not as it was written"),
-        *((flipped("arrays.npz", k / 10), "its arrays.npz is of another run, or not as it was written") for k in range(10)),
-        *((flipped("run.json", k / 23), r"its run.json is not as it was written|is no JSON|has schema") for k in range(23)),
+        *(
+            (
+                flipped("arrays.npz", k / 10),
+                "its arrays.npz is of another run, or not as it was written",
+            )
+            for k in range(10)
+        ),
+        *(
+            (
+                flipped("run.json", k / 23),
+                r"its run.json is not as it was written|is no JSON|has schema",
+            )
+            for k in range(23)
+        ),
         (removed("arrays.npz"), "its arrays.npz is missing"),
         (removed("arrays.npz", folder=True), "is no ordinary file"),
         (removed("run.json"), "its run.json is missing"),
@@ -149,13 +172,22 @@ def a_file_for_a_folder(place, other):
         (replaced("run.json", b"[1, 2]"), "its run.json holds no dictionary"),
         (replaced("run.json", b"null"), "its run.json holds no dictionary"),
         (replaced("run.json", b"7"), "its run.json holds no dictionary"),
-        (replaced("run.json", b'{"schema": "sdesam.runs/2"}'), "its run.json is not as it was written"),
+        (
+            replaced("run.json", b'{"schema": "sdesam.runs/2"}'),
+            "its run.json is not as it was written",
+        ),
         (replaced("run.json", b"{"), "is no JSON"),
         (replaced("run.json", b"[" * 10**5), "is no JSON"),
         (replaced("run.json", None), "its arrays.npz is of another run"),
-        (lambda place, other: (shutil.rmtree(place), shutil.copytree(other, place)), "has another configuration than its name says"),
+        (
+            lambda place, other: (shutil.rmtree(place), shutil.copytree(other, place)),
+            "has another configuration than its name says",
+        ),
         (replaced("run.json", b"{}"), r"has schema None, and this version reads 'sdesam\.runs/2'"),
-        (edited(schema="sdesam.runs/1"), r"has schema 'sdesam\.runs/1', and this version reads 'sdesam\.runs/2'"),
+        (
+            edited(schema="sdesam.runs/1"),
+            r"has schema 'sdesam\.runs/1', and this version reads 'sdesam\.runs/2'",
+        ),
         (edited(config={**CONFIG, "seed": 5}), "has another configuration than its name says"),
     ],
 )
@@ -171,10 +203,14 @@ def test_damaged_runs_are_refused(change, message, tmp_path):
     assert folder.load({**CONFIG, "seed": 4}).numbers.values["accuracy"] == 0.7
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "null", "7", '{"schema": null}', '"sdesam.runs/2"', "[" * 10**5])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "null", "7", '{"schema": null}', '"sdesam.runs/2"', "[" * 10**5]
+)
 def test_a_mark_that_is_none(content, tmp_path):
     (tmp_path / "store.json").write_text(content)
-    with pytest.raises(ValueError, match=r"unreadable store\.json|has schema .*, and this version reads"):
+    with pytest.raises(
+        ValueError, match=r"unreadable store\.json|has schema .*, and this version reads"
+    ):
         RunStore(tmp_path)
     (tmp_path / "store.json").unlink()
     (tmp_path / "store.json").mkdir()
@@ -204,7 +240,10 @@ def test_what_killed_writers_left_is_cleared(tmp_path):
 
     def start(how, seed):
         return subprocess.Popen(
-            [sys.executable, "-c", _SAVES, str(tmp_path), how, str(seed)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-c", _SAVES, str(tmp_path), how, str(seed)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
 
     (tmp_path / ".unfinished-x").mkdir()
@@ -218,7 +257,12 @@ def test_what_killed_writers_left_is_cleared(tmp_path):
         alive.communicate()
         assert alive.returncode == 0
     assert list(folder) == [runs.key({"seed": 1})]
-    assert {place.name for place in tmp_path.iterdir()} == {"store.json", ".unfinished-x", ".notes.swp", runs.key({"seed": 1})}
+    assert {place.name for place in tmp_path.iterdir()} == {
+        "store.json",
+        ".unfinished-x",
+        ".notes.swp",
+        runs.key({"seed": 1}),
+    }
 
 
 def test_many_write_at_once(tmp_path):
@@ -244,8 +288,14 @@ def test_many_write_at_once(tmp_path):
 def test_runs_of_any_dtype_and_name(tmp_path):
     import ml_dtypes
 
-    arrays = {"file": np.ones(2, ml_dtypes.bfloat16), "params.a/b": np.arange(3), "../x": np.zeros(())}
-    RunStore(tmp_path).save(CONFIG, Numbers({"nan": float("nan"), "words": ("a", "b"), 3: np.float32(0.1)}, arrays), 1.0)
+    arrays = {
+        "file": np.ones(2, ml_dtypes.bfloat16),
+        "params.a/b": np.arange(3),
+        "../x": np.zeros(()),
+    }
+    RunStore(tmp_path).save(
+        CONFIG, Numbers({"nan": float("nan"), "words": ("a", "b"), 3: np.float32(0.1)}, arrays), 1.0
+    )
     back = RunStore(tmp_path).load(CONFIG).numbers
     assert back.values == {"nan": None, "words": ["a", "b"], "3": float(np.float32(0.1))}
     for name, array in arrays.items():
@@ -257,7 +307,10 @@ def test_one_sweep_at_a_time(tmp_path):
     folder = RunStore(tmp_path)
     folder.save(CONFIG, NUMBERS, 1.0)
     with folder.sweep():
-        with pytest.raises(ValueError, match="another sweep is at work"), RunStore(tmp_path).sweep():
+        with (
+            pytest.raises(ValueError, match="another sweep is at work"),
+            RunStore(tmp_path).sweep(),
+        ):
             pass
         RunStore(tmp_path).save({"seed": 8}, NUMBERS, 1.0)
     with RunStore(tmp_path).sweep():

@@ -19,7 +19,13 @@ def test_interval_by_hand():
     assert np.isnan(statistics.interval([1.0]).lower)
 
 
-@pytest.mark.parametrize("table", [[[1.0, 3.0, 2.0], [1.0, 2.0, 3.0], [2.0, 1.0, 3.0]], [[1.0, 2.0, 2.0], [3.0, 3.0, 3.0], [1.0, 1.0, 2.0]]])
+@pytest.mark.parametrize(
+    "table",
+    [
+        [[1.0, 3.0, 2.0], [1.0, 2.0, 3.0], [2.0, 1.0, 3.0]],
+        [[1.0, 2.0, 2.0], [3.0, 3.0, 3.0], [1.0, 1.0, 2.0]],
+    ],
+)
 def test_page_against_all_permutations(table):
     """Under no order every row is any permutation of its own values, ties included."""
     table = np.array(table)
@@ -39,7 +45,9 @@ def test_page_against_all_permutations(table):
 
 @pytest.mark.parametrize(("seeds", "conditions"), [(6, 7), (20, 4), (50, 5)])
 def test_page_is_exact_in_larger_tables(seeds, conditions):
-    """Against the same law by other means: `scipy`'s where it lists one, drawn permutations else. The normal approximation is 10 % off there."""
+    """Against the same law by other means: `scipy`'s where it lists one, drawn permutations else.
+    The normal approximation is 10 % off there.
+    """
     rng = np.random.default_rng(2)
     table = rng.normal(size=(seeds, conditions)) + 0.12 * np.arange(conditions)
     found = statistics.trend(table, "rises").p
@@ -48,9 +56,16 @@ def test_page_is_exact_in_larger_tables(seeds, conditions):
         return
     ranks, positions = stats.rankdata(table, axis=1), np.arange(1, conditions + 1)
     least = (ranks @ positions).sum()
-    drawn = sum((rng.permuted(np.broadcast_to(ranks, (20_000, *ranks.shape)), axis=2) @ positions).sum(axis=1) for _ in range(1))
+    drawn = sum(
+        (rng.permuted(np.broadcast_to(ranks, (20_000, *ranks.shape)), axis=2) @ positions).sum(
+            axis=1
+        )
+        for _ in range(1)
+    )
     p = np.mean(drawn >= least - 1e-9)
-    assert abs(found - p) < 5 * np.sqrt(found * (1 - found) / 20_000)  # five standard errors: one false alarm in a million
+    assert abs(found - p) < 5 * np.sqrt(
+        found * (1 - found) / 20_000
+    )  # five standard errors: one false alarm in a million
 
 
 def test_a_trend_over_too_many_conditions():
@@ -63,12 +78,19 @@ def test_verdicts_and_their_controls():
     table = np.arange(4.0) + rng.normal(size=(10, 4)) + 100 * rng.normal(size=(10, 1))
     assert statistics.trend(table, "rises").verdict() == "confirmed"
     assert statistics.trend(table[:, ::-1], "rises").verdict() == "refuted", "reversed order"
-    assert statistics.trend(table[:, [0, 2, 1, 3]], "rises").verdict() == "inconclusive", "two conditions exchanged"
-    assert statistics.trend(rng.permuted(table, axis=1), "rises").verdict() == "inconclusive", "labels of m permuted within seeds"
+    assert statistics.trend(table[:, [0, 2, 1, 3]], "rises").verdict() == "inconclusive", (
+        "two conditions exchanged"
+    )
+    assert statistics.trend(rng.permuted(table, axis=1), "rises").verdict() == "inconclusive", (
+        "labels of m permuted within seeds"
+    )
     # the spread of the seeds is 100 times the effect: a comparison that is not paired sees nothing
     assert statistics.paired(table[:, 3], table[:, 0]).verdict("rises") == "confirmed"
     assert statistics.paired(table[:, 0], table[:, 3]).verdict("rises") == "refuted"
-    assert statistics.paired(table[:, 0], rng.permutation(table[:, 3])).verdict("rises") == "inconclusive", "pairs broken"
+    assert (
+        statistics.paired(table[:, 0], rng.permutation(table[:, 3])).verdict("rises")
+        == "inconclusive"
+    ), "pairs broken"
 
 
 DRAWS = {
@@ -82,7 +104,9 @@ DRAWS = {
 @pytest.mark.parametrize("law", DRAWS)
 @pytest.mark.parametrize("seeds", [2, 3, 8, 10, 20])
 def test_false_alarm_rates(law, seeds):
-    """1000 tables without any order at alpha = 0.01: more than 26 alarms have probability 1e-5 (binomial), for each of the 40 tests."""
+    """1000 tables without any order at alpha = 0.01: more than 26 alarms have probability 1e-5
+    (binomial), for each of the 40 tests.
+    """
     rng = np.random.default_rng([seeds, len(law)])
     tables = DRAWS[law](rng, (1000, seeds, 4))
     assert sum(statistics.paired(t[:, 0], t[:, 1]).p <= statistics.ALPHA for t in tables) <= 26
@@ -92,7 +116,9 @@ def test_false_alarm_rates(law, seeds):
 
 
 def test_two_seeds_decide_nothing():
-    """Equal differences, and differences of whole units: of four patterns of signs two are as far out."""
+    """Equal differences, and differences of whole units: of four patterns of signs two are as far
+    out.
+    """
     found = statistics.paired([0.01, 0.01], [0.0, 0.0])
     assert (found.p, found.verdict("rises")) == (0.5, "inconclusive")
     assert statistics.paired([3.0, 4.0], [2.0, 2.0]).verdict("rises") == "inconclusive"
@@ -101,21 +127,29 @@ def test_two_seeds_decide_nothing():
     assert statistics.paired(np.zeros(8), np.ones(8)).verdict("rises") == "refuted"
 
 
-@pytest.mark.parametrize(("means", "most"), [((0, 5, 4.5), 0.1), ((0, 5, 5), 0.25), ((0, 0, 5), 0.25), ((0, 0, 0), 0.02)])
+@pytest.mark.parametrize(
+    ("means", "most"), [((0, 5, 4.5), 0.1), ((0, 5, 5), 0.25), ((0, 0, 5), 0.25), ((0, 0, 0), 0.02)]
+)
 def test_an_order_that_is_none_is_not_confirmed(means, most):
-    """Of 300 tables; a step of zero exceeds its standard error in one case of six (with 10 seeds 0.17), a step of -0.5 in 2 of 100."""
+    """Of 300 tables; a step of zero exceeds its standard error in one case of six (with 10 seeds
+    0.17), a step of -0.5 in 2 of 100.
+    """
     rng = np.random.default_rng(4)
     tables = np.array(means) + rng.normal(size=(300, 10, 3))
     assert np.mean([statistics.trend(t, "rises").verdict() == "confirmed" for t in tables]) < most
     if means == (0, 5, 4.5):
-        assert np.mean([statistics.trend(t, "rises").p <= statistics.ALPHA for t in tables]) > 0.5, "Page's test alone is content"
+        assert (
+            np.mean([statistics.trend(t, "rises").p <= statistics.ALPHA for t in tables]) > 0.5
+        ), "Page's test alone is content"
 
 
 def test_an_order_is_confirmed():
     rng = np.random.default_rng(5)
     tables = np.array([0, 2.5, 5]) + rng.normal(size=(100, 10, 3))
     assert np.mean([statistics.trend(t, "rises").verdict() == "confirmed" for t in tables]) > 0.95
-    assert statistics.trend(np.tile([1.0, 2.0, 3.0], (5, 1)), "rises").verdict() == "confirmed", "no spread at all"
+    assert statistics.trend(np.tile([1.0, 2.0, 3.0], (5, 1)), "rises").verdict() == "confirmed", (
+        "no spread at all"
+    )
     assert statistics.trend(np.tile([1.0, 3.0, 2.0], (50, 1)), "rises").verdict() == "inconclusive"
 
 
@@ -138,18 +172,30 @@ def test_least_step_by_hand():
     ],
 )
 def test_verdict_of_a_trend(p, p_reversed, least, verdict):
-    assert statistics.Trend("rises", 0.0, p, p_reversed, statistics.interval([0.0, 1.0]), least).verdict() == verdict
+    assert (
+        statistics.Trend(
+            "rises", 0.0, p, p_reversed, statistics.interval([0.0, 1.0]), least
+        ).verdict()
+        == verdict
+    )
 
 
 def test_paired_by_hand():
-    # differences 1, -2, 3: of the eight sums 6, 2, 0, -4 and their negatives, six are at least 2 in size
+    # differences 1, -2, 3: of the eight sums 6, 2, 0, -4 and their negatives, six are at least 2 in
+    # size
     assert statistics.paired([2.0, 0.0, 6.0], [1.0, 2.0, 3.0]).p == pytest.approx(6 / 8)
     assert statistics.paired([1.0, 2.0], [1.0, 2.0]).p == 1
-    # 20 seeds: patterns are drawn, and the p-value is that of all of them within five standard errors
+    # 20 seeds: patterns are drawn, and the p-value is that of all of them within five standard
+    # errors
     rng = np.random.default_rng(3)
     away = rng.normal(size=20) + 0.4
-    exact = np.mean(abs(np.array([np.dot(away, 1 - 2 * (k >> np.arange(20) & 1)) for k in range(0, 2**20, 37)])) >= abs(away.sum()))
-    assert statistics.paired(away, np.zeros(20)).p == pytest.approx(exact, abs=5 * np.sqrt(exact / 2**15) + 5 * np.sqrt(exact * 37 / 2**20))
+    exact = np.mean(
+        abs(np.array([np.dot(away, 1 - 2 * (k >> np.arange(20) & 1)) for k in range(0, 2**20, 37)]))
+        >= abs(away.sum())
+    )
+    assert statistics.paired(away, np.zeros(20)).p == pytest.approx(
+        exact, abs=5 * np.sqrt(exact / 2**15) + 5 * np.sqrt(exact * 37 / 2**20)
+    )
 
 
 def test_holm_by_hand():

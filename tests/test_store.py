@@ -1,4 +1,6 @@
-"""Files written whole or not at all, under names of our own; npz files read within bounds; provenance."""
+"""Files written whole or not at all, under names of our own; npz files read within bounds;
+provenance.
+"""
 
 import errno
 import io
@@ -21,7 +23,14 @@ import pytest
 from sdesam import _files, store
 
 ROOT = Path(store.__file__).parent.parent
-FOREIGN = (".a.json.swp", ".a.json.ab12cd", ".a.json~", ".a.json.sdesam-partial~", "..a.json.sdesam-partial", ".b.json.sdesam-partial")
+FOREIGN = (
+    ".a.json.swp",
+    ".a.json.ab12cd",
+    ".a.json~",
+    ".a.json.sdesam-partial~",
+    "..a.json.sdesam-partial",
+    ".b.json.sdesam-partial",
+)
 
 
 def write(path, content=b"new"):
@@ -41,7 +50,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         file.write(b"half")
         raise OSError("no space left on device")
 
-    with pytest.raises(OSError, match=r"a.json' cannot be written: no space left on device; the one before it is intact"):
+    with pytest.raises(
+        OSError,
+        match=r"a.json' cannot be written: no space left on device; the one before it is intact",
+    ):
         store.write_atomically(target, fail)
     assert json.loads(target.read_text())["x"] == 1.5
     with pytest.raises(OSError, match=r"b.json' cannot be written: no space left on device$"):
@@ -52,7 +64,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 
 def test_foreign_files_stay(tmp_path):
-    """Swap files, another run's half-written files, a folder: whatever their names, and whatever pattern the target's name makes."""
+    """Swap files, another run's half-written files, a folder: whatever their names, and whatever
+    pattern the target's name makes.
+    """
     for name in FOREIGN:
         (tmp_path / name).write_text("not yours")
     (tmp_path / ".folder.sdesam-partial").mkdir()
@@ -88,7 +102,11 @@ def test_what_a_killed_write_left_goes(tmp_path):
 
     def start(how):
         process = subprocess.Popen(
-            [sys.executable, "-c", _KILLED, str(target), how], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", _KILLED, str(target), how],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert process.stdout.readline() == "writing\n"
         return process
@@ -115,16 +133,23 @@ def test_what_a_killed_write_left_goes(tmp_path):
 
 
 def test_many_writers_of_one_file(tmp_path):
-    """Each writes in pieces; whatever the order, the file is one of theirs, whole, and nothing is left."""
+    """Each writes in pieces; whatever the order, the file is one of theirs, whole, and nothing is
+    left.
+    """
     contents = [bytes([65 + k]) * 1000 for k in range(8)]
 
     def work(content):
         for _ in range(30):
-            store.write_atomically(tmp_path / "a", lambda file: [file.write(content[j : j + 100]) for j in range(0, 1000, 100)])
+            store.write_atomically(
+                tmp_path / "a",
+                lambda file: [file.write(content[j : j + 100]) for j in range(0, 1000, 100)],
+            )
             assert (tmp_path / "a").read_bytes() in contents
 
     failed = []
-    threads = [threading.Thread(target=lambda c=c: failed.append(1) if work(c) else None) for c in contents]
+    threads = [
+        threading.Thread(target=lambda c=c: failed.append(1) if work(c) else None) for c in contents
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -140,7 +165,18 @@ def refused(number):
     return fail
 
 
-@pytest.mark.parametrize("call", ["os.chmod", "os.fchmod", "os.umask", "os.fsync", "os.replace", "os.rename", "filelock.lock_descriptor"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        "os.chmod",
+        "os.fchmod",
+        "os.umask",
+        "os.fsync",
+        "os.replace",
+        "os.rename",
+        "filelock.lock_descriptor",
+    ],
+)
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP])
 def test_what_a_file_system_does_not_do_loses_no_result(call, number, tmp_path, monkeypatch):
     """CIFS, buckets: no permissions, no sync, no rename, no locks."""
@@ -204,7 +240,9 @@ def test_links_are_followed(tmp_path):
     assert names(tmp_path / "far") == ["a", "not there"]
     (tmp_path / "loop").symlink_to("loop")
     for use in (store.check_target, write):
-        with pytest.raises(OSError, match="loop' cannot be written: Too many levels of symbolic links"):
+        with pytest.raises(
+            OSError, match="loop' cannot be written: Too many levels of symbolic links"
+        ):
             use(tmp_path / "loop")
 
 
@@ -239,10 +277,15 @@ def test_pipes_and_devices_are_written_into(tmp_path):
 @pytest.mark.parametrize("path", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
 def test_standard_output_by_its_name(path, tmp_path):
     """Into a pipe or a file, what was written before and after stays."""
-    code = "import sys; from sdesam import store; print('before', flush=True); store.check_target(sys.argv[1])\n"
+    code = (
+        "import sys; from sdesam import store; print('before', flush=True);"
+        " store.check_target(sys.argv[1])\n"
+    )
     code += "store.write_json(sys.argv[1], 7); print('after')"
     for use in (subprocess.PIPE, open(tmp_path / "out", "wb")):  # noqa: SIM115
-        out = subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, stdout=use, check=True).stdout
+        out = subprocess.run(
+            [sys.executable, "-c", code, path], cwd=ROOT, stdout=use, check=True
+        ).stdout
         assert (out or (tmp_path / "out").read_bytes()) == b"before\n7\nafter\n"
         if use != subprocess.PIPE:
             use.close()
@@ -309,7 +352,9 @@ def test_a_target_is_checked_without_a_trace(tmp_path, monkeypatch):
         store.check_target(tmp_path / name)
     assert names(tmp_path) == ["old"]
     assert (tmp_path / "old").read_bytes() == b"old"
-    with pytest.raises(OSError, match=r"new' cannot be written: .* MB are free on its disk, 1e\+24 MB are needed"):
+    with pytest.raises(
+        OSError, match=r"new' cannot be written: .* MB are free on its disk, 1e\+24 MB are needed"
+    ):
         store.check_target(tmp_path / "new", 10**30)
     monkeypatch.setattr(os, "open", refused(errno.EACCES))
     with pytest.raises(OSError, match="new' cannot be written: Permission denied"):
@@ -363,11 +408,27 @@ def test_a_lock_is_held_by_one(tmp_path):
     assert names(tmp_path) == [".a.sdesam-lock", "link"]
 
 
-DTYPES = ["?", "i1", "u2", "<i4", "i8", "f2", "f4", "f8", "c8", ">f4", "U3", "S2", *(name for name in store._MORE_DTYPES if "complex" not in name)]
+DTYPES = [
+    "?",
+    "i1",
+    "u2",
+    "<i4",
+    "i8",
+    "f2",
+    "f4",
+    "f8",
+    "c8",
+    ">f4",
+    "U3",
+    "S2",
+    *(name for name in store._MORE_DTYPES if "complex" not in name),
+]
 
 
 def test_every_dtype_comes_back(tmp_path):
-    """Bit for bit, shapes without elements or without axes included; and numpy alone reads the file."""
+    """Bit for bit, shapes without elements or without axes included; and numpy alone reads the
+    file.
+    """
     rng = np.random.default_rng(0)
     arrays = {}
     for k, name in enumerate(DTYPES):
@@ -390,12 +451,17 @@ def test_every_dtype_comes_back(tmp_path):
         name = f"{DTYPES.index('bfloat16')}/(3, 2)"
         np.testing.assert_array_equal(archive[name].view(ml_dtypes.bfloat16), arrays[name])
     for bad in (np.array([{}]), np.zeros(2, [("a", "f4")])):
-        with pytest.raises(TypeError, match=r"array 'bad' has dtype .*: numbers and text are stored, and no objects"):
+        with pytest.raises(
+            TypeError,
+            match=r"array 'bad' has dtype .*: numbers and text are stored, and no objects",
+        ):
             store.write_arrays(tmp_path / "b.npz", {"bad": bad}, {})
 
 
 def saved(tmp_path):
-    store.write_arrays(tmp_path / "a.npz", {"a": np.arange(6.0).reshape(2, 3), "b": np.arange(3)}, {"c": 1})
+    store.write_arrays(
+        tmp_path / "a.npz", {"a": np.arange(6.0).reshape(2, 3), "b": np.arange(3)}, {"c": 1}
+    )
     return tmp_path / "a.npz"
 
 
@@ -438,7 +504,9 @@ def tampered(place, change, compress=zipfile.ZIP_STORED):
 
 def header(shape, dtype="<f8"):
     file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": dtype, "fortran_order": False, "shape": shape}
+    )
     return file.getvalue()
 
 
@@ -463,13 +531,28 @@ def declared_and_huge(members):
         (lambda m: m.update({"d.npy": m["b.npy"]}), "its members are not those of its description"),
         (lambda m: m.update({"a.npy": m["b.npy"]}), "array 'a' is not as its description says"),
         (lambda m: m.pop("__meta__.npy"), "it has no description"),
-        (lambda m: m.update({"a.npy": header((10**9,)) + bytes(80)}), "array 'a' is no array of numbers, or has another size than it says"),
+        (
+            lambda m: m.update({"a.npy": header((10**9,)) + bytes(80)}),
+            "array 'a' is no array of numbers, or has another size than it says",
+        ),
         (declared_and_huge, "array 'a' is no array of numbers, or has another size than it says"),
-        (lambda m: m.update({"a.npy": header((2, 3), "|O") + bytes(48)}), "array 'a' is no array of numbers"),
-        (lambda m: m.update({"a.npy": header((2, 3), [("x", "<f8")]) + bytes(48)}), "array 'a' is no array of numbers"),
-        (lambda m: m.update({"a.npy": header((-2, -3)) + bytes(48)}), "array 'a' is not as its description says"),
+        (
+            lambda m: m.update({"a.npy": header((2, 3), "|O") + bytes(48)}),
+            "array 'a' is no array of numbers",
+        ),
+        (
+            lambda m: m.update({"a.npy": header((2, 3), [("x", "<f8")]) + bytes(48)}),
+            "array 'a' is no array of numbers",
+        ),
+        (
+            lambda m: m.update({"a.npy": header((-2, -3)) + bytes(48)}),
+            "array 'a' is not as its description says",
+        ),
         (lambda m: m.update({"a.npy": b"junk" * 30}), "magic"),
-        (lambda m: m.update({"__meta__.npy": header((), "<U3") + bytes(12)}), "it has no description, or one of another version"),
+        (
+            lambda m: m.update({"__meta__.npy": header((), "<U3") + bytes(12)}),
+            "it has no description, or one of another version",
+        ),
         (lambda m: m.update({"__meta__.npy": header((2,), "|u1") + b"[["}), "Expecting value"),
         (lambda m: m.update({"__meta__.npy": header((60000,), "|u1") + b"[" * 60000}), "recursion"),
         (lambda m: m.update({"__meta__.npy": header((4,), "|u1") + b"null"}), "not subscriptable"),
@@ -478,14 +561,18 @@ def declared_and_huge(members):
 def test_archives_that_are_not_what_they_say(change, message, tmp_path):
     place = saved(tmp_path)
     tampered(place, change)
-    with pytest.raises(ValueError, match="is no sdesam result, or it is cut short or damaged: ") as found:
+    with pytest.raises(
+        ValueError, match="is no sdesam result, or it is cut short or damaged: "
+    ) as found:
         store.read_arrays(place)
     assert message in str(found.value)
     assert "\n" not in str(found.value)
 
 
 def test_nothing_expands(tmp_path):
-    """A compressed array of zeros takes a thousandth on the disk: none is read, whatever the description says."""
+    """A compressed array of zeros takes a thousandth on the disk: none is read, whatever the
+    description says.
+    """
     place = saved(tmp_path)
 
     def huge(members):
@@ -494,7 +581,10 @@ def test_nothing_expands(tmp_path):
 
     tampered(place, huge, zipfile.ZIP_DEFLATED)
     assert place.stat().st_size < 10**5
-    with pytest.raises(ValueError, match="its members are compressed, as another version of sdesam may have written them"):
+    with pytest.raises(
+        ValueError,
+        match="its members are compressed, as another version of sdesam may have written them",
+    ):
         store.read_arrays(place)
     np.savez(place, a=np.ones(3))
     with pytest.raises(ValueError, match="it has no description"):
@@ -521,7 +611,12 @@ def test_what_is_no_file_is_not_read(tmp_path):
 def test_json_is_read_within_bounds(tmp_path):
     store.write_json(tmp_path / "a", {"b": [1.5]})
     assert store.read_json(tmp_path / "a") == {"b": [1.5]}
-    for content, message in ((b"{", "is no JSON"), (b"\xff", "is no JSON"), (b"[" * 10**5, "is no JSON"), (b"", "is no JSON")):
+    for content, message in (
+        (b"{", "is no JSON"),
+        (b"\xff", "is no JSON"),
+        (b"[" * 10**5, "is no JSON"),
+        (b"", "is no JSON"),
+    ):
         (tmp_path / "a").write_bytes(content)
         with pytest.raises(ValueError, match=message):
             store.read_json(tmp_path / "a")

@@ -31,15 +31,27 @@ def found(status):
         (RIGHT[0], ["refuted"], True, False),
     ],
 )
-def test_a_mutant_must_be_refuted_and_a_right_theory_left_alone(mutant, findings, killed, as_wanted):
+def test_a_mutant_must_be_refuted_and_a_right_theory_left_alone(
+    mutant, findings, killed, as_wanted
+):
     fate = Fate(mutant, tuple(map(found, findings)))
     assert (fate.killed, fate.as_wanted) == (killed, as_wanted)
 
 
 def report(claim="confirmed", signature="confirmed", finding="refuted"):
     entry = Entry(SimpleNamespace(recorded="confirmed", id="X"), SimpleNamespace(status=claim), 1.0)
-    fates = (Fate(MUTANTS[0], (found("refuted"),)), Fate(MUTANTS[1], (found(finding),)), Fate(RIGHT[0], ()))
-    return Report((entry, entry), (SimpleNamespace(status="confirmed"), SimpleNamespace(status=signature)), fates, {}, 1.0)
+    fates = (
+        Fate(MUTANTS[0], (found("refuted"),)),
+        Fate(MUTANTS[1], (found(finding),)),
+        Fate(RIGHT[0], ()),
+    )
+    return Report(
+        (entry, entry),
+        (SimpleNamespace(status="confirmed"), SimpleNamespace(status=signature)),
+        fates,
+        {},
+        1.0,
+    )
 
 
 def test_a_report_is_as_recorded_if_claims_signatures_and_mutants_are():
@@ -48,10 +60,16 @@ def test_a_report_is_as_recorded_if_claims_signatures_and_mutants_are():
     assert not report(claim="refuted").as_recorded
     assert not report(signature="inconclusive").as_recorded
     assert not report(finding="inconclusive").as_recorded
-    assert kill_rate(report(finding="inconclusive").fates) == "1 of 2 mutants killed, 1 of 1 right theories confirmed"
+    assert (
+        kill_rate(report(finding="inconclusive").fates)
+        == "1 of 2 mutants killed, 1 of 1 right theories confirmed"
+    )
 
 
-RIGHT_PART, WRONG_PART, OPEN_PART = (Part((Finding("drift", (0, 0), *of),)) for of in ((0.0, 1.0, "a"), (0.1, None, "a"), (1e-4, None, "a")))
+RIGHT_PART, WRONG_PART, OPEN_PART = (
+    Part((Finding("drift", (0, 0), *of),))
+    for of in ((0.0, 1.0, "a"), (0.1, None, "a"), (1e-4, None, "a"))
+)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +95,9 @@ ETAS = np.array([1 / 8, 1 / 16, 1 / 32, 1 / 64])
 
 def curve(slope, predicted, size=1.0, bend=0.0):
     """`size eta^slope`; every second value is larger by a share of `bend`."""
-    return Curve(ETAS, size * ETAS**slope * (1 + bend * np.array([0, 1, 0, 1])), np.zeros(4), predicted)
+    return Curve(
+        ETAS, size * ETAS**slope * (1 + bend * np.array([0, 1, 0, 1])), np.zeros(4), predicted
+    )
 
 
 NOTHING = Curve(ETAS, np.full(4, 1e-14), np.zeros(4), 2 / 3)
@@ -91,15 +111,28 @@ def signature(full, *terms):
 def test_what_makes_a_signature():
     order = curve(2.0, 2.0)
     assert signature(order, FINE) == "confirmed"
-    assert signature(curve(1.91, 2.0), FINE) == signature(curve(2.5, 2.0), FINE) == "confirmed", "at least the order, but for a tenth"
+    assert signature(curve(1.91, 2.0), FINE) == signature(curve(2.5, 2.0), FINE) == "confirmed", (
+        "at least the order, but for a tenth"
+    )
     assert signature(curve(1.89, 2.0), FINE) == "refuted"
     assert signature(curve(2.0, 2.0, bend=0.3), FINE) == "inconclusive", "no asymptotic range"
     assert signature(curve(1.5, 2.0, bend=0.3), FINE) == "inconclusive", "nor a refutation"
-    wrong, rough = (Term("eta", c, curve(1.0, 1.0), visible=True) for c in (curve(1.2, 1.0), curve(1.0, 1.0, bend=0.3)))
+    wrong, rough = (
+        Term("eta", c, curve(1.0, 1.0), visible=True)
+        for c in (curve(1.2, 1.0), curve(1.0, 1.0, bend=0.3))
+    )
     assert signature(order, FINE, wrong) == signature(order, FINE, rough) == "inconclusive"
-    gone, unseen = Term("rho^2", NOTHING, order, visible=True), Term("noise", curve(1.0, 1.0), order, visible=False)
+    gone, unseen = (
+        Term("rho^2", NOTHING, order, visible=True),
+        Term("noise", curve(1.0, 1.0), order, visible=False),
+    )
     assert signature(order, FINE, gone) == signature(order, FINE, unseen) == "confirmed"
-    assert signature(order, gone) == signature(order, unseen) == signature(order, gone, unseen) == "inconclusive", "nothing was seen"
+    assert (
+        signature(order, gone)
+        == signature(order, unseen)
+        == signature(order, gone, unseen)
+        == "inconclusive"
+    ), "nothing was seen"
 
 
 def test_what_is_said_of_a_term():
@@ -112,7 +145,11 @@ def test_what_is_said_of_a_term():
     assert finding(curve(2 / 3, 2 / 3, bend=0.3)).startswith("no asymptotic range")
     assert finding(right, visible=False).startswith("invisible at this order")
     assert finding(curve(0.78, 2 / 3)) == "NOT as predicted"
-    assert finding(curve(0.75, 2 / 3)) == finding(right) == "as predicted; leaving it out breaks the equation"
+    assert (
+        finding(curve(0.75, 2 / 3))
+        == finding(right)
+        == "as predicted; leaving it out breaks the equation"
+    )
     assert finding(right, curve(0.85, 2 / 3)) == "as predicted; leaving it out breaks the equation"
     for other in (curve(0.88, 2 / 3), curve(2 / 3, None)):
         assert finding(right, other).startswith("as predicted; smaller than the full error here")
@@ -120,7 +157,9 @@ def test_what_is_said_of_a_term():
 
 
 def test_when_a_curve_vanishes_and_when_it_is_settled():
-    assert not Curve(ETAS, np.array([1e-14, 1e-14, 1e-14, 1e-11]), np.zeros(4), 1.0).vanishes, "not at every rate"
+    assert not Curve(ETAS, np.array([1e-14, 1e-14, 1e-14, 1e-11]), np.zeros(4), 1.0).vanishes, (
+        "not at every rate"
+    )
     assert Curve(ETAS, np.full(4, 1e-6), np.full(4, 2e-6), 1.0).vanishes, "within its uncertainty"
     # local slopes 1 +- 0.0953 / log 2 in turn: half of their range is 0.1375
     assert curve(1.0, 1.0, bend=0.1).spread == pytest.approx(np.log(1.1) / np.log(2))
@@ -129,7 +168,10 @@ def test_when_a_curve_vanishes_and_when_it_is_settled():
 
 
 def test_an_outcome_needs_measurements_and_what_is_unclear_hides_nothing():
-    agrees, differs, unclear = (Measurement("y", 0.0, value, 0.1, "", unclear=rough) for value, rough in ((0.0, False), (1.0, False), (1.0, True)))
+    agrees, differs, unclear = (
+        Measurement("y", 0.0, value, 0.1, "", unclear=rough)
+        for value, rough in ((0.0, False), (1.0, False), (1.0, True))
+    )
     caught, missed = Control("broken", 1.0, 0.1), Control("broken", 0.0, 0.1)
     assert Outcome((), (caught,)).status == "inconclusive"
     assert Outcome((agrees,), (caught, missed)).status == "inconclusive"

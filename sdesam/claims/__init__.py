@@ -1,4 +1,6 @@
-"""The registry of claims: one file per source, each with a tuple `CLAIMS`; every file is found by itself."""
+"""The registry of claims: one file per source, each with a tuple `CLAIMS`; every file is found by
+itself.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ __all__ = ["Claim", "Control", "Measurement", "Outcome", "claim", "registry"]
 def registry() -> dict[str, Claim]:
     """Every registered claim by its id."""
     modules = (m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
-    return {c.id: c for name in modules for c in importlib.import_module(f"{__name__}.{name}").CLAIMS}
+    return {
+        c.id: c for name in modules for c in importlib.import_module(f"{__name__}.{name}").CLAIMS
+    }
 
 
 def claim(name: str) -> Claim:

@@ -1,7 +1,8 @@
 """What a claim is: a statement of a paper as a runnable check.
 
-A claim predicts numbers by a formula of its own, measures them by something that does not know the formula, and breaks the theory on purpose to show
-that the check could have failed. This room is the only one with formulas from papers.
+A claim predicts numbers by a formula of its own, measures them by something that does not know the
+formula, and breaks the theory on purpose to show that the check could have failed. This room is the
+only one with formulas from papers.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class Measurement:
         name: what is measured.
         predicted: by the claim.
         measured: the number found.
-        tolerance: how far apart they may be: rounding, resolution or a stated number of standard errors.
+        tolerance: how far apart they may be: rounding, resolution or a stated number of standard
+            errors.
         basis: where the tolerance comes from, with its false-alarm rate if it is statistical.
         unclear: the tolerance is too wide to say anything.
     """
@@ -43,7 +45,8 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Control:
-    """The theory broken on purpose, or, where a claim is refuted, mended: the check must reject the one and accept the other.
+    """The theory broken on purpose, or, where a claim is refuted, mended: the check must reject the
+    one and accept the other.
 
     Args:
         name: how it was broken or mended.
@@ -59,7 +62,9 @@ class Control:
 
     @property
     def caught(self) -> bool:
-        """Whether the check tells: it rejects the broken theory, or accepts the mended one; False for NaN, which tells nothing."""
+        """Whether the check tells: it rejects the broken theory, or accepts the mended one; False
+        for NaN, which tells nothing.
+        """
         size = abs(self.measured)
         return size <= self.tolerance if self.mended else size > self.tolerance
 
@@ -82,8 +87,14 @@ class Outcome:
 
     @property
     def status(self) -> Status:
-        """`inconclusive` if a control slipped through or a measurement is unclear, else whether all measurements agree."""
-        if not self.measurements or not self.controls or not all(control.caught for control in self.controls):
+        """`inconclusive` if a control slipped through or a measurement is unclear, else whether all
+        measurements agree.
+        """
+        if (
+            not self.measurements
+            or not self.controls
+            or not all(control.caught for control in self.controls)
+        ):
             return "inconclusive"
         if all(m.agrees for m in self.measurements if not m.unclear):
             return "inconclusive" if any(m.unclear for m in self.measurements) else "confirmed"

@@ -1,9 +1,12 @@
-"""Luo, Harandi, Phung & Le 2025, "Unveiling m-Sharpness Through the Structure of Stochastic Gradient Noise", arXiv 2509.18001.
+"""Luo, Harandi, Phung & Le 2025, "Unveiling m-Sharpness Through the Structure of Stochastic
+Gradient Noise", arXiv 2509.18001.
 
-Theorems 3.3 to 3.5, whose numbers follow a published summary of the paper: the SDEs of USAM, n-USAM and m-USAM. Drift and covariance are written here
-from the printed formulas and set beside the optimizer's own one-step moments over all mini-batches. `Sigma^m` is by definition the
-covariance of one micro-batch's step; what is tested of the covariance is the factor `m/b`, that is, whether micro-batches are
-independent. Where `m = b` there is one micro-batch and nothing to test, so that the covariance of L-3.3 and L-3.6 is no measurement.
+Theorems 3.3 to 3.5, whose numbers follow a published summary of the paper: the SDEs of USAM, n-USAM
+and m-USAM. Drift and covariance are written here from the printed formulas and set beside the
+optimizer's own one-step moments over all mini-batches. `Sigma^m` is by definition the covariance of
+one micro-batch's step; what is tested of the covariance is the factor `m/b`, that is, whether
+micro-batches are independent. Where `m = b` there is one micro-batch and nothing to test, so that
+the covariance of L-3.3 and L-3.6 is no measurement.
 """
 
 from __future__ import annotations
@@ -26,7 +29,10 @@ from sdesam.sampling import Sampling
 from sdesam.variants import variant as find_variant
 
 _PAPER = "Luo, Harandi, Phung & Le 2025, arXiv 2509.18001"
-BASIS = "exact enumeration of all mini-batches, float64; right coefficients come out to 1e-9, so 1e-5 is far from both"
+BASIS = (
+    "exact enumeration of all mini-batches, float64; right coefficients come out to 1e-9, so 1e-5"
+    " is far from both"
+)
 Formula = Callable[..., Any]
 
 
@@ -43,9 +49,16 @@ def micro_batches(n: int, m: int, replace: bool) -> Any:
 
 
 def micro_covariance(
-    problem: FiniteSum, x: Any, rho: Any, m: int, replace: bool, perturbation: Callable[[Any], Any] = lambda gradient: gradient
+    problem: FiniteSum,
+    x: Any,
+    rho: Any,
+    m: int,
+    replace: bool,
+    perturbation: Callable[[Any], Any] = lambda gradient: gradient,
 ) -> Any:
-    """`Sigma^m(x)`: the covariance of `grad f_I(x + rho u_I)` over micro-batches of `m` samples, `u_I` a function of `grad f_I(x)`."""
+    """`Sigma^m(x)`: the covariance of `grad f_I(x + rho u_I)` over micro-batches of `m` samples,
+    `u_I` a function of `grad f_I(x)`.
+    """
 
     def step(indices: Any) -> Any:
         part = jax.tree.map(lambda leaf: leaf[indices], problem.data)
@@ -61,12 +74,18 @@ def _modified_loss(strength: Callable[[int, int, int], float]) -> Formula:
     """`f + (rho/2) |grad f|^2 + (rho/2) strength(n, b, m) tr V`."""
 
     def potential(problem: FiniteSum, x: Any, lr: Any, rho: Any, batch: int, micro: int) -> Any:
-        return problem.loss(x) + rho / 2 * problem.grad_norm2(x) + rho / 2 * strength(problem.n, batch, micro) * problem.trace_cov(x)
+        return (
+            problem.loss(x)
+            + rho / 2 * problem.grad_norm2(x)
+            + rho / 2 * strength(problem.n, batch, micro) * problem.trace_cov(x)
+        )
 
     return potential
 
 
-def _printed_covariance(replace: bool, factor: Callable[[int, int], float] = lambda b, m: m / b) -> Formula:
+def _printed_covariance(
+    replace: bool, factor: Callable[[int, int], float] = lambda b, m: m / b
+) -> Formula:
     """`(m eta/b) Sigma^m`."""
 
     def covariance(problem: FiniteSum, x: Any, lr: Any, rho: Any, batch: int, micro: int) -> Any:
@@ -85,46 +104,91 @@ def _shifted_covariance(factor: Callable[[int, int], float], shift: float = 1.0)
 
 
 class Deviation(NamedTuple):
-    """The largest relative deviation of stated from true coefficients, and how far it may be wrong."""
+    """The largest relative deviation of stated from true coefficients, and how far it may be
+    wrong.
+    """
 
     value: float
     error: float
 
     def measurement(self, name: str) -> Measurement:
         """As a prediction that there is none; unclear where a coefficient did not settle."""
-        return Measurement(name, 0.0, self.value, SAME, BASIS, unclear=self.value - self.error <= OTHER and self.value + self.error > SAME)
+        return Measurement(
+            name,
+            0.0,
+            self.value,
+            SAME,
+            BASIS,
+            unclear=self.value - self.error <= OTHER and self.value + self.error > SAME,
+        )
 
 
-def controls_of(broken: Mapping[str, Iterable[Deviation]], mended: Mapping[str, Iterable[Deviation]]) -> list[Control]:
-    """Broken theories, of which a part must deviate for certain, and mended ones, of which none may deviate."""
-    made = [Control(name, max(max(0.0, d.value - d.error) for d in found), SAME) for name, found in broken.items()]
-    return made + [Control(name, max(d.value + d.error for d in found), SAME, mended=True) for name, found in mended.items()]
+def controls_of(
+    broken: Mapping[str, Iterable[Deviation]], mended: Mapping[str, Iterable[Deviation]]
+) -> list[Control]:
+    """Broken theories, of which a part must deviate for certain, and mended ones, of which none may
+    deviate.
+    """
+    made = [
+        Control(name, max(max(0.0, d.value - d.error) for d in found), SAME)
+        for name, found in broken.items()
+    ]
+    return made + [
+        Control(name, max(d.value + d.error for d in found), SAME, mended=True)
+        for name, found in mended.items()
+    ]
 
 
-def deviation(variant: str, replace: bool, sizes: list[tuple[int, int]], seed: int, hypothesis: Hypothesis, eps: float = 0.0) -> dict[str, Deviation]:
-    """How far stated coefficients are from the true ones, by part: the drift at order (1,2), the covariance at (2,3)."""
+def deviation(
+    variant: str,
+    replace: bool,
+    sizes: list[tuple[int, int]],
+    seed: int,
+    hypothesis: Hypothesis,
+    eps: float = 0.0,
+) -> dict[str, Deviation]:
+    """How far stated coefficients are from the true ones, by part: the drift at order (1,2), the
+    covariance at (2,3).
+    """
     problem = torus(dim=2, samples=5, seed=100 + seed)
     offered = np.random.default_rng(seed).uniform(0, 2 * np.pi, size=(120, 2))
     normalised = find_variant(variant).normaliser != "none"
 
     def points(sampling: Sampling) -> np.ndarray:
-        return (away_from_zero(problem, sampling, offered) if normalised and not eps else offered)[:6]
+        return (away_from_zero(problem, sampling, offered) if normalised and not eps else offered)[
+            :6
+        ]
 
-    settings = [Setting(problem, sampling, points(sampling), eps=eps) for sampling in (Sampling(b, m, replace) for b, m in sizes)]
+    settings = [
+        Setting(problem, sampling, points(sampling), eps=eps)
+        for sampling in (Sampling(b, m, replace) for b, m in sizes)
+    ]
     result = {}
     stated = [Stated(hypothesis, s) for s in settings]
-    chains = [lambda lr, rho, s=s: Chain(variant, problem, lr, rho, s.sampling.batch, s.sampling.m, replace, eps=eps) for s in settings]
+    chains = [
+        lambda lr, rho, s=s: Chain(
+            variant, problem, lr, rho, s.sampling.batch, s.sampling.m, replace, eps=eps
+        )
+        for s in settings
+    ]
     nothing = [None] * len(settings)
     if stated[0].has_drift:
-        result["drift"] = _largest(compare_coefficients(settings, [s.fields()[0] for s in stated], nothing, chains, (1, 2)))
+        result["drift"] = _largest(
+            compare_coefficients(settings, [s.fields()[0] for s in stated], nothing, chains, (1, 2))
+        )
     if stated[0].has_covariance:
-        result["covariance"] = _largest(compare_coefficients(settings, nothing, [s.fields()[1] for s in stated], chains, (2, 3)))
+        result["covariance"] = _largest(
+            compare_coefficients(settings, nothing, [s.fields()[1] for s in stated], chains, (2, 3))
+        )
     return result
 
 
 def _largest(findings: list[Finding]) -> Deviation:
     """Of the refuted ones if there are any, else of the open ones, else of all."""
-    each = {status: [f for f in findings if f.status == status] for status in ("refuted", "inconclusive", "confirmed")}
+    each = {
+        status: [f for f in findings if f.status == status]
+        for status in ("refuted", "inconclusive", "confirmed")
+    }
     worst = max(next(found for found in each.values() if found), key=lambda f: f.deviation)
     return Deviation(worst.deviation, worst.error)
 
@@ -138,70 +202,110 @@ def _theorem(
     remark: str = "",
     mended: dict[str, Hypothesis] | None = None,
 ) -> Callable[[Preset, int], Outcome]:
-    """A theorem about an SDE as a runnable check: what it states, and the same with one thing broken."""
+    """A theorem about an SDE as a runnable check: what it states, and the same with one thing
+    broken.
+    """
 
     def run(preset: Preset, seed: int) -> Outcome:
         seeds = [seed] if preset == "quick" else [seed + k for k in range(5)]
         measurements = []
         for s in seeds:
             found = deviation(variant, replace, sizes, s, stated)
-            measurements += [value.measurement(f"relative deviation of the {part}, problem {s}") for part, value in found.items()]
+            measurements += [
+                value.measurement(f"relative deviation of the {part}, problem {s}")
+                for part, value in found.items()
+            ]
 
         def altered(theories: Mapping[str, Hypothesis]) -> dict[str, Iterable[Deviation]]:
-            return {name: deviation(variant, replace, sizes, seed, theory).values() for name, theory in theories.items()}
+            return {
+                name: deviation(variant, replace, sizes, seed, theory).values()
+                for name, theory in theories.items()
+            }
 
-        return Outcome(tuple(measurements), tuple(controls_of(altered(broken), altered(mended or {}))), remark)
+        return Outcome(
+            tuple(measurements), tuple(controls_of(altered(broken), altered(mended or {}))), remark
+        )
 
     return run
 
 
 def finite_population(n: int, k: int) -> float:
-    """`c_k`, the covariance factor of a mean of `k` out of `n` samples drawn without replacement."""
+    """`c_k`, the covariance factor of a mean of `k` out of `n` samples drawn without
+    replacement.
+    """
     return (n - k) / (k * (n - 1))
 
 
 _M_SIZES = [(4, 1), (4, 2), (3, 1)]
 _DRIFT = Hypothesis(potential=_modified_loss(lambda n, b, m: 1 / m))
 _WITH = Hypothesis(potential=_DRIFT.potential, covariance=_printed_covariance(True))
-BY_DEFINITION = "Its covariance is Sigma^b, the covariance of the step by definition: there is nothing to measure, and it is not counted."
+BY_DEFINITION = (
+    "Its covariance is Sigma^b, the covariance of the step by definition: there is nothing to"
+    " measure, and it is not counted."
+)
 
 
 def _drift_controls(right: Callable[[int, int, int], float]) -> dict[str, Hypothesis]:
     return {
         "tr V dropped": Hypothesis(potential=_modified_loss(lambda n, b, m: 0.0)),
-        "sign of tr V flipped": Hypothesis(potential=_modified_loss(lambda n, b, m: -right(n, b, m))),
-        "tr V ten per cent off": Hypothesis(potential=_modified_loss(lambda n, b, m: 1.1 * right(n, b, m))),
+        "sign of tr V flipped": Hypothesis(
+            potential=_modified_loss(lambda n, b, m: -right(n, b, m))
+        ),
+        "tr V ten per cent off": Hypothesis(
+            potential=_modified_loss(lambda n, b, m: 1.1 * right(n, b, m))
+        ),
     }
 
 
 def _less_noise(preset: Preset, seed: int) -> Outcome:
-    """The covariance of m-USAM in units of that of USAM as rho -> 0, predicted as `m/b`; measured it does not depend on `m`."""
+    """The covariance of m-USAM in units of that of USAM as rho -> 0, predicted as `m/b`; measured
+    it does not depend on `m`.
+    """
     b = 4
     problem = torus(dim=2, samples=5, seed=200 + seed)
     points = np.random.default_rng(seed).uniform(0, 2 * np.pi, size=(6, 2))
-    radii = 0.3 * (1 + np.cos(np.pi * (np.arange(8) + 0.5) / 8)) / 2  # Chebyshev nodes in (0, 0.3): rho = 0 itself is SGD for every m
+    radii = (
+        0.3 * (1 + np.cos(np.pi * (np.arange(8) + 0.5) / 8)) / 2
+    )  # Chebyshev nodes in (0, 0.3): rho = 0 itself is SGD for every m
 
     def trace(m: int) -> np.ndarray:
         chains = [Chain("m-usam", problem, 0.1, float(rho), b, m) for rho in radii]
-        return np.array([np.trace(one_step(chain, points).covariance, axis1=1, axis2=2).sum() for chain in chains])
+        return np.array(
+            [
+                np.trace(one_step(chain, points).covariance, axis1=1, axis2=2).sum()
+                for chain in chains
+            ]
+        )
 
     whole_batch = trace(b)
     leading, slope = {}, {}
     for m in (1, 2):
         powers = np.linalg.solve(np.vander(radii, increasing=True), trace(m) / whole_batch)
         leading[m], slope[m] = float(powers[0]), float(powers[1])
-    basis = "extrapolated to rho = 0 from eight radii by exact enumeration; the polynomial through them is right to 1e-8"
+    basis = (
+        "extrapolated to rho = 0 from eight radii by exact enumeration; the polynomial through them"
+        " is right to 1e-8"
+    )
     measurements = tuple(
-        Measurement(f"noise at m = {m} over that at m = b = {b}, rho -> 0", m / b, ratio, 1e-6, basis) for m, ratio in leading.items()
+        Measurement(
+            f"noise at m = {m} over that at m = b = {b}, rho -> 0", m / b, ratio, 1e-6, basis
+        )
+        for m, ratio in leading.items()
     )
     controls = (
-        Control("noise V/b for every m", max(abs(ratio - 1) for ratio in leading.values()), 1e-6, mended=True),
+        Control(
+            "noise V/b for every m",
+            max(abs(ratio - 1) for ratio in leading.values()),
+            1e-6,
+            mended=True,
+        ),
         Control("noise rises like b/m", leading[1] - b, 1e-6),
     )
     told = ", ".join(f"{value:+.4f} rho at m = {m}" for m, value in slope.items())
     remark = (
-        "Measured on m-USAM. At leading order the noise is V/b for every m: each micro-batch is noisier by b/m, and b/m of them are averaged. "
-        f"The difference is of order rho: relative to m = b the trace changes by {told} on this problem."
+        "Measured on m-USAM. At leading order the noise is V/b for every m: each micro-batch is"
+        " noisier by b/m, and b/m of them are averaged. The difference is of order rho: relative"
+        f" to m = b the trace changes by {told} on this problem."
     )
     return Outcome(measurements, controls, remark, {"leading": leading, "slope in rho": slope})
 
@@ -210,8 +314,11 @@ CLAIMS = (
     Claim(
         id="L-3.3",
         title="SDE of USAM, with replacement: its drift (the covariance holds by definition)",
-        statement=r"\mathrm dX = -\nabla\Big(f + \tfrac{\rho}{2}|\nabla f|^2 + \tfrac{\rho}{2b}\operatorname{tr}V\Big)\mathrm dt"
-        r" + \sqrt{\eta\,\Sigma^b}\,\mathrm dW",
+        statement=(
+            r"\mathrm dX = -\nabla\Big(f + \tfrac{\rho}{2}|\nabla f|^2 +"
+            r" \tfrac{\rho}{2b}\operatorname{tr}V\Big)\mathrm dt"
+            r" + \sqrt{\eta\,\Sigma^b}\,\mathrm dW"
+        ),
         source=f"{_PAPER}, theorem 3.3",
         prediction="the rho^0 and rho^1 coefficients of the mean step",
         recorded="confirmed",
@@ -223,7 +330,9 @@ CLAIMS = (
             _DRIFT,
             {
                 **_drift_controls(lambda n, b, m: 1 / b),
-                "finite-population c_b for 1/b": Hypothesis(potential=_modified_loss(lambda n, b, m: finite_population(n, b))),
+                "finite-population c_b for 1/b": Hypothesis(
+                    potential=_modified_loss(lambda n, b, m: finite_population(n, b))
+                ),
             },
             BY_DEFINITION,
         ),
@@ -243,7 +352,11 @@ CLAIMS = (
             Hypothesis(potential=_modified_loss(lambda n, b, m: 1 / b)),
             _drift_controls(lambda n, b, m: 1 / b),
             "Without replacement the variance regulariser is rho c_b/2 tr V (claim L-c).",
-            {"c_b for 1/b": Hypothesis(potential=_modified_loss(lambda n, b, m: finite_population(n, b)))},
+            {
+                "c_b for 1/b": Hypothesis(
+                    potential=_modified_loss(lambda n, b, m: finite_population(n, b))
+                )
+            },
         ),
     ),
     Claim(
@@ -259,11 +372,18 @@ CLAIMS = (
             "n-usam",
             True,
             [(2, 2), (3, 3)],
-            Hypothesis(potential=_modified_loss(lambda n, b, m: 0.0), covariance=_shifted_covariance(lambda n, b: 1 / b)),
+            Hypothesis(
+                potential=_modified_loss(lambda n, b, m: 0.0),
+                covariance=_shifted_covariance(lambda n, b: 1 / b),
+            ),
             {
                 "tr V as in USAM": Hypothesis(potential=_modified_loss(lambda n, b, m: 1 / b)),
-                "covariance at the unperturbed point": Hypothesis(covariance=_shifted_covariance(lambda n, b: 1 / b, shift=0.0)),
-                "covariance of one sample": Hypothesis(covariance=_shifted_covariance(lambda n, b: 1.0)),
+                "covariance at the unperturbed point": Hypothesis(
+                    covariance=_shifted_covariance(lambda n, b: 1 / b, shift=0.0)
+                ),
+                "covariance of one sample": Hypothesis(
+                    covariance=_shifted_covariance(lambda n, b: 1.0)
+                ),
             },
         ),
     ),
@@ -272,26 +392,44 @@ CLAIMS = (
         title="the printed SDE of n-USAM, without replacement",
         statement=r"\text{L-3.4 where mini-batches are uniform subsets}",
         source=f"{_PAPER}, theorem 3.4",
-        prediction="as L-3.4; a finite population asks for the factor (n-b)/(n-1) in the covariance",
+        prediction=(
+            "as L-3.4; a finite population asks for the factor (n-b)/(n-1) in the covariance"
+        ),
         recorded="refuted",
         seconds=5,
         run=_theorem(
             "n-usam",
             False,
             [(2, 2), (3, 3)],
-            Hypothesis(potential=_modified_loss(lambda n, b, m: 0.0), covariance=_shifted_covariance(lambda n, b: 1 / b)),
-            {"covariance of one sample": Hypothesis(covariance=_shifted_covariance(lambda n, b: 1.0))},
+            Hypothesis(
+                potential=_modified_loss(lambda n, b, m: 0.0),
+                covariance=_shifted_covariance(lambda n, b: 1 / b),
+            ),
+            {
+                "covariance of one sample": Hypothesis(
+                    covariance=_shifted_covariance(lambda n, b: 1.0)
+                )
+            },
             "The drift is right; the covariance is right with (n-b)/(n-1), which is claim L-cn.",
-            {"finite-population factor in the covariance": Hypothesis(covariance=_shifted_covariance(finite_population))},
+            {
+                "finite-population factor in the covariance": Hypothesis(
+                    covariance=_shifted_covariance(finite_population)
+                )
+            },
         ),
     ),
     Claim(
         id="L-3.5",
         title="SDE of m-USAM, with replacement",
-        statement=r"\mathrm dX = -\nabla\Big(f + \tfrac{\rho}{2}|\nabla f|^2 + \tfrac{\rho}{2m}\operatorname{tr}V\Big)\mathrm dt"
-        r" + \sqrt{\tfrac{m\eta}{b}\,\Sigma^m}\,\mathrm dW",
+        statement=(
+            r"\mathrm dX = -\nabla\Big(f + \tfrac{\rho}{2}|\nabla f|^2 +"
+            r" \tfrac{\rho}{2m}\operatorname{tr}V\Big)\mathrm dt"
+            r" + \sqrt{\tfrac{m\eta}{b}\,\Sigma^m}\,\mathrm dW"
+        ),
         source=f"{_PAPER}, theorem 3.5",
-        prediction="variance regularisation of strength rho/(2m), and the covariance (m eta/b) Sigma^m",
+        prediction=(
+            "variance regularisation of strength rho/(2m), and the covariance (m eta/b) Sigma^m"
+        ),
         recorded="confirmed",
         seconds=6,
         run=_theorem(
@@ -302,9 +440,15 @@ CLAIMS = (
             {
                 **_drift_controls(lambda n, b, m: 1 / m),
                 "1/b for 1/m": Hypothesis(potential=_modified_loss(lambda n, b, m: 1 / b)),
-                "finite-population c_m for 1/m": Hypothesis(potential=_modified_loss(lambda n, b, m: finite_population(n, m))),
-                "covariance without m/b": Hypothesis(covariance=_printed_covariance(True, lambda b, m: 1.0)),
-                "covariance without its rho part": Hypothesis(covariance=_shifted_covariance(lambda n, b: 1 / b, shift=0.0)),
+                "finite-population c_m for 1/m": Hypothesis(
+                    potential=_modified_loss(lambda n, b, m: finite_population(n, m))
+                ),
+                "covariance without m/b": Hypothesis(
+                    covariance=_printed_covariance(True, lambda b, m: 1.0)
+                ),
+                "covariance without its rho part": Hypothesis(
+                    covariance=_shifted_covariance(lambda n, b: 1 / b, shift=0.0)
+                ),
             },
         ),
     ),
@@ -313,25 +457,41 @@ CLAIMS = (
         title="the printed SDE of m-USAM, without replacement",
         statement=r"\text{L-3.5 where mini-batches are uniform subsets}",
         source=f"{_PAPER}, theorem 3.5",
-        prediction="as L-3.5; micro-batches of a uniform subset are negatively correlated, so Cov(G) is not (m/b) Sigma^m for m < b",
+        prediction=(
+            "as L-3.5; micro-batches of a uniform subset are negatively correlated, so Cov(G) is"
+            " not (m/b) Sigma^m for m < b"
+        ),
         recorded="refuted",
         seconds=6,
         run=_theorem(
             "m-usam",
             False,
             _M_SIZES,
-            Hypothesis(potential=_modified_loss(lambda n, b, m: 1 / m), covariance=_printed_covariance(False)),
+            Hypothesis(
+                potential=_modified_loss(lambda n, b, m: 1 / m),
+                covariance=_printed_covariance(False),
+            ),
             {"1/b for 1/m": Hypothesis(potential=_modified_loss(lambda n, b, m: 1 / b))},
-            "The drift is right with c_m in place of 1/m (claim L-c); the covariance too is another one.",
-            {"c_m for 1/m in the drift": Hypothesis(potential=_modified_loss(lambda n, b, m: finite_population(n, m)))},
+            "The drift is right with c_m in place of 1/m (claim L-c); the covariance too is another"
+            " one.",
+            {
+                "c_m for 1/m in the drift": Hypothesis(
+                    potential=_modified_loss(lambda n, b, m: finite_population(n, m))
+                )
+            },
         ),
     ),
     Claim(
         id="L-c",
         title="finite-population drift of m-USAM, without replacement",
-        statement=r"\text{drift } -\nabla\Big(f + \tfrac{\rho}{2}|\nabla f|^2 + \tfrac{\rho c_m}{2}\operatorname{tr}V\Big),"
-        r"\quad c_m = \tfrac{n-m}{m(n-1)}",
-        source="this project, docs/theory.md section 3; corrects L-3.3 and L-3.5 for uniform subsets",
+        statement=(
+            r"\text{drift } -\nabla\Big(f + \tfrac{\rho}{2}|\nabla f|^2 + \tfrac{\rho"
+            r" c_m}{2}\operatorname{tr}V\Big),"
+            r"\quad c_m = \tfrac{n-m}{m(n-1)}"
+        ),
+        source=(
+            "this project, docs/theory.md section 3; corrects L-3.3 and L-3.5 for uniform subsets"
+        ),
         prediction="variance regularisation of strength rho c_m / 2",
         recorded="confirmed",
         seconds=5,
@@ -340,7 +500,10 @@ CLAIMS = (
             False,
             _M_SIZES,
             Hypothesis(potential=_modified_loss(lambda n, b, m: finite_population(n, m))),
-            {**_drift_controls(lambda n, b, m: finite_population(n, m)), "1/m for c_m": Hypothesis(potential=_modified_loss(lambda n, b, m: 1 / m))},
+            {
+                **_drift_controls(lambda n, b, m: finite_population(n, m)),
+                "1/m for c_m": Hypothesis(potential=_modified_loss(lambda n, b, m: 1 / m)),
+            },
         ),
     ),
     Claim(
@@ -355,8 +518,15 @@ CLAIMS = (
             "n-usam",
             False,
             [(2, 2), (3, 3)],
-            Hypothesis(potential=_modified_loss(lambda n, b, m: 0.0), covariance=_shifted_covariance(finite_population)),
-            {"1/b for the finite-population factor": Hypothesis(covariance=_shifted_covariance(lambda n, b: 1 / b))},
+            Hypothesis(
+                potential=_modified_loss(lambda n, b, m: 0.0),
+                covariance=_shifted_covariance(finite_population),
+            ),
+            {
+                "1/b for the finite-population factor": Hypothesis(
+                    covariance=_shifted_covariance(lambda n, b: 1 / b)
+                )
+            },
         ),
     ),
     Claim(

@@ -1,7 +1,9 @@
-"""Luo, Harandi, Phung & Le 2025: what training is said to show (figures 1 and 2, tables 1, 3, 4 and 6), and section 3.5 on V, Fisher and Hessian.
+"""Luo, Harandi, Phung & Le 2025: what training is said to show (figures 1 and 2, tables 1, 3, 4 and
+6), and section 3.5 on V, Fisher and Hessian.
 
-Trained here in small: digits, 200 or 1,000 images, width 32, three values of m, enough seeds for Page's test. The experiments of the same names in
-`experiments/` train on 1,000 images, with SGD, n-SAM and RW-SAM beside, and draw the pictures.
+Trained here in small: digits, 200 or 1,000 images, width 32, three values of m, enough seeds for
+Page's test. The experiments of the same names in `experiments/` train on 1,000 images, with SGD,
+n-SAM and RW-SAM beside, and draw the pictures.
 """
 
 from __future__ import annotations
@@ -24,14 +26,25 @@ _SMALL = (200, (32, 8, 1))
 """Images, and sizes of m of which the first is the batch: enough where the effect is large."""
 _LARGE = (1000, (64, 8, 1))
 _BASIS = (
-    f"a p-value of the order (Page's exact test, paired by seed; 1 if a step is less than its standard error) of at most {ALPHA:g}: "
-    f"one false alarm in {1 / ALPHA:.0f} where there is no trend"
+    "a p-value of the order (Page's exact test, paired by seed; 1 if a step is less than its"
+    f" standard error) of at most {ALPHA:g}: one false alarm in {1 / ALPHA:.0f} where there is no"
+    " trend"
 )
 
 
 @lru_cache(maxsize=8)
-def _ends(size: tuple[int, tuple[int, ...]], start: str, label_noise: float, rho: float, steps: int, seeds: int, seed: int) -> dict[str, np.ndarray]:
-    """Test accuracy and tr V at the end of m-SAM, shape `(seeds, sizes of m)`; a row shares its start, its labels and its key."""
+def _ends(
+    size: tuple[int, tuple[int, ...]],
+    start: str,
+    label_noise: float,
+    rho: float,
+    steps: int,
+    seeds: int,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Test accuracy and tr V at the end of m-SAM, shape `(seeds, sizes of m)`; a row shares its
+    start, its labels and its key.
+    """
     images, micro = size
     names = ("test_accuracy", "trace_cov")
     found: dict[str, list[list[float]]] = {name: [] for name in names}
@@ -41,20 +54,35 @@ def _ends(size: tuple[int, tuple[int, ...]], start: str, label_noise: float, rho
         runs = []
         for m in micro:
             chain = Chain("m-sam", problem, _LR, rho, micro[0], m, replace=False)
-            runs.append(train(chain, seed_key(k), runs=1, steps=steps, times=[steps * _LR], observe=names, progress=False))
+            runs.append(
+                train(
+                    chain,
+                    seed_key(k),
+                    runs=1,
+                    steps=steps,
+                    times=[steps * _LR],
+                    observe=names,
+                    progress=False,
+                )
+            )
         for name in names:
             found[name].append([float(run.mean[name][-1]) for run in runs])
     return {name: np.array(rows) for name, rows in found.items()}
 
 
-def _trend(what: str, micro: tuple[int, ...], table: np.ndarray, direction: statistics.Direction) -> tuple[Measurement, tuple[Control, ...]]:
-    """The predicted order as a measurement that its p-value is small. Controls: any two neighbours exchanged, and values permuted within seeds.
+def _trend(
+    what: str, micro: tuple[int, ...], table: np.ndarray, direction: statistics.Direction
+) -> tuple[Measurement, tuple[Control, ...]]:
+    """The predicted order as a measurement that its p-value is small. Controls: any two neighbours
+    exchanged, and values permuted within seeds.
 
-    An exchanged order passes where the two sizes of m do not differ; permuted values pass by chance, in one case of a hundred.
+    An exchanged order passes where the two sizes of m do not differ; permuted values pass by
+    chance, in one case of a hundred.
     """
     found = statistics.trend(table, direction)
     measurement = Measurement(
-        f"p-value that {what} {direction} as m falls, {', '.join(map(str, micro))} (means {', '.join(f'{v:.4g}' for v in table.mean(axis=0))})",
+        f"p-value that {what} {direction} as m falls, {', '.join(map(str, micro))} (means"
+        f" {', '.join(f'{v:.4g}' for v in table.mean(axis=0))})",
         0.0,
         found.p_order,
         ALPHA,
@@ -64,9 +92,21 @@ def _trend(what: str, micro: tuple[int, ...], table: np.ndarray, direction: stat
     controls = []
     for k, (first, second) in enumerate(pairwise(micro)):
         order = [*range(k), k + 1, k, *range(k + 2, len(micro))]
-        controls.append(Control(f"{what}: m = {first} and {second} exchanged", statistics.trend(table[:, order], direction).p_order, ALPHA))
+        controls.append(
+            Control(
+                f"{what}: m = {first} and {second} exchanged",
+                statistics.trend(table[:, order], direction).p_order,
+                ALPHA,
+            )
+        )
     permuted = np.random.default_rng(0).permuted(table, axis=1)
-    controls.append(Control(f"{what}: values permuted within seeds", statistics.trend(permuted, direction).p_order, ALPHA))
+    controls.append(
+        Control(
+            f"{what}: values permuted within seeds",
+            statistics.trend(permuted, direction).p_order,
+            ALPHA,
+        )
+    )
     return measurement, tuple(controls)
 
 
@@ -81,7 +121,8 @@ def _run_escape(preset: Preset, seed: int) -> Outcome:
     return Outcome(
         (measurement,),
         controls,
-        f"From m = {_SMALL[1][0]} to 1 accuracy differs by {gain} points. In `experiments/escape.py` n-SAM is beside: above SGD by a tenth of that.",
+        f"From m = {_SMALL[1][0]} to 1 accuracy differs by {gain} points. In"
+        " `experiments/escape.py` n-SAM is beside: above SGD by a tenth of that.",
         {name: table.tolist() for name, table in ends.items()},
     )
 
@@ -92,17 +133,26 @@ def _run_variance(preset: Preset, seed: int) -> Outcome:
     for start in ("bad minimum", "random"):
         ends = _ends(_SMALL, start, 0.0, 0.1, 1000, _seeds(preset), seed)
         measurement, more = _trend(
-            f"tr V at the end, from a {start if start == 'bad minimum' else 'random start'},", _SMALL[1], ends["trace_cov"], "falls"
+            f"tr V at the end, from a {start if start == 'bad minimum' else 'random start'},",
+            _SMALL[1],
+            ends["trace_cov"],
+            "falls",
         )
         measurements.append(measurement)
         controls += more
-    return Outcome(tuple(measurements), tuple(controls), "The order is that of the paper's table 6; its numbers belong to a network on CIFAR-10.")
+    return Outcome(
+        tuple(measurements),
+        tuple(controls),
+        "The order is that of the paper's table 6; its numbers belong to a network on CIFAR-10.",
+    )
 
 
 _NOISE_LEVELS = (0.2, 0.4, 0.6)
 _NOISE_REMARK = (
-    "The paper's table goes on to 80 %, of which nothing is claimed here: in `experiments/label_noise.py` the order breaks down there, because "
-    "at the same rho m = 1 regularises too much. RW-SAM, of which that table speaks, is below SAM at every share in that experiment."
+    "The paper's table goes on to 80 %, of which nothing is claimed here: in"
+    " `experiments/label_noise.py` the order breaks down there, because at the same rho m = 1"
+    " regularises too much. RW-SAM, of which that table speaks, is below SAM at every share in that"
+    " experiment."
 )
 
 
@@ -111,7 +161,12 @@ def _run_noise(preset: Preset, seed: int) -> Outcome:
     controls: list[Control] = []
     for level in _NOISE_LEVELS:
         ends = _ends(_SMALL, "random", level, 0.1, 1000, _seeds(preset), seed)
-        measurement, more = _trend(f"test accuracy after training with {level:.0%} wrong labels", _SMALL[1], ends["test_accuracy"], "rises")
+        measurement, more = _trend(
+            f"test accuracy after training with {level:.0%} wrong labels",
+            _SMALL[1],
+            ends["test_accuracy"],
+            "rises",
+        )
         measurements.append(measurement)
         controls += more
     return Outcome(tuple(measurements), tuple(controls), _NOISE_REMARK)
@@ -122,7 +177,10 @@ def _run_generalisation(preset: Preset, seed: int) -> Outcome:
     measurement, controls = _trend("test accuracy", _LARGE[1], ends["test_accuracy"], "rises")
     gain = statistics.interval(100 * (ends["test_accuracy"][:, -1] - ends["test_accuracy"][:, 0]))
     return Outcome(
-        (measurement,), controls, f"The effect is small: {gain} points from m = {_LARGE[1][0]} to 1. It is one data set and one split of it."
+        (measurement,),
+        controls,
+        f"The effect is small: {gain} points from m = {_LARGE[1][0]} to 1. It is one data set and"
+        " one split of it.",
     )
 
 
@@ -139,7 +197,9 @@ def _covariance(gradients: np.ndarray) -> np.ndarray:
 
 
 def _logistic(seed: int, wrong: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """V, Fisher matrix and Hessian at the maximum likelihood of logistic regression; `wrong`: half of the labels are flipped where |x_2| > 1.5."""
+    """V, Fisher matrix and Hessian at the maximum likelihood of logistic regression; `wrong`: half
+    of the labels are flipped where |x_2| > 1.5.
+    """
     rng = np.random.default_rng([seed, 1])
     a = rng.normal(size=(_SAMPLES, 4))
     y = rng.uniform(size=_SAMPLES) < 1 / (1 + np.exp(-a @ np.array([4.0, -2.0, 1.0, 0.0])))
@@ -167,17 +227,24 @@ def _least_squares(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _interpolation(seed: int) -> tuple[float, float]:
-    """What is left of tr V and of tr H when a wide regression has come to interpolate: f_i = (w . tanh(W a_i) - y_i)^2 / 2, exact in w."""
+    """What is left of tr V and of tr H when a wide regression has come to interpolate: f_i = (w .
+    tanh(W a_i) - y_i)^2 / 2, exact in w.
+    """
     rng = np.random.default_rng([seed, 3])
     features = np.tanh(rng.normal(size=(30, 5)) @ rng.normal(size=(5, 100)))
     y = rng.normal(size=30)
     w = np.linalg.lstsq(features, y, rcond=None)[0]
-    start, end = (np.trace(_covariance(features * (features @ v - y)[:, None])) for v in (np.zeros(100), w))
+    start, end = (
+        np.trace(_covariance(features * (features @ v - y)[:, None])) for v in (np.zeros(100), w)
+    )
     return float(end / start), float(np.trace(features.T @ features) / 30)
 
 
 _NEAR = 0.1
-_NEAR_BASIS = f"relative Frobenius distance; sampling alone leaves about sqrt(2 d / n) = {np.sqrt(2 * 4 / _SAMPLES):.2f}, five times less"
+_NEAR_BASIS = (
+    "relative Frobenius distance; sampling alone leaves about sqrt(2 d / n) ="
+    f" {np.sqrt(2 * 4 / _SAMPLES):.2f}, five times less"
+)
 
 
 def _run_fisher(preset: Preset, seed: int) -> Outcome:
@@ -187,15 +254,27 @@ def _run_fisher(preset: Preset, seed: int) -> Outcome:
     measurements = (
         Measurement("|V - F| / |F|, true likelihood", 0.0, _distance(V, F), _NEAR, _NEAR_BASIS),
         Measurement("|V - H| / |H|, true likelihood", 0.0, _distance(V, H), _NEAR, _NEAR_BASIS),
-        Measurement("|V - sigma^2 H| / |sigma^2 H|, least squares", 0.0, _distance(V2, _SIGMA**2 * H2), _NEAR, _NEAR_BASIS),
+        Measurement(
+            "|V - sigma^2 H| / |sigma^2 H|, least squares",
+            0.0,
+            _distance(V2, _SIGMA**2 * H2),
+            _NEAR,
+            _NEAR_BASIS,
+        ),
     )
     wrong = _logistic(seed, wrong=True)
     controls = (
-        Control("a likelihood that is not the data's: V against H", _distance(wrong[0], wrong[2]), _NEAR),
+        Control(
+            "a likelihood that is not the data's: V against H", _distance(wrong[0], wrong[2]), _NEAR
+        ),
         Control("least squares without sigma^2: V against H", _distance(V2, H2), _NEAR),
         Control("V against 2 H", _distance(V, 2 * H), _NEAR),
     )
-    return Outcome(measurements, controls, "V ~ F ~ H needs a likelihood that the data follow; see L-FIMn for minima without.")
+    return Outcome(
+        measurements,
+        controls,
+        "V ~ F ~ H needs a likelihood that the data follow; see L-FIMn for minima without.",
+    )
 
 
 def _run_fisher_general(preset: Preset, seed: int) -> Outcome:
@@ -204,20 +283,34 @@ def _run_fisher_general(preset: Preset, seed: int) -> Outcome:
     V2, H2 = _least_squares(seed)
     left, curvature = _interpolation(seed)
     measurements = (
-        Measurement("|V - H| / |H|, a likelihood that is not the data's", 0.0, _distance(V, H), _NEAR, _NEAR_BASIS),
+        Measurement(
+            "|V - H| / |H|, a likelihood that is not the data's",
+            0.0,
+            _distance(V, H),
+            _NEAR,
+            _NEAR_BASIS,
+        ),
         Measurement("|V - H| / |H|, least squares", 0.0, _distance(V2, H2), _NEAR, _NEAR_BASIS),
-        Measurement("tr V at an interpolating minimum / tr V at the start", 1.0, left, 0.9, "V ~ H, and H does not change here"),
+        Measurement(
+            "tr V at an interpolating minimum / tr V at the start",
+            1.0,
+            left,
+            0.9,
+            "V ~ H, and H does not change here",
+        ),
     )
     right = _logistic(seed, wrong=False)
     controls = (
         Control("mended: the true likelihood", _distance(right[0], right[2]), _NEAR, mended=True),
-        Control("mended: least squares, sigma^2 H", _distance(V2, _SIGMA**2 * H2), _NEAR, mended=True),
+        Control(
+            "mended: least squares, sigma^2 H", _distance(V2, _SIGMA**2 * H2), _NEAR, mended=True
+        ),
     )
     return Outcome(
         measurements,
         controls,
-        f"Three kinds of minima at which V is not near to H; where the data are interpolated tr V vanishes ({left:.1g} of the start) and "
-        f"tr H = {curvature:.3g} does not.",
+        "Three kinds of minima at which V is not near to H; where the data are interpolated tr V"
+        f" vanishes ({left:.1g} of the start) and tr H = {curvature:.3g} does not.",
     )
 
 
@@ -227,7 +320,8 @@ CLAIMS = (
         "m-SAM leaves a bad minimum, the sooner the smaller m",
         r"\text{test accuracy after } k \text{ steps from a bad minimum rises as } m \text{ falls}",
         f"{_PAPER}, figures 1 and 2",
-        "from minima fitted to wrong labels first, accuracy after 1000 steps is ordered by m, within seeds",
+        "from minima fitted to wrong labels first, accuracy after 1000 steps is ordered by m,"
+        " within seeds",
         "confirmed",
         15,
         _run_escape,
@@ -245,9 +339,11 @@ CLAIMS = (
     Claim(
         "L-Noise",
         "smaller m, more robust to 20, 40 and 60 % wrong labels",
-        r"\text{test accuracy after training with 20, 40 and 60 \% wrong labels rises as } m \text{ falls}",
+        r"\text{test accuracy after training with 20, 40 and 60 \% wrong labels rises as } m \text{"
+        r" falls}",
         f"{_PAPER}, table 4 (there SAM and RW-SAM, up to 80 %; here m)",
-        "at each of these shares of wrong labels, accuracy on true ones is ordered by m, within seeds",
+        "at each of these shares of wrong labels, accuracy on true ones is ordered by m, within"
+        " seeds",
         "confirmed",
         15,
         _run_noise,
@@ -265,7 +361,8 @@ CLAIMS = (
     Claim(
         "L-FIM",
         "V ~ Fisher ~ Hessian for a true likelihood",
-        r"V(x^*) \approx F(x^*) \approx H(x^*); \quad \text{least squares: } V(x^*) \approx \sigma^2 H(x^*)",
+        r"V(x^*) \approx F(x^*) \approx H(x^*); \quad \text{least squares: } V(x^*) \approx"
+        r" \sigma^2 H(x^*)",
         f"{_PAPER}, section 3.5",
         "at the maximum likelihood of a model that made the data, V, F and H agree up to sampling",
         "confirmed",

@@ -42,7 +42,9 @@ def _weights(amplification: int) -> tuple[float, float]:
 
 
 def _svag(grid: Torus, chain: Chain, amplification: int) -> np.ndarray:
-    """`E phi` after time 1 of `x+ = x - (eta/l) (w_1 G(x; gamma_1) + w_2 G(x; gamma_2))`, all pairs of mini-batches listed."""
+    """`E phi` after time 1 of `x+ = x - (eta/l) (w_1 G(x; gamma_1) + w_2 G(x; gamma_2))`, all pairs
+    of mini-batches listed.
+    """
     batches, chance = list_batches(chain.sampling, chain.problem.n)
     moves = directions(chain, grid.points, batches)
     first, second = _weights(amplification)
@@ -58,7 +60,9 @@ def _svag(grid: Torus, chain: Chain, amplification: int) -> np.ndarray:
 
 
 def _errors(chain: Chain) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Per theory, the sup norm of SDE minus SVAG for every `l`, and how far it moves when the grid is refined."""
+    """Per theory, the sup norm of SDE minus SVAG for every `l`, and how far it moves when the grid
+    is refined.
+    """
     problem = chain.problem
     assert problem.period is not None
     listed = list_batches(chain.sampling, problem.n)
@@ -70,19 +74,27 @@ def _errors(chain: Chain) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         step = one_step(chain, grid.points)
         mean, bent = mean_step(chain, grid.points, *listed)
         for name, (correction, noise) in _THEORIES.items():
-            limit = grid.flow(-mean - correction * chain.lr / 2 * bent, noise * chain.lr * step.covariance)
+            limit = grid.flow(
+                -mean - correction * chain.lr / 2 * bent, noise * chain.lr * step.covariance
+            )
             values[name] = np.array([abs(limit - each).max() for each in found])
             shared[name].append(np.array([grid.common(limit - each) for each in found]))
     moved = {name: abs(fine - coarse).max(axis=(1, 2)) for name, (coarse, fine) in shared.items()}
     return {name: (values[name], np.maximum(moved[name], _ROUNDING)) for name in _THEORIES}
 
 
-def _variance_coefficient(problem: FiniteSum, replace: bool, amplification: int, weigh: str, points: np.ndarray) -> tuple[float, float]:
-    """What multiplies `grad(tr V / 2)` in the `rho^1` part of the enumerated mean direction, and the share of it that no multiple explains."""
+def _variance_coefficient(
+    problem: FiniteSum, replace: bool, amplification: int, weigh: str, points: np.ndarray
+) -> tuple[float, float]:
+    """What multiplies `grad(tr V / 2)` in the `rho^1` part of the enumerated mean direction, and
+    the share of it that no multiple explains.
+    """
     batches, chance = list_batches(Sampling(_BATCH, replace=replace), problem.n)
     with jax.enable_x64(True):
         listed = to_double(problem.data), jnp.asarray(batches[:, 0]), jnp.asarray(chance)
-        parts = _mean_slope(problem.sample_loss, weigh, *listed, _weights(amplification), jnp.asarray(points))
+        parts = _mean_slope(
+            problem.sample_loss, weigh, *listed, _weights(amplification), jnp.asarray(points)
+        )
         rest, variance = (np.asarray(part) for part in parts)
     coefficient = float(np.sum(rest * variance) / np.sum(variance**2))
     return coefficient, float(abs(rest - coefficient * variance).max() / abs(variance).max())
@@ -90,25 +102,41 @@ def _variance_coefficient(problem: FiniteSum, replace: bool, amplification: int,
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _mean_slope(
-    sample_loss: SampleLoss, weigh: str, data: Any, batches: jax.Array, chance: jax.Array, weights: tuple[float, float], points: jax.Array
+    sample_loss: SampleLoss,
+    weigh: str,
+    data: Any,
+    batches: jax.Array,
+    chance: jax.Array,
+    weights: tuple[float, float],
+    points: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """At every point `d/drho` of the mean direction at `rho = 0`, less `grad(|grad f|^2 / 2)`; and `grad(tr V / 2)`."""
+    """At every point `d/drho` of the mean direction at `rho = 0`, less `grad(|grad f|^2 / 2)`; and
+    `grad(tr V / 2)`.
+    """
     first, second = weights
 
     def batch_loss(x: jax.Array, indices: jax.Array) -> jax.Array:
         picked = jax.tree.map(lambda leaf: leaf[indices], data)
         return jnp.mean(jax.vmap(sample_loss, (None, 0))(x, picked))
 
-    def perturbed(loss: Callable[[jax.Array], jax.Array], x: jax.Array, rho: jax.Array) -> jax.Array:
+    def perturbed(
+        loss: Callable[[jax.Array], jax.Array], x: jax.Array, rho: jax.Array
+    ) -> jax.Array:
         return jnp.asarray(jax.grad(loss)(x + rho * jax.grad(loss)(x)))
 
     def direction(rho: jax.Array, x: jax.Array, one: jax.Array, other: jax.Array) -> jax.Array:
         if weigh == "losses":
-            return perturbed(lambda y: first * batch_loss(y, one) + second * batch_loss(y, other), x, rho)
-        return first * perturbed(lambda y: batch_loss(y, one), x, rho) + second * perturbed(lambda y: batch_loss(y, other), x, rho)
+            return perturbed(
+                lambda y: first * batch_loss(y, one) + second * batch_loss(y, other), x, rho
+            )
+        return first * perturbed(lambda y: batch_loss(y, one), x, rho) + second * perturbed(
+            lambda y: batch_loss(y, other), x, rho
+        )
 
     def mean(rho: jax.Array, x: jax.Array) -> jax.Array:
-        pairs = jax.vmap(lambda one: jax.vmap(lambda other: direction(rho, x, one, other))(batches))(batches)
+        pairs = jax.vmap(
+            lambda one: jax.vmap(lambda other: direction(rho, x, one, other))(batches)
+        )(batches)
         return jnp.einsum("p,q,pqd->d", chance, chance, pairs)
 
     def grad(x: jax.Array) -> jax.Array:
@@ -136,19 +164,48 @@ def _run(preset: Preset, seed: int) -> Outcome:
     for replace in (True,) if preset == "quick" else (True, False):
         for draw in [seed] if preset == "quick" else range(seed, seed + 4):
             label = f"{'with' if replace else 'without'} replacement, draw {draw}"
-            errors = _errors(Chain("usam", torus(dim=1, samples=3, seed=draw), lr=_LR, rho=_RHO, batch=_BATCH, replace=replace))
+            errors = _errors(
+                Chain(
+                    "usam",
+                    torus(dim=1, samples=3, seed=draw),
+                    lr=_LR,
+                    rho=_RHO,
+                    batch=_BATCH,
+                    replace=replace,
+                )
+            )
             for name, (values, moved) in errors.items():
                 slope, doubt = fit_slope(inverse, values, moved)
                 curves[f"{name}, {label}"] = values.tolist()
                 if name == "uncorrected":
-                    refined = f"grid {_SIZES[0]} against {_SIZES[1]} moves the errors by {max(moved / values):.0e}"
-                    basis = f"a wrong limit gives 0; {refined}, local slopes within {2 * doubt:.3f} of each other"
+                    refined = (
+                        f"grid {_SIZES[0]} against {_SIZES[1]} moves the errors by"
+                        f" {max(moved / values):.0e}"
+                    )
+                    basis = (
+                        f"a wrong limit gives 0; {refined}, local slopes within {2 * doubt:.3f} of"
+                        " each other"
+                    )
                     unclear = not doubt <= _TOLERANCE
-                    measurements.append(Measurement(f"power of 1/l, {label}", 1.0, slope, _TOLERANCE, basis, unclear=unclear))
+                    measurements.append(
+                        Measurement(
+                            f"power of 1/l, {label}", 1.0, slope, _TOLERANCE, basis, unclear=unclear
+                        )
+                    )
                 else:
-                    controls.append(Control(f"SDE {name}: distance of the power of 1/l from 1, {label}", slope - 1, _TOLERANCE))
                     controls.append(
-                        Control(f"SDE {name}: error at l = 64 beyond the right one, {label}", values[-1] / errors["uncorrected"][0][-1] - 1, 1.0)
+                        Control(
+                            f"SDE {name}: distance of the power of 1/l from 1, {label}",
+                            slope - 1,
+                            _TOLERANCE,
+                        )
+                    )
+                    controls.append(
+                        Control(
+                            f"SDE {name}: error at l = 64 beyond the right one, {label}",
+                            values[-1] / errors["uncorrected"][0][-1] - 1,
+                            1.0,
+                        )
                     )
     plane = torus(dim=2, samples=3, seed=seed)
     points = np.random.default_rng(seed).uniform(0, 2 * np.pi, size=(5, 2))
@@ -161,20 +218,48 @@ def _run(preset: Preset, seed: int) -> Outcome:
             for weigh, value in wanted.items():
                 found, rest = _variance_coefficient(plane, replace, amplification, weigh, points)
                 name = f"{weigh} weighted, l = {amplification}, {drawn} replacement"
-                measurements.append(Measurement(f"coefficient of grad(tr V / 2): {name}", value, found, 1e-9 * value, basis))
-                measurements.append(Measurement(f"what no multiple of grad(tr V / 2) explains: {name}", 0.0, rest, 1e-9 * amplification, basis))
+                measurements.append(
+                    Measurement(
+                        f"coefficient of grad(tr V / 2): {name}", value, found, 1e-9 * value, basis
+                    )
+                )
+                measurements.append(
+                    Measurement(
+                        f"what no multiple of grad(tr V / 2) explains: {name}",
+                        0.0,
+                        rest,
+                        1e-9 * amplification,
+                        basis,
+                    )
+                )
                 if weigh == "losses" and amplification > 1:
-                    controls.append(Control(f"tr V not multiplied by l: {name}", found - factor, 1e-9))
-                    controls.append(Control(f"tr V multiplied by 2l - 1: {name}", found - (2 * amplification - 1) * factor, 1e-9))
+                    controls.append(
+                        Control(f"tr V not multiplied by l: {name}", found - factor, 1e-9)
+                    )
+                    controls.append(
+                        Control(
+                            f"tr V multiplied by 2l - 1: {name}",
+                            found - (2 * amplification - 1) * factor,
+                            1e-9,
+                        )
+                    )
                 elif amplification > 1:
-                    controls.append(Control(f"tr V multiplied by l: {name}", found - amplification * factor, 1e-9))
-    right, corrected = (curves[f"{name}, with replacement, draw {seed}"] for name in list(_THEORIES)[:2])
+                    controls.append(
+                        Control(
+                            f"tr V multiplied by l: {name}", found - amplification * factor, 1e-9
+                        )
+                    )
+    right, corrected = (
+        curves[f"{name}, with replacement, draw {seed}"] for name in list(_THEORIES)[:2]
+    )
     return Outcome(
         tuple(measurements),
         tuple(controls),
-        f"At eta = {_LR:g}, rho = {_RHO:g} the error against the uncorrected SDE falls from {right[0]:.1e} (l = {_AMPLIFICATIONS[0]}) to "
-        f"{right[-1]:.1e} (l = {_AMPLIFICATIONS[-1]}), against the corrected one it goes from {corrected[0]:.1e} to {corrected[-1]:.1e}. "
-        "So agreement with SVAG says nothing about the correction: SVAG simulates the uncorrected SDE. Weights belong to gradients, not to losses.",
+        f"At eta = {_LR:g}, rho = {_RHO:g} the error against the uncorrected SDE falls from"
+        f" {right[0]:.1e} (l = {_AMPLIFICATIONS[0]}) to {right[-1]:.1e} (l ="
+        f" {_AMPLIFICATIONS[-1]}), against the corrected one it goes from {corrected[0]:.1e} to"
+        f" {corrected[-1]:.1e}. So agreement with SVAG says nothing about the correction: SVAG"
+        " simulates the uncorrected SDE. Weights belong to gradients, not to losses.",
         curves,
     )
 
@@ -183,11 +268,21 @@ CLAIMS = (
     Claim(
         id="SVAG",
         title="SVAG with full USAM gradients tends to the uncorrected SDE",
-        statement=r"x^+ = x - \tfrac\eta l \bigl( \tfrac{1+\sqrt{2l-1}}2 G(x;\gamma_1) + \tfrac{1-\sqrt{2l-1}}2 G(x;\gamma_2) \bigr) "
-        r"\;\to\; \mathrm dX = -\bar G\,\mathrm dt + \sqrt\eta\,\operatorname{Cov}(G)^{1/2}\,\mathrm dW \text{ like } 1/l; "
-        r"\text{ weighting the losses instead multiplies } \operatorname{tr} V \text{ by } l",
-        source="Li, Malladi, Arora 2021, arXiv 2102.12470 (SVAG for SGD); for SAM: docs/theory.md, section 7",
-        prediction="at fixed eta and rho the weak error has slope 1 in 1/l; the corrected SDE keeps an error of order eta",
+        statement=(
+            r"x^+ = x - \tfrac\eta l \bigl( \tfrac{1+\sqrt{2l-1}}2 G(x;\gamma_1) +"
+            r" \tfrac{1-\sqrt{2l-1}}2 G(x;\gamma_2) \bigr) "
+            r"\;\to\; \mathrm dX = -\bar G\,\mathrm dt +"
+            r" \sqrt\eta\,\operatorname{Cov}(G)^{1/2}\,\mathrm dW \text{ like } 1/l; "
+            r"\text{ weighting the losses instead multiplies } \operatorname{tr} V \text{ by } l"
+        ),
+        source=(
+            "Li, Malladi, Arora 2021, arXiv 2102.12470 (SVAG for SGD); for SAM: docs/theory.md,"
+            " section 7"
+        ),
+        prediction=(
+            "at fixed eta and rho the weak error has slope 1 in 1/l; the corrected SDE keeps an"
+            " error of order eta"
+        ),
         recorded="confirmed",
         seconds=6.0,
         run=_run,

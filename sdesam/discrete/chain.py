@@ -23,26 +23,31 @@ PyTree = Any
 
 
 class Chain:
-    """A SAM variant as a discrete optimizer on a problem: `x+ = x - lr * mean_I grad f_I(x + rho u_I)`.
+    """A SAM variant as a discrete optimizer on a problem:
+    `x+ = x - lr * mean_I grad f_I(x + rho u_I)`.
 
     Args:
-        variant: a name in :data:`sdesam.variants.VARIANTS`, or a :class:`sdesam.Variant` of your own.
+        variant: a name in :data:`sdesam.variants.VARIANTS`, or a :class:`sdesam.Variant` of your
+            own.
         problem: the finite sum.
         lr: `eta`.
         rho: perturbation radius; left out for a variant without perturbation.
         batch: `b`.
         micro: `m`, dividing `b`; left out, the mini-batch.
         replace: whether mini-batches are drawn with replacement.
-        eps: of the normaliser `sqrt(|.|^2 + eps^2)`; at `eps = 0` a vanishing gradient perturbs nothing.
+        eps: of the normaliser `sqrt(|.|^2 + eps^2)`; at `eps = 0` a vanishing gradient perturbs
+            nothing.
         lam: inverse temperature of the Gibbs weights, for rw-sam alone.
         norms: how rw-sam estimates gradient norms; left out, from one Rademacher direction.
 
-    A subclass may add methods, but what runs a chain (:func:`train`, `sdesam.coupled`, `sdesam.exact`) compiles the rule of its variant:
-    a subclass with a `step` or a `direction` of its own is refused there.
+    A subclass may add methods, but what runs a chain (:func:`train`, `sdesam.coupled`,
+    `sdesam.exact`) compiles the rule of its variant: a subclass with a `step` or a `direction` of
+    its own is refused there.
 
     Raises:
         ValueError: sizes that do not fit, `rho < 0`, `lr <= 0`, `lam < 0`, an unknown variant.
-        TypeError: a number of another type; `lr` and `rho` are known numbers, not traced ones and not schedules.
+        TypeError: a number of another type; `lr` and `rho` are known numbers, not traced ones and
+            not schedules.
 
     >>> import sdesam
     >>> chain = Chain("m-usam", sdesam.problems.quadratic(), lr=0.1, rho=0.1, batch=4, micro=2)
@@ -67,8 +72,12 @@ class Chain:
         self.variant = find_variant(variant)
         self.problem = check_problem(problem)
         if not isinstance(replace, (bool, np.bool_)):
-            raise TypeError(f"replace={replace!r}: it must be True (with replacement) or False (without)")
-        step = check_step(self.variant, problem.n, lr, rho, batch, micro, bool(replace), eps, lam, norms)
+            raise TypeError(
+                f"replace={replace!r}: it must be True (with replacement) or False (without)"
+            )
+        step = check_step(
+            self.variant, problem.n, lr, rho, batch, micro, bool(replace), eps, lam, norms
+        )
         check_delta_on(step.norms, problem)
         self.lr, self.rho, self.sampling = step.lr, step.rho, step.sampling
         self._kernel: StepKernel = StepKernel(
@@ -109,24 +118,34 @@ class Chain:
         return self.problem, self.params
 
     def step(self, x: PyTree, key: jax.Array) -> PyTree:
-        """One step from `x` with a mini-batch drawn from `key`, a jax random key of any implementation."""
+        """One step from `x` with a mini-batch drawn from `key`, a jax random key of any
+        implementation.
+        """
         return _step(self.kernel, self.params, self.problem.check_params(x), random_key(key))
 
     def direction(self, x: PyTree, indices: jax.Array, key: jax.Array | None = None) -> PyTree:
-        """`G(x)` for given micro-batches: sample indices of shape `(b/m, m)`; `key` is for the random directions of rw-sam.
+        """`G(x)` for given micro-batches: sample indices of shape `(b/m, m)`; `key` is for the
+        random directions of rw-sam.
 
         Inside compiled code the values of `indices` are not known and so not checked.
         """
         wanted = (self.sampling.batch // self.sampling.m, self.sampling.m)
         if jax.numpy.shape(indices) != wanted:
-            raise ValueError(f"indices have shape {jax.numpy.shape(indices)}: it must be (b/m, m) = {wanted}")
+            raise ValueError(
+                f"indices have shape {jax.numpy.shape(indices)}: it must be (b/m, m) = {wanted}"
+            )
         known = not isinstance(indices, jax.core.Tracer)
         if known and (np.min(indices) < 0 or np.max(indices) >= self.problem.n):
             raise ValueError(f"indices must be sample numbers from 0 to {self.problem.n - 1}")
         if key is None and self.kernel.norms is not None and self.kernel.norms.random:
-            raise ValueError(f"{self.variant.name} estimates norms along random directions: give a key, or norms=NormEstimate(law='exact')")
+            raise ValueError(
+                f"{self.variant.name} estimates norms along random directions: give a key, or"
+                " norms=NormEstimate(law='exact')"
+            )
         key = None if key is None else random_key(key)
-        return _direction(self.kernel, self.params, self.problem.check_params(x), jax.numpy.asarray(indices), key)
+        return _direction(
+            self.kernel, self.params, self.problem.check_params(x), jax.numpy.asarray(indices), key
+        )
 
     def __repr__(self) -> str:
         return f"Chain({', '.join(f'{name}={value}' for name, value in self.config.items())})"
@@ -134,12 +153,15 @@ class Chain:
 
 _RUN_OTHERWISE = {
     "SDE": "an SDE is run by sdesam.simulate(sde, key, paths, horizon, dt)",
-    "ModifiedEquation": "its optimizer is sdesam.Chain(equation.variant, problem, lr=..., batch=...)",
+    "ModifiedEquation": (
+        "its optimizer is sdesam.Chain(equation.variant, problem, lr=..., batch=...)"
+    ),
 }
 
 
 def check_chain(chain: Any, what: str) -> None:
-    """Refuse what is no chain, and a chain whose step would be ignored: what is compiled is the rule of the variant.
+    """Refuse what is no chain, and a chain whose step would be ignored: what is compiled is the
+    rule of the variant.
 
     Args:
         chain: to look at.
@@ -147,13 +169,16 @@ def check_chain(chain: Any, what: str) -> None:
     """
     if not isinstance(chain, Chain):
         given = type(chain).__name__
-        told = _RUN_OTHERWISE.get(given, "make one by sdesam.Chain(variant, problem, lr=..., batch=...)")
+        told = _RUN_OTHERWISE.get(
+            given, "make one by sdesam.Chain(variant, problem, lr=..., batch=...)"
+        )
         raise TypeError(f"{what} takes a sdesam.Chain, not {given}: {told}")
     for name in ("step", "direction"):
         if getattr(getattr(chain, name), "__func__", None) is not getattr(Chain, name):
             raise TypeError(
-                f"{type(chain).__name__} has a {name} of its own, which {what} would not call, because it compiles the rule of the variant: "
-                "declare the rule as a sdesam.Variant, or write the loop over your steps yourself"
+                f"{type(chain).__name__} has a {name} of its own, which {what} would not call,"
+                " because it compiles the rule of the variant: declare the rule as a"
+                " sdesam.Variant, or write the loop over your steps yourself"
             )
 
 
@@ -173,29 +198,33 @@ def train(
     snapshot: str | os.PathLike[str] | None = None,
     snapshot_every: float = 60.0,
 ) -> Result:
-    """Run a discrete optimizer many times from the same start and average observables on a time grid.
+    """Run a discrete optimizer many times from the same start and average observables on a time
+    grid.
 
     Args:
         chain: the optimizer.
-        key: a jax random key; the same key gives the same runs for any `chunk`, `devices` and `times`.
+        key: a jax random key; the same key gives the same runs for any `chunk`, `devices` and
+            `times`.
         runs: how many.
         steps: optimizer steps per run.
-        times: SDE times `t = k lr` to observe at, multiples of `lr`; by default about ten even ones.
+        times: SDE times `t = k lr` to observe at, multiples of `lr`; by default about ten even
+            ones.
         observe: names of the problem's observables.
-        keep: `"statistics"` and the final states; `"means"`, statistics alone; `"values"` to keep each run's observables; `"trajectories"` to
-            keep each run's states too.
+        keep: `"statistics"` and the final states; `"means"`, statistics alone; `"values"` to keep
+            each run's observables; `"trajectories"` to keep each run's states too.
         chunk: runs advanced together; by default as many as fit the cache.
         devices: jax devices to spread runs over; by default all.
         progress: show a bar; by default on a terminal, after two seconds.
-        snapshot: a file to write the state of the runs to; if it is there, they go on from it, to the same numbers. It stays when they are
-            through.
+        snapshot: a file to write the state of the runs to; if it is there, they go on from it, to
+            the same numbers. It stays when they are through.
         snapshot_every: seconds between two snapshots.
 
     Returns:
         A :class:`sdesam.Result`, its time in units of SDE time.
 
     Raises:
-        ValueError: numbers that do not fit, an unknown observable, more devices than runs, a snapshot of another run or cut short.
+        ValueError: numbers that do not fit, an unknown observable, more devices than runs, a
+            snapshot of another run or cut short.
         TypeError: `key` is no jax random key, `chain` no chain, or one with a `step` of its own.
         OSError: the snapshot cannot be written.
 
@@ -210,7 +239,11 @@ def train(
     count = whole("steps", steps)
     grid = time_grid(times, count, chain.lr, "lr")
     observer, data = problem.observer([observe] if isinstance(observe, str) else observe)
-    check_known("train", (chain.params, data, key), [chain.kernel.sample_loss, *(fn for _, fn in observer.extra)])
+    check_known(
+        "train",
+        (chain.params, data, key),
+        [chain.kernel.sample_loss, *(fn for _, fn in observer.extra)],
+    )
     if grid[0] == 0:
         observer.check(data, problem.x0)
     problem.check_gradient()
@@ -222,8 +255,12 @@ def train(
         data=data,
         steps=count,
         step_time=chain.lr,
-        # vectors, or the indices and losses of a batch, which are more where it is large and the problem small
-        step_bytes=max(problem.vector_bytes * (4 + 4 * chain.kernel.copies(problem.x0)), 8 * chain.sampling.batch),
+        # vectors, or the indices and losses of a batch, which are more where it is large and the
+        # problem small
+        step_bytes=max(
+            problem.vector_bytes * (4 + 4 * chain.kernel.copies(problem.x0)),
+            8 * chain.sampling.batch,
+        ),
         observe_bytes=problem.vector_bytes * 4 * problem.chunk,
         config={**chain.config, "steps": count},
     )
@@ -248,5 +285,7 @@ def _step(kernel: StepKernel, params: Numbers, x: PyTree, key: jax.Array) -> PyT
 
 
 @compiled(static=1)
-def _direction(kernel: StepKernel, params: Numbers, x: PyTree, indices: jax.Array, key: jax.Array | None) -> PyTree:
+def _direction(
+    kernel: StepKernel, params: Numbers, x: PyTree, indices: jax.Array, key: jax.Array | None
+) -> PyTree:
     return kernel.direction(params, x, indices, key)

@@ -1,8 +1,10 @@
-"""The driver that SDEs and discrete optimizers share: many paths through time, statistics on a grid.
+"""The driver that SDEs and discrete optimizers share: many paths through time, statistics on a
+grid.
 
-Paths are advanced together in chunks, each chunk spread over the devices of this process, and the chunks over the processes. Between the
-observation times a compiled loop of any length runs; observables are averaged where they are computed. The random draw of (key, path,
-step) depends on nothing else, so chunks, devices, processes and the choice of observation times do not change it.
+Paths are advanced together in chunks, each chunk spread over the devices of this process, and the
+chunks over the processes. Between the observation times a compiled loop of any length runs;
+observables are averaged where they are computed. The random draw of (key, path, step) depends on
+nothing else, so chunks, devices, processes and the choice of observation times do not change it.
 """
 
 from __future__ import annotations
@@ -35,12 +37,14 @@ from sdesam.engine.snapshot import Snapshot, fingerprint
 PyTree = Any
 
 _PATIENCE = 0.5
-"""Seconds that the steps of one call may take, and the looks of one: how long a snapshot, the progress bar or an interrupt waits, but for one step or
-look, and the calls queued before."""
+"""Seconds that the steps of one call may take, and the looks of one: how long a snapshot, the
+progress bar or an interrupt waits, but for one step or look, and the calls queued before."""
 _AHEAD = 4
 """Calls queued before the oldest one is waited for."""
 _ROW = 2**12
-"""Numbers of a look up to which `advance` looks on its way: all rows of a call are half a megabyte then."""
+"""Numbers of a look up to which `advance` looks on its way: all rows of a call are half a megabyte
+then.
+"""
 _FEW_TIMES = 1000
 """Observation times that a snapshot lists; of more it has the hash."""
 _SETTINGS = (
@@ -66,7 +70,9 @@ def run(
     snapshot_every: float = 60.0,
     **options: Any,
 ) -> Result:
-    """Advance paths to `plan.steps` and observe them on the way; `options` are those of :func:`lay_out`."""
+    """Advance paths to `plan.steps` and observe them on the way; `options` are those of
+    :func:`lay_out`.
+    """
     check_not_forked()
     layout = lay_out(plan, key, **options)
     layout.check_memory()
@@ -79,7 +85,15 @@ def run(
         # None leaves the bar to tqdm, which shows it on a terminal only
         hidden = None if progress is None else not progress
         begin_run()
-        with tqdm(total=total, desc=label, delay=2, leave=False, unit="step", unit_scale=True, disable=hidden) as bar:
+        with tqdm(
+            total=total,
+            desc=label,
+            delay=2,
+            leave=False,
+            unit="step",
+            unit_scale=True,
+            disable=hidden,
+        ) as bar:
             work.run(bar.update)
     return work.result()
 
@@ -93,10 +107,12 @@ class Forecast:
         steps: steps of each.
         chunks: how many chunks of paths this process advances one after another.
         host_bytes: memory of all that is kept of each path.
-        device_bytes: working memory of one chunk, on all devices of this process, as the compiled step reports it.
+        device_bytes: working memory of one chunk, on all devices of this process, as the compiled
+            step reports it.
         available_bytes: memory that is free now; None where the system does not say.
         compile_seconds: what compiling took.
-        seconds: expected time without compiling, from a trial run; paths that diverge can double it.
+        seconds: expected time without compiling, from a trial run; paths that diverge can double
+            it.
     """
 
     paths: int
@@ -109,10 +125,16 @@ class Forecast:
     seconds: float
 
     def __str__(self) -> str:
-        free = f" of {gigabytes(self.available_bytes)} free" if self.available_bytes is not None else ""
+        free = (
+            f" of {gigabytes(self.available_bytes)} free"
+            if self.available_bytes is not None
+            else ""
+        )
         return (
-            f"{self.paths} paths of {self.steps} steps in {self.chunks} chunks; memory {gigabytes(self.host_bytes)} for what is kept and "
-            f"{gigabytes(self.device_bytes)} to work in{free}; about {self.seconds:.2g} s, and {self.compile_seconds:.2g} s to compile"
+            f"{self.paths} paths of {self.steps} steps in {self.chunks} chunks; memory"
+            f" {gigabytes(self.host_bytes)} for what is kept and {gigabytes(self.device_bytes)} to"
+            f" work in{free}; about {self.seconds:.2g} s, and {self.compile_seconds:.2g} s to"
+            " compile"
         )
 
 
@@ -132,7 +154,9 @@ def forecast(plan: Plan, key: jax.Array, **options: Any) -> Forecast:
     def timed(steps: int) -> float:
         nonlocal ensemble
         before = perf_counter()
-        ensemble, _ = jax.block_until_ready(compiled(*work.arguments(place, ensemble, 0, [_Leg(steps, False)])))
+        ensemble, _ = jax.block_until_ready(
+            compiled(*work.arguments(place, ensemble, 0, [_Leg(steps, False)]))
+        )
         return perf_counter() - before
 
     timed(1)
@@ -151,7 +175,11 @@ def forecast(plan: Plan, key: jax.Array, **options: Any) -> Forecast:
         chunks=chunks,
         host_bytes=layout.host_bytes,
         # as seen from one device
-        device_bytes=layout.mesh.size * (used.temp_size_in_bytes + used.argument_size_in_bytes) if used else layout.device_bytes,
+        device_bytes=(
+            layout.mesh.size * (used.temp_size_in_bytes + used.argument_size_in_bytes)
+            if used
+            else layout.device_bytes
+        ),
         available_bytes=machine.available_memory(),
         compile_seconds=compile_seconds,
         seconds=chunks * (plan.steps * passed / steps + len(layout.grid) * look),
@@ -169,14 +197,18 @@ class _Leg(NamedTuple):
 
 @dataclass
 class _Pass:
-    """A chunk on its way. If a path of it diverges it goes twice: first to learn which do, then without them in the moments."""
+    """A chunk on its way. If a path of it diverges it goes twice: first to learn which do, then
+    without them in the moments.
+    """
 
     start: int
     """The first of its rows."""
     good: np.ndarray
     """Which of its paths the moments are of."""
     windows: np.ndarray
-    """`(after, until)`, shape `(k, 2)`: in these steps paths are known to diverge, and after each it is looked which."""
+    """`(after, until)`, shape `(k, 2)`: in these steps paths are known to diverge, and after each
+    it is looked which.
+    """
     at: int = 0
     """Steps made."""
     seen: int = 0
@@ -211,23 +243,52 @@ class _Work:
         self.rows = layout.last - layout.first
         self.split, everywhere = program.placement(layout.mesh)
         # once, not with every call
-        self.params, self.data, self.key = jax.device_put((plan.params, plan.data, layout.key), everywhere)
-        draw = program.Draw(plan.noise_shape, np.dtype(_dtype(plan.x0)).name, plan.normals, layout.antithetic, carried=False)
+        self.params, self.data, self.key = jax.device_put(
+            (plan.params, plan.data, layout.key), everywhere
+        )
+        draw = program.Draw(
+            plan.noise_shape,
+            np.dtype(_dtype(plan.x0)).name,
+            plan.normals,
+            layout.antithetic,
+            carried=False,
+        )
         small = program.small(plan.stepper, draw, self.params, plan.x0) is not None
         self.draw = replace(draw, carried=machine.on_cpu(layout.mesh) and not small)
-        self.tables = {name: np.empty((self.rows, *shape[1:]), dtype) for name, (shape, dtype) in layout.tables.items()}
-        shapes = {name: (len(layout.grid), *shape.shape) for name, shape in layout.observables.items()}
+        self.tables = {
+            name: np.empty((self.rows, *shape[1:]), dtype)
+            for name, (shape, dtype) in layout.tables.items()
+        }
+        shapes = {
+            name: (len(layout.grid), *shape.shape) for name, shape in layout.observables.items()
+        }
         self.moments = {name: _Moments.none(shape) for name, shape in shapes.items()}
-        # of the chunk on its way, at each time and from each device: a row of moments of all observables
-        self.part = np.zeros((len(layout.grid), layout.mesh.size, 4 * sum(math.prod(shape[1:]) for shape in shapes.values())))
+        # of the chunk on its way, at each time and from each device: a row of moments of all
+        # observables
+        self.part = np.zeros(
+            (
+                len(layout.grid),
+                layout.mesh.size,
+                4 * sum(math.prod(shape[1:]) for shape in shapes.values()),
+            )
+        )
         self.done = 0
         self.x0 = jax.tree.map(np.asarray, plan.x0)  # not where the user put it
-        self.looking = program.Look(plan.observer, max(1, chunk_bytes(layout.mesh) // plan.observe_bytes), layout.antithetic)
+        self.looking = program.Look(
+            plan.observer, max(1, chunk_bytes(layout.mesh) // plan.observe_bytes), layout.antithetic
+        )
         self.on_the_way = small and not layout.keeps_values and 0 < self.part.shape[2] <= _ROW
         """Whether `advance` looks itself."""
-        self.steps = (plan.stepper, self.draw, self.looking if self.on_the_way else None, layout.mesh)
+        self.steps = (
+            plan.stepper,
+            self.draw,
+            self.looking if self.on_the_way else None,
+            layout.mesh,
+        )
         """What `advance` is compiled for."""
-        self.pace = _pace(self.steps, layout.size, tuple(leaf.shape for leaf in jax.tree.leaves(self.params)))
+        self.pace = _pace(
+            self.steps, layout.size, tuple(leaf.shape for leaf in jax.tree.leaves(self.params))
+        )
 
     def run(self, tick: Callable[[int], object]) -> None:
         """All chunks from beginning to end, or from the snapshot on."""
@@ -238,7 +299,9 @@ class _Work:
         while self.done < self.rows:
             count = min(self.layout.size, self.rows - self.done)
             if state is None:
-                state = self.begin(_Pass(self.done, np.arange(self.layout.size) < count, np.empty((0, 2), int)))
+                state = self.begin(
+                    _Pass(self.done, np.arange(self.layout.size) < count, np.empty((0, 2), int))
+                )
             state = self._through(*state, tick)
             if state is None:
                 self.done += count
@@ -246,7 +309,9 @@ class _Work:
 
     def begin(self, state: _Pass) -> tuple[_Pass, Ensemble]:
         """A chunk at its start."""
-        return state, program.start(self.draw, self.layout.mesh)(self.key, self.place(state)[0], self.x0)
+        return state, program.start(self.draw, self.layout.mesh)(
+            self.key, self.place(state)[0], self.x0
+        )
 
     def place(self, state: _Pass) -> tuple[jax.Array, jax.Array]:
         """The numbers of a chunk's paths, and which are good."""
@@ -254,14 +319,29 @@ class _Work:
         placed: tuple[jax.Array, jax.Array] = jax.device_put((ids, state.good), self.split)
         return placed
 
-    def arguments(self, place: tuple[jax.Array, jax.Array], ensemble: Ensemble, start: int, legs: Sequence[_Leg]) -> tuple[Any, ...]:
+    def arguments(
+        self,
+        place: tuple[jax.Array, jax.Array],
+        ensemble: Ensemble,
+        start: int,
+        legs: Sequence[_Leg],
+    ) -> tuple[Any, ...]:
         """For `program.advance`."""
         ids, good = place
         route = np.zeros((1 + program.LEGS, 2), np.int32)
         route[: 1 + len(legs)] = [(start, len(legs)), *legs]
-        return self.params, self.key, ids, ensemble, route, (self.data, good) if self.on_the_way else ()
+        return (
+            self.params,
+            self.key,
+            ids,
+            ensemble,
+            route,
+            (self.data, good) if self.on_the_way else (),
+        )
 
-    def look(self, place: tuple[jax.Array, jax.Array], ensemble: Ensemble) -> tuple[Any, dict[str, Any]]:
+    def look(
+        self, place: tuple[jax.Array, jax.Array], ensemble: Ensemble
+    ) -> tuple[Any, dict[str, Any]]:
         """Rows of moments, and values."""
         if not self.layout.plan.observer.names:
             return np.zeros((self.layout.mesh.size, 1, 0)), {}
@@ -269,7 +349,9 @@ class _Work:
         found: tuple[Any, dict[str, Any]] = looked
         return found
 
-    def _through(self, state: _Pass, ensemble: Ensemble, tick: Callable[[int], object]) -> tuple[_Pass, Ensemble] | None:
+    def _through(
+        self, state: _Pass, ensemble: Ensemble, tick: Callable[[int], object]
+    ) -> tuple[_Pass, Ensemble] | None:
         """One chunk to its end; what it has to do next, or None."""
         layout, place = self.layout, self.place(state)
         queue: deque[tuple[slice, Any]] = deque()
@@ -302,19 +384,30 @@ class _Work:
         if (bad & state.good).any():
             until = np.unique(first[state.good & (first > 0)])
             after = np.array(state.checks)[np.searchsorted(state.checks, until) - 1]
-            return self.begin(_Pass(state.start, state.good & ~bad, np.stack([after, until], axis=1)))
+            return self.begin(
+                _Pass(state.start, state.good & ~bad, np.stack([after, until], axis=1))
+            )
         self._finish(state, ensemble, first)
         return None
 
     def _legs(self, state: _Pass) -> list[_Leg]:
-        """What to do in one call: go from observation to observation, not beyond our patience, and step by step where a path diverges."""
+        """What to do in one call: go from observation to observation, not beyond our patience, and
+        step by step where a path diverges.
+        """
         grid, at, seen = self.layout.grid, state.at, state.seen
         # until it is known how long steps and looks take: one
         limit = min(self.layout.plan.steps, at + max(1, int(self.pace.speed * _PATIENCE)))
         most = max(1, int(min(program.LEGS, _PATIENCE / self.pace.wait))) if self.on_the_way else 1
         legs: list[_Leg] = []
         while len(legs) < program.LEGS and seen < state.seen + most:
-            stop = next((min(limit, at + 1 if after <= at else int(after)) for after, until in state.windows if at < until), limit)
+            stop = next(
+                (
+                    min(limit, at + 1 if after <= at else int(after))
+                    for after, until in state.windows
+                    if at < until
+                ),
+                limit,
+            )
             look = seen < len(grid) and int(grid[seen]) <= stop
             stop = int(grid[seen]) if look else stop
             if stop == at and not look:
@@ -323,18 +416,25 @@ class _Work:
             at, seen = stop, seen + look
         return legs
 
-    def _advance(self, state: _Pass, place: tuple[jax.Array, jax.Array], ensemble: Ensemble, legs: list[_Leg]) -> tuple[Ensemble, Any]:
+    def _advance(
+        self, state: _Pass, place: tuple[jax.Array, jax.Array], ensemble: Ensemble, legs: list[_Leg]
+    ) -> tuple[Ensemble, Any]:
         steps, looks = legs[-1].stop - state.at, sum(leg.look for leg in legs)
         pace = self.pace
         rows, values, called = None, dict[str, Any](), steps > 0 or self.on_the_way
-        # where patience cuts the call short: it is long enough for the wait not to matter, or little is known of the speed
-        short = steps >= max(1, int(pace.speed * _PATIENCE)) or (self.on_the_way and looks > 0 and (looks + 1) * pace.wait > _PATIENCE)
+        # where patience cuts the call short: it is long enough for the wait not to matter, or
+        # little is known of the speed
+        short = steps >= max(1, int(pace.speed * _PATIENCE)) or (
+            self.on_the_way and looks > 0 and (looks + 1) * pace.wait > _PATIENCE
+        )
         timed, pace.called = called and pace.called and short, called or pace.called
         if timed:
             jax.block_until_ready(ensemble)
         before = perf_counter()
         if called:
-            ensemble, rows = program.advance(*self.steps)(*self.arguments(place, ensemble, state.at, legs))
+            ensemble, rows = program.advance(*self.steps)(
+                *self.arguments(place, ensemble, state.at, legs)
+            )
         if timed:
             jax.block_until_ready(ensemble)
             passed = perf_counter() - before
@@ -365,10 +465,15 @@ class _Work:
         in_a_row = [self.moments[name] for name in sorted(self.moments)]  # the order of jax
         ends = np.cumsum([math.prod(moments.mean.shape[1:]) for moments in in_a_row])
         # (devices, times, components) of each observable, for each part of a row
-        parts = [np.split(part.swapaxes(0, 1), ends, axis=2)[:-1] for part in np.split(self.part, 4, axis=2)]
+        parts = [
+            np.split(part.swapaxes(0, 1), ends, axis=2)[:-1]
+            for part in np.split(self.part, 4, axis=2)
+        ]
         for moments, *found in zip(in_a_row, *parts, strict=True):
             for of_device in zip(*found, strict=True):
-                mean, squares, count, lost = (part.reshape(moments.mean.shape) for part in of_device)
+                mean, squares, count, lost = (
+                    part.reshape(moments.mean.shape) for part in of_device
+                )
                 moments.add(_Moments(count.astype(int), mean, squares, lost.astype(int)))
 
     def _save(self, now: tuple[_Pass, Ensemble] | None) -> None:
@@ -382,8 +487,15 @@ class _Work:
         if now:
             state, ensemble = now
             position |= {"start": state.start, "at": state.at, "seen": state.seen}
-            arrays |= {"good": state.good, "windows": state.windows, "checks": np.array(state.checks)}
-            arrays |= {f"ensemble.{k}": np.asarray(leaf) for k, leaf in enumerate(jax.tree.leaves(ensemble))}
+            arrays |= {
+                "good": state.good,
+                "windows": state.windows,
+                "checks": np.array(state.checks),
+            }
+            arrays |= {
+                f"ensemble.{k}": np.asarray(leaf)
+                for k, leaf in enumerate(jax.tree.leaves(ensemble))
+            }
             arrays["part"] = self.part
         self.snapshot.write(arrays, position)
 
@@ -397,13 +509,25 @@ class _Work:
             kept = arrays[f"table.{name}"]
             table[: len(kept)] = kept
         for name in self.moments:
-            self.moments[name] = _Moments(**{part.name: arrays[f"{part.name}.{name}"] for part in fields(_Moments)})
+            self.moments[name] = _Moments(
+                **{part.name: arrays[f"{part.name}.{name}"] for part in fields(_Moments)}
+            )
         if "at" not in position:
             return None
         self.part = arrays["part"]
-        state = _Pass(position["start"], arrays["good"], arrays["windows"], position["at"], position["seen"], arrays["checks"].tolist())
+        state = _Pass(
+            position["start"],
+            arrays["good"],
+            arrays["windows"],
+            position["at"],
+            position["seen"],
+            arrays["checks"].tolist(),
+        )
         _, fresh = self.begin(state)
-        leaves = [jax.device_put(arrays[f"ensemble.{k}"], self.split) for k in range(len(jax.tree.leaves(fresh)))]
+        leaves = [
+            jax.device_put(arrays[f"ensemble.{k}"], self.split)
+            for k in range(len(jax.tree.leaves(fresh)))
+        ]
         return state, jax.tree.unflatten(jax.tree.structure(fresh), leaves)
 
     def result(self) -> Result:
@@ -414,29 +538,48 @@ class _Work:
             own |= {f"{k}.{part}": array for part, array in vars(moments).items()}
         everyone = machine.gather(own)
         if len(everyone) > 1:
-            self.tables = {name: np.concatenate([one[f"table.{name}"] for one in everyone]) for name in self.tables}
+            self.tables = {
+                name: np.concatenate([one[f"table.{name}"] for one in everyone])
+                for name in self.tables
+            }
             for k, name in enumerate(names):
-                parts = [_Moments(**{part.name: one[f"{k}.{part.name}"] for part in fields(_Moments)}) for one in everyone]
+                parts = [
+                    _Moments(**{part.name: one[f"{k}.{part.name}"] for part in fields(_Moments)})
+                    for one in everyone
+                ]
                 self.moments[name] = parts[0]
                 for part in parts[1:]:
                     parts[0].add(part)
 
         def states(kind: str) -> PyTree:
             leaves, structure = jax.tree.flatten(plan.x0)
-            return jax.tree.unflatten(structure, [self.tables[f"{kind}.{k}"] for k in range(len(leaves))])
+            return jax.tree.unflatten(
+                structure, [self.tables[f"{kind}.{k}"] for k in range(len(leaves))]
+            )
 
         first = self.tables["first"]
-        config = {**plan.config, "paths": layout.paths, "antithetic": layout.antithetic, "key": np.asarray(jax.random.key_data(layout.key)).tolist()}
+        config = {
+            **plan.config,
+            "paths": layout.paths,
+            "antithetic": layout.antithetic,
+            "key": np.asarray(jax.random.key_data(layout.key)).tolist(),
+        }
         return Result(
             time=layout.grid * plan.step_time,
             mean={name: moments.mean for name, moments in self.moments.items()},
             stderr={name: moments.stderr for name, moments in self.moments.items()},
             final=states("final") if layout.keep != "means" else None,
-            diverged=Divergence(np.flatnonzero(first >= 0), first[first >= 0] * plan.step_time, layout.paths),
+            diverged=Divergence(
+                np.flatnonzero(first >= 0), first[first >= 0] * plan.step_time, layout.paths
+            ),
             nonfinite={name: moments.lost for name, moments in self.moments.items()},
             config=config,
             provenance=store.provenance(),
-            values={name: self.tables[f"values.{name}"] for name in names} if layout.keeps_values else None,
+            values=(
+                {name: self.tables[f"values.{name}"] for name in names}
+                if layout.keeps_values
+                else None
+            ),
             trajectory=states("trajectory") if layout.keep == "trajectories" else None,
         )
 
@@ -451,12 +594,21 @@ def _identity(layout: Layout) -> dict[str, Any]:
     return {
         **plan.config,
         "precision of products": of_products(),
-        "functions and numbers": precisely(fingerprint)([(plan.stepper, (plan.params, plan.x0, keys, xi)), (plan.observer, (plan.data, plan.x0))]),
+        "functions and numbers": precisely(fingerprint)(
+            [
+                (plan.stepper, (plan.params, plan.x0, keys, xi)),
+                (plan.observer, (plan.data, plan.x0)),
+            ]
+        ),
         "key": np.asarray(jax.random.key_data(keys)),
         "paths": layout.paths,
         "antithetic": layout.antithetic,
         "keep": layout.keep,
-        "observation steps": times if len(times) <= _FEW_TIMES else hashlib.sha256(times.astype(np.int64).tobytes()).hexdigest(),
+        "observation steps": (
+            times
+            if len(times) <= _FEW_TIMES
+            else hashlib.sha256(times.astype(np.int64).tobytes()).hexdigest()
+        ),
         "observables": plan.observer.names,
         "chunk": layout.size,
         "devices": layout.mesh.size,
@@ -471,7 +623,9 @@ def _identity(layout: Layout) -> dict[str, Any]:
 
 @dataclass
 class _Moments:
-    """Moments over paths of one observable, merged in float64 (Chan, Golub & LeVeque 1983); arrays of shape `(times, ...)`."""
+    """Moments over paths of one observable, merged in float64 (Chan, Golub & LeVeque 1983); arrays
+    of shape `(times, ...)`.
+    """
 
     count: np.ndarray
     """How many values are in the mean: those that are finite."""
@@ -484,7 +638,9 @@ class _Moments:
     @classmethod
     def none(cls, shape: tuple[int, ...]) -> _Moments:
         """Those of no path."""
-        return cls(np.zeros(shape, int), np.full(shape, np.nan), np.zeros(shape), np.zeros(shape, int))
+        return cls(
+            np.zeros(shape, int), np.full(shape, np.nan), np.zeros(shape), np.zeros(shape, int)
+        )
 
     def add(self, other: _Moments) -> None:
         """Merge those of other paths."""

@@ -1,4 +1,6 @@
-"""A run before its start: what to do, which paths go together on which devices, and whether that fits."""
+"""A run before its start: what to do, which paths go together on which devices, and whether that
+fits.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,18 @@ PyTree = Any
 Keep = Literal["means", "statistics", "values", "trajectories"]
 
 _CHUNK_BYTES = {"cpu": 2**23}
-"""Working memory of the paths that one device advances together. On a CPU larger chunks leave the cache and were slower."""
+"""Working memory of the paths that one device advances together. On a CPU larger chunks leave the
+cache and were slower.
+"""
 _ACCELERATOR_BYTES = 2**28
 _CHUNK_PATHS = {"cpu": 2**15}
-"""Paths that one device advances together at most: with more of them a step was no faster per path, and needed more memory."""
+"""Paths that one device advances together at most: with more of them a step was no faster per path,
+and needed more memory.
+"""
 _PAIRED = 16
-"""From as many paths of one device on their number is even: XLA makes no vectors of a loop of odd length on a CPU, and W1 took 12 times as long."""
+"""From as many paths of one device on their number is even: XLA makes no vectors of a loop of odd
+length on a CPU, and W1 took 12 times as long.
+"""
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,8 @@ class Plan:
         step_bytes: working memory of one path in one step, an estimate.
         observe_bytes: the same while it is observed.
         config: what to record.
-        noise_shape: shape of the standard normals of one step; None for a stepper that draws from its key alone.
+        noise_shape: shape of the standard normals of one step; None for a stepper that draws from
+            its key alone.
         normals: where these come from, by counter or from `jax.random`.
     """
 
@@ -92,16 +101,29 @@ class Layout:
 
     @property
     def tables(self) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Shape and dtype of every array with one row per path, of all processes together: what the host must hold in the end."""
+        """Shape and dtype of every array with one row per path, of all processes together: what the
+        host must hold in the end.
+        """
         plan, times = self.plan, len(self.grid)
-        rows: dict[str, tuple[tuple[int, ...], Any]] = {"first": ((self.paths,), np.dtype(np.int32))}
+        rows: dict[str, tuple[tuple[int, ...], Any]] = {
+            "first": ((self.paths,), np.dtype(np.int32))
+        }
         leaves = jax.tree.leaves(plan.x0)
         if self.keep != "means":
-            rows |= {f"final.{k}": ((self.paths, *leaf.shape), leaf.dtype) for k, leaf in enumerate(leaves)}
+            rows |= {
+                f"final.{k}": ((self.paths, *leaf.shape), leaf.dtype)
+                for k, leaf in enumerate(leaves)
+            }
         if self.keeps_values:
-            rows |= {f"values.{name}": ((self.paths, times, *seen.shape), seen.dtype) for name, seen in self.observables.items()}
+            rows |= {
+                f"values.{name}": ((self.paths, times, *seen.shape), seen.dtype)
+                for name, seen in self.observables.items()
+            }
         if self.keep == "trajectories":
-            rows |= {f"trajectory.{k}": ((self.paths, times, *leaf.shape), leaf.dtype) for k, leaf in enumerate(leaves)}
+            rows |= {
+                f"trajectory.{k}": ((self.paths, times, *leaf.shape), leaf.dtype)
+                for k, leaf in enumerate(leaves)
+            }
         return rows
 
     @cached_property
@@ -119,21 +141,39 @@ class Layout:
     @property
     def host_bytes(self) -> int:
         """Memory of the arrays with one row per path."""
-        return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in self.tables.values())
+        return sum(
+            math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in self.tables.values()
+        )
 
     @property
     def device_bytes(self) -> int:
-        """Working memory of the chunk that is advanced together, an estimate, on all devices of this process."""
+        """Working memory of the chunk that is advanced together, an estimate, on all devices of
+        this process.
+        """
         return self.size * max(self.plan.step_bytes, 1)
 
     def check_memory(self) -> None:
         """Refuse a run that cannot fit into memory."""
-        need, available = self.host_bytes + (self.device_bytes if self.mesh.devices.flat[0].platform == "cpu" else 0), machine.available_memory()
+        need, available = (
+            self.host_bytes
+            + (self.device_bytes if self.mesh.devices.flat[0].platform == "cpu" else 0),
+            machine.available_memory(),
+        )
         if available is None or need <= available:
             return
-        sizes = {name: math.prod(shape) * np.dtype(dtype).itemsize for name, (shape, dtype) in self.tables.items()}
-        worst = max(sizes, key=lambda name: (sizes[name], name != "first"))  # what can be left out, where it is as large
-        what = {"first": "bookkeeping", "final": "final states", "values": "values", "trajectory": "trajectories"}[worst.split(".")[0]]
+        sizes = {
+            name: math.prod(shape) * np.dtype(dtype).itemsize
+            for name, (shape, dtype) in self.tables.items()
+        }
+        worst = max(
+            sizes, key=lambda name: (sizes[name], name != "first")
+        )  # what can be left out, where it is as large
+        what = {
+            "first": "bookkeeping",
+            "final": "final states",
+            "values": "values",
+            "trajectory": "trajectories",
+        }[worst.split(".")[0]]
         remedies = {
             "bookkeeping": "fewer paths, or several runs with keys of their own",
             "final states": "keep='means', which keeps no states, or fewer paths",
@@ -146,11 +186,12 @@ class Layout:
             able += ["fewer devices"] if self.mesh.size > 1 else []
             able += ["a smaller network, batch or data set", "a machine with more memory"]
             raise ValueError(
-                f"{self.size} paths together need about {gigabytes(self.device_bytes)} of working memory, but {gigabytes(available)} are free: "
-                f"choose {able[0]}, or {able[1]}"
+                f"{self.size} paths together need about {gigabytes(self.device_bytes)} of working"
+                f" memory, but {gigabytes(available)} are free: choose {able[0]}, or {able[1]}"
             )
         raise ValueError(
-            f"{self.paths} paths need {gigabytes(need)}, most of it for their {what}, but {gigabytes(available)} are free: choose {remedies[what]}"
+            f"{self.paths} paths need {gigabytes(need)}, most of it for their {what}, but"
+            f" {gigabytes(available)} are free: choose {remedies[what]}"
         )
 
 
@@ -174,11 +215,16 @@ def lay_out(
     if antithetic and paths % 2:
         raise ValueError(f"{paths} paths cannot be paired: antithetic runs need an even number")
     if paths > 2**32:
-        raise ValueError(f"{paths} paths: at most 2**32 have draws of their own; use a second key for more")
-    if not machine.double_precision() and any(leaf.dtype == np.float64 for leaf in jax.tree.leaves(plan.x0)):
         raise ValueError(
-            "the state is in float64, but jax has 64 bits turned off and would compute in float32: run it within `with jax.enable_x64(True):`, "
-            "where it was made, or set JAX_ENABLE_X64=1 before jax starts"
+            f"{paths} paths: at most 2**32 have draws of their own; use a second key for more"
+        )
+    if not machine.double_precision() and any(
+        leaf.dtype == np.float64 for leaf in jax.tree.leaves(plan.x0)
+    ):
+        raise ValueError(
+            "the state is in float64, but jax has 64 bits turned off and would compute in float32:"
+            " run it within `with jax.enable_x64(True):`, where it was made, or set"
+            " JAX_ENABLE_X64=1 before jax starts"
         )
     count, index = machine.process_count(), machine.process_index()
     available = list(devices if devices is not None else jax.devices())
@@ -186,29 +232,45 @@ def lay_out(
         raise ValueError("devices is empty: name at least one, or leave it out")
     units = paths // 2 if antithetic else paths
     if devices is not None and len(available) > paths:
-        raise ValueError(f"{len(available)} devices for {paths} paths: some would have none; name at most {paths} devices")
+        raise ValueError(
+            f"{len(available)} devices for {paths} paths: some would have none; name at most"
+            f" {paths} devices"
+        )
     if count > units:
-        raise ValueError(f"{count} processes for {paths} paths: some would have none; start at most {units} processes")
+        raise ValueError(
+            f"{count} processes for {paths} paths: some would have none; start at most {units}"
+            " processes"
+        )
     own = [device for device in available if device.process_index == index]
     if not own:
-        raise ValueError(f"devices names none of process {index}: every process needs one of its own")
+        raise ValueError(
+            f"devices names none of process {index}: every process needs one of its own"
+        )
     first, last = (units * k // count * (2 if antithetic else 1) for k in (index, index + 1))
     mesh = Mesh(np.array(own[: last - first]), ("paths",))
     size = _chunk_size(last - first, chunk, mesh, plan.step_bytes, antithetic)
     layout = Layout(plan, key, paths, grid, keep, antithetic, mesh, size, first, last)
     for name, seen in layout.observables.items():
         if jnp.issubdtype(seen.dtype, jnp.complexfloating):
-            raise TypeError(f"observable {name!r} is complex: observe its real and its imaginary part, or its size")
+            raise TypeError(
+                f"observable {name!r} is complex: observe its real and its imaginary part, or its"
+                " size"
+            )
     return layout
 
 
 def check_key(key: Any) -> jax.Array:
     """`key` as a typed jax key, or a sentence that says how to make one."""
-    if isinstance(key, jax.Array) and key.shape == () and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    if (
+        isinstance(key, jax.Array)
+        and key.shape == ()
+        and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    ):
         if str(jax.random.key_impl(key)) != "threefry2x32":
             raise ValueError(
-                f"key has the implementation {jax.random.key_impl(key)}, whose draws depend on how paths are laid out: "
-                "use a threefry key, jax.random.key(seed, impl='threefry2x32')"
+                f"key has the implementation {jax.random.key_impl(key)}, whose draws depend on how"
+                " paths are laid out: use a threefry key, jax.random.key(seed,"
+                " impl='threefry2x32')"
             )
         return key
     if isinstance(key, (jax.Array, np.ndarray)) and key.shape == (2,) and key.dtype == np.uint32:
@@ -222,7 +284,10 @@ def steps_of(time: float, step_time: float, what: str, unit: str) -> int:
     """How many steps of `step_time` make `time`, or a sentence saying that no whole number does."""
     ratio = time / step_time
     if not ratio < 2**31:
-        raise ValueError(f"{what}={time:g} is {ratio:.3g} steps of {unit}={step_time:g}: at most 2**31 - 1 are counted")
+        raise ValueError(
+            f"{what}={time:g} is {ratio:.3g} steps of {unit}={step_time:g}: at most 2**31 - 1 are"
+            " counted"
+        )
     steps = round(ratio)
     if abs(ratio - steps) > 1e-6 * max(1.0, abs(ratio)):
         raise ValueError(
@@ -232,7 +297,9 @@ def steps_of(time: float, step_time: float, what: str, unit: str) -> int:
     return steps
 
 
-def time_grid(times: Sequence[float] | np.ndarray | None, steps: int, step_time: float, unit: str) -> np.ndarray:
+def time_grid(
+    times: Sequence[float] | np.ndarray | None, steps: int, step_time: float, unit: str
+) -> np.ndarray:
     """The steps at which to observe: those of `times`, or about ten even ones with both ends."""
     if steps >= 2**31:
         raise ValueError(f"steps={told_count(steps)}: at most 2**31 - 1 are counted")
@@ -241,9 +308,14 @@ def time_grid(times: Sequence[float] | np.ndarray | None, steps: int, step_time:
     instants = np.atleast_1d(np.asarray(times, dtype=float))
     if not np.isfinite(instants).all():
         raise ValueError(f"times={list(instants)}: they must be finite")
-    grid = np.array([steps_of(float(t), step_time, "an observation time", unit) for t in instants], dtype=int)
+    grid = np.array(
+        [steps_of(float(t), step_time, "an observation time", unit) for t in instants], dtype=int
+    )
     if grid.size == 0 or (np.diff(grid) <= 0).any() or grid[0] < 0 or grid[-1] > steps:
-        raise ValueError(f"times={list(instants)}: they must increase strictly from at least 0 to at most {steps * step_time:g}")
+        raise ValueError(
+            f"times={list(instants)}: they must increase strictly from at least 0 to at most"
+            f" {steps * step_time:g}"
+        )
     return grid
 
 
@@ -252,9 +324,16 @@ def chunk_bytes(mesh: Mesh) -> int:
     return _CHUNK_BYTES.get(mesh.devices.flat[0].platform, _ACCELERATOR_BYTES)
 
 
-def _chunk_size(paths: int, chunk: int | None, mesh: Mesh, step_bytes: int, antithetic: bool) -> int:
-    """Paths per chunk: a multiple of the devices, of even size over as few chunks as the memory allows."""
-    together = min(max(1, chunk_bytes(mesh) // step_bytes), _CHUNK_PATHS.get(mesh.devices.flat[0].platform, paths))
+def _chunk_size(
+    paths: int, chunk: int | None, mesh: Mesh, step_bytes: int, antithetic: bool
+) -> int:
+    """Paths per chunk: a multiple of the devices, of even size over as few chunks as the memory
+    allows.
+    """
+    together = min(
+        max(1, chunk_bytes(mesh) // step_bytes),
+        _CHUNK_PATHS.get(mesh.devices.flat[0].platform, paths),
+    )
     most = whole("chunk", chunk) if chunk is not None else together * mesh.size
     chunks = math.ceil(paths / most)
     each = -(-paths // (chunks * mesh.size))

@@ -1,8 +1,11 @@
-"""What is compiled: steps of many paths, observations of them, and the moments of these, spread over the devices of one process.
+"""What is compiled: steps of many paths, observations of them, and the moments of these, spread
+over the devices of one process.
 
-`advance` makes steps and `observe` looks, so that an SDE, its knock-outs and the optimizer share the second, and runs that observe other things
-the first: compiling derived steps takes seconds. Where a state is small compiling is quick, and waiting for Python takes longer than looking:
-there `advance` looks on its way, at several observation times in one call. Where to stop and where to look are numbers, not code.
+`advance` makes steps and `observe` looks, so that an SDE, its knock-outs and the optimizer share
+the second, and runs that observe other things the first: compiling derived steps takes seconds.
+Where a state is small compiling is quick, and waiting for Python takes longer than looking: there
+`advance` looks on its way, at several observation times in one call. Where to stop and where to
+look are numbers, not code.
 """
 
 from __future__ import annotations
@@ -30,22 +33,27 @@ PyTree = Any
 Normals = Literal["counter", "jax"]
 
 _BLOCK, _UNROLL = 32, 4
-"""Steps of the inner loop on an accelerator, and how many of a small state are compiled as one: a loop of known length runs without asking the host
-after each step whether to go on, and XLA makes one kernel of four small steps, normals included."""
+"""Steps of the inner loop on an accelerator, and how many of a small state are compiled as one: a
+loop of known length runs without asking the host after each step whether to go on, and XLA makes
+one kernel of four small steps, normals included."""
 LEGS = 16
-"""Legs of one call of `advance` at most: with ten looks in one, they cost W1 5 % of its time, and 20 % with one in each."""
+"""Legs of one call of `advance` at most: with ten looks in one, they cost W1 5 % of its time, and
+20 % with one in each.
+"""
 _SMALL_NOISE = 8
 """Normals of a step up to which a small state is kept as one number."""
 
 
 class Stepper(Hashable, Protocol):
-    """One step of one path. Hashable, so that compiled code is shared by all runs that differ in `params` alone."""
+    """One step of one path. Hashable, so that compiled code is shared by all runs that differ in
+    `params` alone.
+    """
 
     def __call__(self, params: Any, x: PyTree, key: jax.Array, xi: Any) -> PyTree:
         """The state after one step.
 
-        `xi` are standard normals of the plan's `noise_shape`, or None; `key`, a key of this path and step alone, is for anything else that
-        is random. A key that is not used costs nothing.
+        `xi` are standard normals of the plan's `noise_shape`, or None; `key`, a key of this path
+        and step alone, is for anything else that is random. A key that is not used costs nothing.
         """
         ...
 
@@ -90,12 +98,16 @@ class Draw:
     normals: Normals
     antithetic: bool
     carried: bool
-    """Whether the normals of a step are made in the step before and carried. A CPU makes them once then, and not anew for all that uses them; an
-    accelerator would only write and read them, where it could make them on the spot."""
+    """Whether the normals of a step are made in the step before and carried. A CPU makes them once
+    then, and not anew for all that uses them; an accelerator would only write and read them, where
+    it could make them on the spot."""
 
     def keyed(self, key: jax.Array, steps: Any) -> _Keyed:
         """Steps with what is needed to make their normals."""
-        return _Keyed(jnp.asarray(steps), step_keys(key, steps) if self.normals == "counter" and self.shape is not None else ())
+        return _Keyed(
+            jnp.asarray(steps),
+            step_keys(key, steps) if self.normals == "counter" and self.shape is not None else (),
+        )
 
     def carry(self, key: jax.Array, step: Any, ids: jax.Array) -> Any:
         """What is carried into a step."""
@@ -109,13 +121,22 @@ class Draw:
             made = packed_normals(of.key, self.drawn(ids), math.prod(self.shape), self._precision)
         else:
             shape = self.shape
-            made = jax.vmap(lambda path: jax.random.normal(jax.random.split(_key(key, path, of.step), 3)[0], shape, self.dtype))(self.drawn(ids))
+            made = jax.vmap(
+                lambda path: jax.random.normal(
+                    jax.random.split(_key(key, path, of.step), 3)[0], shape, self.dtype
+                )
+            )(self.drawn(ids))
         return self._mirrored(made, ids)
 
     def components(self, of: _Keyed, ids: jax.Array) -> list[jax.Array]:
-        """The same by counter, for a small state: each component for itself, an array over paths."""
+        """The same by counter, for a small state: each component for itself, an array over
+        paths.
+        """
         count = math.prod(self.shape)  # type: ignore[arg-type]
-        pairs = [self._mirrored(normal_pair(of.key, jnp.uint32(pair), self.drawn(ids), self.dtype), ids) for pair in range(pairs_of(count))]
+        pairs = [
+            self._mirrored(normal_pair(of.key, jnp.uint32(pair), self.drawn(ids), self.dtype), ids)
+            for pair in range(pairs_of(count))
+        ]
         return [part for pair in pairs for part in (pair.real, pair.imag)][:count]
 
     @property
@@ -136,7 +157,11 @@ class Draw:
         """For a stepper: one array of `shape` for each path."""
         if self.shape is None:
             return None
-        return unpack(made, self.shape).astype(self.dtype) if self.normals == "counter" else made.astype(self.dtype)
+        return (
+            unpack(made, self.shape).astype(self.dtype)
+            if self.normals == "counter"
+            else made.astype(self.dtype)
+        )
 
 
 def _key(key: jax.Array, path: jax.Array, step: jax.Array) -> jax.Array:
@@ -146,7 +171,9 @@ def _key(key: jax.Array, path: jax.Array, step: jax.Array) -> jax.Array:
 
 @lru_cache(maxsize=1)
 def _compiler_options() -> dict[str, Any] | None:
-    """The widest vectors: the cipher runs 1.8 times as fast on a CPU with AVX-512, and others take what they have."""
+    """The widest vectors: the cipher runs 1.8 times as fast on a CPU with AVX-512, and others take
+    what they have.
+    """
     options = {"xla_cpu_prefer_vector_width": 512}
     try:
         jax.jit(lambda x: x + 1, compiler_options=options)(np.float32(0))
@@ -168,14 +195,17 @@ def start(draw: Draw, mesh: Mesh) -> Any:
 
 @lru_cache(maxsize=PROGRAMS)
 def advance(stepper: Stepper, draw: Draw, look: Look | None, mesh: Mesh) -> Any:
-    """`(params, key, ids, ensemble, route, (data, good))` -> the ensemble at the end of the route, and on each device a row of moments for each look;
-    compiled.
+    """`(params, key, ids, ensemble, route, (data, good))` -> the ensemble at the end of the route,
+    and on each device a row of moments for each look; compiled.
 
-    `route` has the shape `(1 + LEGS, 2)`: the step to start at and the number of legs; for each leg the step to stop at and whether to look there.
-    Without `look` nothing is looked at, and `()` stands for data and good paths.
+    `route` has the shape `(1 + LEGS, 2)`: the step to start at and the number of legs; for each leg
+    the step to stop at and whether to look there. Without `look` nothing is looked at, and `()`
+    stands for data and good paths.
     """
 
-    def follow(params: Any, key: jax.Array, ids: jax.Array, ensemble: Ensemble, route: jax.Array, of: Any) -> Any:
+    def follow(
+        params: Any, key: jax.Array, ids: jax.Array, ensemble: Ensemble, route: jax.Array, of: Any
+    ) -> Any:
         (begin, count), legs = route[0], route[1:]
 
         def seen(slot: jax.Array, ensemble: Ensemble, rows: jax.Array) -> Any:
@@ -187,20 +217,28 @@ def advance(stepper: Stepper, draw: Draw, look: Look | None, mesh: Mesh) -> Any:
         def leg(k: jax.Array, now: Any) -> Any:
             at, slot, ensemble, rows = now
             stop, looking = legs[k]
-            x, noise = _steps(stepper, draw, mesh, params, key, ids, (ensemble.x, ensemble.noise), at, stop)
+            x, noise = _steps(
+                stepper, draw, mesh, params, key, ids, (ensemble.x, ensemble.noise), at, stop
+            )
             ensemble = Ensemble(x, noise, _mark(ensemble.first, x, stop))
             if look is not None:
-                slot, rows = jax.lax.cond(looking == 1, seen, lambda slot, _, rows: (slot, rows), slot, ensemble, rows)
+                slot, rows = jax.lax.cond(
+                    looking == 1, seen, lambda slot, _, rows: (slot, rows), slot, ensemble, rows
+                )
             return stop, slot, ensemble, rows
 
         row = jnp.zeros(0) if look is None else jax.eval_shape(look, ensemble.x, of)[0]
         with jax.enable_x64(True):
             rows = jnp.zeros((len(legs), *row.shape), row.dtype)
-        _, _, ensemble, rows = jax.lax.fori_loop(0, count, leg, (begin, jnp.int32(0), ensemble, rows))
+        _, _, ensemble, rows = jax.lax.fori_loop(
+            0, count, leg, (begin, jnp.int32(0), ensemble, rows)
+        )
         return ensemble, rows[None]
 
     specs = P(), P(), P("paths"), P("paths"), P(), () if look is None else (P(), P("paths"))
-    return _on_devices(precisely(follow), mesh, specs, donate_argnums=3, compiler_options=_compiler_options())
+    return _on_devices(
+        precisely(follow), mesh, specs, donate_argnums=3, compiler_options=_compiler_options()
+    )
 
 
 @lru_cache(maxsize=PROGRAMS)
@@ -216,14 +254,17 @@ def observe(look: Look, mesh: Mesh) -> Any:
 
 
 def _on_devices(fn: Callable[..., Any], mesh: Mesh, specs: Any, **options: Any) -> Any:
-    """`fn` of one device's share, compiled for all devices of a mesh; results have a leading axis that is spread over them."""
+    """`fn` of one device's share, compiled for all devices of a mesh; results have a leading axis
+    that is spread over them.
+    """
     if mesh.size > 1:
         fn = jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=P("paths"), check_vma=False)
     return jax.jit(fn, **options)
 
 
 def placement(mesh: Mesh) -> tuple[Sharding, Sharding]:
-    """Where an array lies whose leading axis is paths, and where one lies that every device needs whole.
+    """Where an array lies whose leading axis is paths, and where one lies that every device needs
+    whole.
 
     One device needs no mesh: its arrays have the plainest type that jax has.
     """
@@ -234,11 +275,26 @@ def placement(mesh: Mesh) -> tuple[Sharding, Sharding]:
 
 
 def _steps(
-    stepper: Stepper, draw: Draw, mesh: Mesh, params: Any, key: jax.Array, ids: jax.Array, carry: tuple[PyTree, Any], begin: Any, stop: Any
+    stepper: Stepper,
+    draw: Draw,
+    mesh: Mesh,
+    params: Any,
+    key: jax.Array,
+    ids: jax.Array,
+    carry: tuple[PyTree, Any],
+    begin: Any,
+    stop: Any,
 ) -> tuple[PyTree, Any]:
-    """The states of one device's paths after steps `begin .. stop - 1`, and what is carried beside them."""
+    """The states of one device's paths after steps `begin .. stop - 1`, and what is carried beside
+    them.
+    """
     x, noise = carry
-    one = small(stepper, draw, params, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x))
+    one = small(
+        stepper,
+        draw,
+        params,
+        jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x),
+    )
 
     def step_of_all(of: _Keyed, carry: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
         x, noise = carry
@@ -249,15 +305,24 @@ def _steps(
 
     def loop(body: Callable[[_Keyed, Any], Any], carry: Any) -> Any:
         if machine.on_cpu(mesh):
-            return jax.lax.fori_loop(begin, stop, lambda step, now: body(draw.keyed(key, step), now), carry)
+            return jax.lax.fori_loop(
+                begin, stop, lambda step, now: body(draw.keyed(key, step), now), carry
+            )
         at = begin
         for size in (_BLOCK, 1) if one is None else (_BLOCK, _UNROLL, 1):
 
             def several(k: jax.Array, now: Any, first: Any = at, size: int = size) -> Any:
-                # the keys of all of them at once: the cipher of one number would be a kernel of its own in each step
+                # the keys of all of them at once: the cipher of one number would be a kernel of its
+                # own in each step
                 steps = draw.keyed(key, first + k * size + jnp.arange(size))
                 unroll = 1 if one is None else min(size, _UNROLL)
-                return jax.lax.fori_loop(0, size, lambda j, now: body(jax.tree.map(lambda leaf: leaf[j], steps), now), now, unroll=unroll)
+                return jax.lax.fori_loop(
+                    0,
+                    size,
+                    lambda j, now: body(jax.tree.map(lambda leaf: leaf[j], steps), now),
+                    now,
+                    unroll=unroll,
+                )
 
             count = (stop - at) // size
             carry, at = jax.lax.fori_loop(0, count, several, carry), at + count * size
@@ -265,13 +330,19 @@ def _steps(
 
     if one is None:
         return loop(step_of_all, carry)  # type: ignore[no-any-return]
-    return one.unpack(loop(lambda of, packed: one.step(params, packed, draw.components(of, ids)), one.pack(x))), noise
+    return (
+        one.unpack(
+            loop(lambda of, packed: one.step(params, packed, draw.components(of, ids)), one.pack(x))
+        ),
+        noise,
+    )
 
 
 @dataclass(frozen=True)
 class _Small:
-    """A state of one or two components as one number per path, real or complex: what comes out of a step is one array, so XLA makes one loop of the
-    whole step, the cipher included, and nothing but the state is written or read.
+    """A state of one or two components as one number per path, real or complex: what comes out of a
+    step is one array, so XLA makes one loop of the whole step, the cipher included, and nothing but
+    the state is written or read.
     """
 
     elementwise: Callable[[Any, list[jax.Array], int], list[jax.Array]]
@@ -280,14 +351,24 @@ class _Small:
 
     def pack(self, x: PyTree) -> jax.Array:
         """The state of all paths."""
-        parts = [leaf.reshape(len(leaf), -1)[:, k] for leaf in jax.tree.leaves(x) for k in range(math.prod(leaf.shape[1:]))]
+        parts = [
+            leaf.reshape(len(leaf), -1)[:, k]
+            for leaf in jax.tree.leaves(x)
+            for k in range(math.prod(leaf.shape[1:]))
+        ]
         return parts[0] if len(parts) == 1 else jax.lax.complex(*parts)
 
     def unpack(self, packed: jax.Array) -> PyTree:
         """The reverse."""
         leaves, structure = jax.tree.flatten(self.like)
         parts = iter(self.parts(packed))
-        return jax.tree.unflatten(structure, [jnp.stack([next(parts) for _ in range(leaf.size)], axis=1).reshape(-1, *leaf.shape) for leaf in leaves])
+        return jax.tree.unflatten(
+            structure,
+            [
+                jnp.stack([next(parts) for _ in range(leaf.size)], axis=1).reshape(-1, *leaf.shape)
+                for leaf in leaves
+            ],
+        )
 
     @staticmethod
     def parts(packed: jax.Array) -> list[jax.Array]:
@@ -301,21 +382,48 @@ class _Small:
 
 
 def small(stepper: Stepper, draw: Draw, params: Any, like: PyTree) -> _Small | None:
-    """For a state that is small enough, and steps that are elementwise; counters only. Looked at once, `like` and `params` by their shapes."""
+    """For a state that is small enough, and steps that are elementwise; counters only. Looked at
+    once, `like` and `params` by their shapes.
+    """
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
     leaves, structure = jax.tree.flatten((params, like))
-    shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=getattr(leaf, "weak_type", False)) for leaf in leaves)
-    return _small(stepper, replace(draw, carried=False), structure, shapes, machine.double_precision(), of_products())
+    shapes = tuple(
+        jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=getattr(leaf, "weak_type", False))
+        for leaf in leaves
+    )
+    return _small(
+        stepper,
+        replace(draw, carried=False),
+        structure,
+        shapes,
+        machine.double_precision(),
+        of_products(),
+    )
 
 
 @lru_cache(maxsize=PROGRAMS)
-def _small(stepper: Stepper, draw: Draw, structure: Any, shapes: tuple[Any, ...], double: bool, products: str) -> _Small | None:
+def _small(
+    stepper: Stepper,
+    draw: Draw,
+    structure: Any,
+    shapes: tuple[Any, ...],
+    double: bool,
+    products: str,
+) -> _Small | None:
     """`double` and `products` are settings of jax that what is traced here depends on."""
     params, like = jax.tree.unflatten(structure, shapes)
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(like)}
-    if draw.shape is None or draw.normals != "counter" or sum(leaf.size for leaf in jax.tree.leaves(like)) > 2 or len(dtypes) > 1:
+    if (
+        draw.shape is None
+        or draw.normals != "counter"
+        or sum(leaf.size for leaf in jax.tree.leaves(like)) > 2
+        or len(dtypes) > 1
+    ):
         return None
-    if not dtypes <= {jnp.dtype("float32"), jnp.dtype("float64")} or math.prod(draw.shape) > _SMALL_NOISE:
+    if (
+        not dtypes <= {jnp.dtype("float32"), jnp.dtype("float64")}
+        or math.prod(draw.shape) > _SMALL_NOISE
+    ):
         return None
     key, xi = jax.eval_shape(lambda: seed_key(0)), jax.ShapeDtypeStruct(draw.shape, draw.dtype)
     made = elementwise(precisely(lambda params, of: stepper(params, *of)), params, (like, key, xi))
@@ -336,25 +444,37 @@ class Look:
     together: int
     antithetic: bool
 
-    def __call__(self, x: PyTree, of: tuple[Any, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, x: PyTree, of: tuple[Any, jax.Array]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Moments of all values in one row, and the values.
 
-        The row has four parts, each with a number for every component of every observable: the mean over the finite values of good paths,
-        the sum of squared deviations from it, how many values are in both (pairs count once), and how many values of good paths are not finite.
+        The row has four parts, each with a number for every component of every observable: the mean
+        over the finite values of good paths, the sum of squared deviations from it, how many values
+        are in both (pairs count once), and how many values of good paths are not finite.
         """
         data, good = of
-        values: dict[str, jax.Array] = jax.lax.map(partial(self.observer, data), x, batch_size=self.together)
+        values: dict[str, jax.Array] = jax.lax.map(
+            partial(self.observer, data), x, batch_size=self.together
+        )
         units = good.reshape(-1, 2).all(axis=1) if self.antithetic else good
         with jax.enable_x64(True):
-            tables = [value.reshape(len(good), math.prod(value.shape[1:])).T.astype(jnp.float64) for value in values.values()]
+            tables = [
+                value.reshape(len(good), math.prod(value.shape[1:])).T.astype(jnp.float64)
+                for value in values.values()
+            ]
             table = jnp.concatenate(tables)  # one table, so one loop for all observables
-            lost = jnp.sum(good) - _count(good & jnp.isfinite(table))  # without pairs the same sum as below: XLA makes it once
+            lost = jnp.sum(good) - _count(
+                good & jnp.isfinite(table)
+            )  # without pairs the same sum as below: XLA makes it once
             if self.antithetic:
                 table = table.reshape(len(table), len(units), 2).mean(axis=2)
             used = units & jnp.isfinite(table)
             count = _count(used)
             mean = _sum(jnp.where(used, table, 0)) / count
-            row = jnp.concatenate([mean, _sum(jnp.where(used, (table - mean[:, None]) ** 2, 0)), count, lost])
+            row = jnp.concatenate(
+                [mean, _sum(jnp.where(used, (table - mean[:, None]) ** 2, 0)), count, lost]
+            )
         return row, values
 
 
@@ -364,7 +484,9 @@ def _count(table: jax.Array) -> jax.Array:
 
 
 def _sum(table: jax.Array) -> jax.Array:
-    """The sum over the last of two axes, by sixteen running sums: one alone waits for each of its additions."""
+    """The sum over the last of two axes, by sixteen running sums: one alone waits for each of its
+    additions.
+    """
     rows, length = table.shape
     padded = jnp.pad(table, [(0, 0), (0, -length % 16)])
     total: jax.Array = padded.reshape(rows, (length + 15) // 16, 16).sum(axis=1).sum(axis=1)

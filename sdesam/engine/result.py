@@ -1,4 +1,6 @@
-"""What a simulation or a training run gives back: one type for both sides, so that they can be compared."""
+"""What a simulation or a training run gives back: one type for both sides, so that they can be
+compared.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ class Divergence:
         when = f"at time {self.time.min():.4g}"
         if self.time.max() > self.time.min():
             when = f"between times {self.time.min():.4g} and {self.time.max():.4g}"
-        return f"{self.count} of {self.total} paths diverged {when}; they are left out of every mean"
+        return (
+            f"{self.count} of {self.total} paths diverged {when}; they are left out of every mean"
+        )
 
 
 @dataclass(frozen=True)
@@ -52,16 +56,21 @@ class Result:
 
     Args:
         time: SDE time (`t = k eta`), shape `(times,)`.
-        mean: per observable, the mean over the paths whose state stayed finite to the end, shape `(times, ...)`; NaN where no value is finite.
+        mean: per observable, the mean over the paths whose state stayed finite to the end, shape
+            `(times, ...)`; NaN where no value is finite.
         stderr: its standard error; NaN where fewer than two independent paths are left.
-        final: the last state of every path, diverged ones included; structure of `x0`, leading axis `paths`; None with `keep="means"`.
+        final: the last state of every path, diverged ones included; structure of `x0`, leading axis
+            `paths`; None with `keep="means"`.
         diverged: which paths diverged, and when.
         config: all that the run depends on, the key included.
         provenance: versions, device, revision, time.
-        values: per observable, the value of every path, shape `(paths, times, ...)`; only with `keep="values"` or `"trajectories"`.
-        trajectory: the state of every path at every time, leading axes `(paths, times)`; only with `keep="trajectories"`.
-        nonfinite: per observable, how many of its values are infinite or NaN although the state of the path is finite, shape as `mean`. These
-            values are left out of the mean of that observable and of no other.
+        values: per observable, the value of every path, shape `(paths, times, ...)`; only with
+            `keep="values"` or `"trajectories"`.
+        trajectory: the state of every path at every time, leading axes `(paths, times)`; only with
+            `keep="trajectories"`.
+        nonfinite: per observable, how many of its values are infinite or NaN although the state of
+            the path is finite, shape as `mean`. These values are left out of the mean of that
+            observable and of no other.
     """
 
     time: np.ndarray
@@ -76,15 +85,31 @@ class Result:
     nonfinite: dict[str, np.ndarray] = field(default_factory=dict)
 
     def warnings(self, *names: str) -> list[str]:
-        """One sentence for each observable (of `names`; left out, of all) that has values that are not finite.
+        """One sentence for each observable (of `names`; left out, of all) that has values that are
+        not finite.
 
         >>> counts = {"log": np.array([0, 3, 5])}
-        >>> out = Result(np.arange(3.0), {}, {}, None, Divergence(np.array([]), np.array([]), 8), {}, nonfinite=counts)
+        >>> out = Result(
+        ...     np.arange(3.0),
+        ...     {},
+        ...     {},
+        ...     None,
+        ...     Divergence(np.array([]), np.array([]), 8),
+        ...     {},
+        ...     nonfinite=counts,
+        ... )
         >>> out.warnings()
-        ['log: up to 5 of 8 values are not finite between times 1 and 2; they are left out of the mean of log alone']
+        ['log: up to 5 of 8 values are not finite between times 1 and 2; they are left out of ...']
         """
-        counted = {name: lost for name, lost in self.nonfinite.items() if lost.any() and name in (names or self.nonfinite)}
-        return [self._warning(name, lost.reshape(len(self.time), -1).max(axis=1)) for name, lost in counted.items()]
+        counted = {
+            name: lost
+            for name, lost in self.nonfinite.items()
+            if lost.any() and name in (names or self.nonfinite)
+        }
+        return [
+            self._warning(name, lost.reshape(len(self.time), -1).max(axis=1))
+            for name, lost in counted.items()
+        ]
 
     def _warning(self, name: str, lost: np.ndarray) -> str:
         """The sentence for one observable; `lost` counts values at each time."""
@@ -93,7 +118,10 @@ class Result:
         if len(times) > 1:
             count, when = f"up to {count}", f"between times {times[0]:.4g} and {times[-1]:.4g}"
         paths = self.diverged.total - self.diverged.count
-        return f"{name}: {count} of {paths} values are not finite {when}; they are left out of the mean of {name} alone"
+        return (
+            f"{name}: {count} of {paths} values are not finite {when}; they are left out of the"
+            f" mean of {name} alone"
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to one npz file, atomically and without pickle.
@@ -101,7 +129,11 @@ class Result:
         Raises:
             OSError: the file cannot be written; an old one is as it was.
         """
-        arrays = {"time": self.time, "diverged.paths": self.diverged.paths, "diverged.time": self.diverged.time}
+        arrays = {
+            "time": self.time,
+            "diverged.paths": self.diverged.paths,
+            "diverged.time": self.diverged.time,
+        }
         for kind in ("mean", "stderr", "values", "nonfinite"):
             for name, array in (getattr(self, kind) or {}).items():
                 arrays[f"{kind}.{name}"] = array
@@ -113,32 +145,47 @@ class Result:
             "config": self.config,
             "provenance": self.provenance,
             "paths": self.diverged.total,
-            "leaves": [[_name(part) for part in where] for where, _ in jax.tree.leaves_with_path(self.final)],
+            "leaves": [
+                [_name(part) for part in where]
+                for where, _ in jax.tree.leaves_with_path(self.final)
+            ],
         }
         store.write_arrays(path, arrays, meta)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Result:
-        """What :meth:`save` wrote. States come back as nested dictionaries of arrays (other containers as lists of leaves).
+        """What :meth:`save` wrote. States come back as nested dictionaries of arrays (other
+        containers as lists of leaves).
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: the file is damaged or cut short, of another kind or version, or has no room in memory.
+            ValueError: the file is damaged or cut short, of another kind or version, or has no room
+                in memory.
         """
         with store.open_arrays(path) as archive:
             meta = archive.meta
             if meta.get("schema") != SCHEMA:
-                raise ValueError(f"{str(path)!r} has schema {meta.get('schema')!r}: this version reads {SCHEMA!r}")
+                raise ValueError(
+                    f"{str(path)!r} has schema {meta.get('schema')!r}: this version reads"
+                    f" {SCHEMA!r}"
+                )
             wrong = _wrong(meta, {name: shape for name, (_, shape) in archive.arrays.items()})
             if wrong:
                 raise ValueError(f"{str(path)!r} is no result of sdesam: {wrong}")
             free = machine.available_memory()
             if free is not None and archive.nbytes > free:
-                raise ValueError(f"{str(path)!r} needs {archive.nbytes / 1e9:.3g} GB of memory, but {free / 1e9:.3g} GB are free")
+                raise ValueError(
+                    f"{str(path)!r} needs {archive.nbytes / 1e9:.3g} GB of memory, but"
+                    f" {free / 1e9:.3g} GB are free"
+                )
             arrays = archive.read()
 
         def group(kind: str) -> dict[str, np.ndarray]:
-            return {name[len(kind) + 1 :]: a for name, a in arrays.items() if name.startswith(f"{kind}.")}
+            return {
+                name[len(kind) + 1 :]: a
+                for name, a in arrays.items()
+                if name.startswith(f"{kind}.")
+            }
 
         return cls(
             time=arrays["time"],
@@ -155,7 +202,9 @@ class Result:
 
 
 def _wrong(meta: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> str | None:
-    """What does not fit together in the description of a result, which is known before its arrays are read."""
+    """What does not fit together in the description of a result, which is known before its arrays
+    are read.
+    """
     kinds = {"config": dict, "provenance": dict, "paths": int, "leaves": list}
     bad = [name for name, kind in kinds.items() if not isinstance(meta.get(name), kind)]
     if bad:
@@ -166,7 +215,10 @@ def _wrong(meta: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> str | No
     times, gone = shapes.get("time", ()), shapes.get("diverged.paths", ())
     if len(times) != 1 or len(gone) != 1 or gone[0] > paths or shapes.get("diverged.time") != gone:
         return "its times, or the paths that diverged, have no such shape"
-    states = {kind: [name for name in shapes if name.startswith(f"{kind}.")] for kind in ("final", "trajectory")}
+    states = {
+        kind: [name for name in shapes if name.startswith(f"{kind}.")]
+        for kind in ("final", "trajectory")
+    }
     for kind, names in states.items():
         if names and sorted(names) != sorted(f"{kind}.{k}" for k in range(leaves)):
             return f"it has {len(names)} arrays of the {kind} states, and {leaves} paths to them"

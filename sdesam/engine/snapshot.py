@@ -1,8 +1,9 @@
 """Snapshots of long runs: written atomically, read again only by the very run that wrote them.
 
-A snapshot says what it is of: configuration, numbers and functions of the step, layout, versions, settings of jax. Where any of these
-differ it is refused with a sentence, because a run that silently starts anew, or goes on with other numbers, is worse than one that
-stops. As long as a run uses it, no other one can.
+A snapshot says what it is of: configuration, numbers and functions of the step, layout, versions,
+settings of jax. Where any of these differ it is refused with a sentence, because a run that
+silently starts anew, or goes on with other numbers, is worse than one that stops. As long as a run
+uses it, no other one can.
 """
 
 from __future__ import annotations
@@ -35,13 +36,25 @@ class Snapshot:
         found: arrays and position of the snapshot that was there, or None.
     """
 
-    def __init__(self, path: Path | None, every: float, identity: dict[str, Any], found: tuple[dict[str, np.ndarray], dict[str, Any]] | None):
+    def __init__(
+        self,
+        path: Path | None,
+        every: float,
+        identity: dict[str, Any],
+        found: tuple[dict[str, np.ndarray], dict[str, Any]] | None,
+    ):
         self.path, self.every, self.identity, self.found = path, every, identity, found
         self._last = monotonic()
 
     @classmethod
     @contextmanager
-    def open(cls, path: str | os.PathLike[str] | None, every: float, identity: Callable[[], dict[str, Any]], size: int = 0) -> Iterator[Snapshot]:
+    def open(
+        cls,
+        path: str | os.PathLike[str] | None,
+        every: float,
+        identity: Callable[[], dict[str, Any]],
+        size: int = 0,
+    ) -> Iterator[Snapshot]:
         """The snapshot at `path`, if there is one; while it is open, no other run can use it.
 
         Args:
@@ -59,7 +72,10 @@ class Snapshot:
             return
         file, known = Path(path), store.plain(identity())
         store.check_target(path, size)
-        busy = f"the snapshot {str(path)!r} is in use by another run: wait for that run to end, or name another file"
+        busy = (
+            f"the snapshot {str(path)!r} is in use by another run: wait for that run to end, or"
+            " name another file"
+        )
         with store.lock(file, busy):
             yield cls(file, every, known, _read(file, known) if file.exists() else None)
 
@@ -75,7 +91,9 @@ class Snapshot:
         """
         if self.path is None:
             return
-        store.write_arrays(self.path, arrays, {"schema": SCHEMA, "identity": self.identity, "position": position})
+        store.write_arrays(
+            self.path, arrays, {"schema": SCHEMA, "identity": self.identity, "position": position}
+        )
         self._last = monotonic()
 
 
@@ -84,28 +102,43 @@ def _read(file: Path, known: dict[str, Any]) -> tuple[dict[str, np.ndarray], dic
     name = str(file)
     try:
         with store.open_arrays(file) as archive:
-            said: dict[str, Any] = {part: archive.meta.get(part) for part in ("schema", "identity", "position")}
+            said: dict[str, Any] = {
+                part: archive.meta.get(part) for part in ("schema", "identity", "position")
+            }
             schema, theirs, position = said.values()
             if schema == SCHEMA and not (isinstance(theirs, dict) and isinstance(position, dict)):
                 raise ValueError("it does not say what it is of")
             differing = _differing(theirs, known) if schema == SCHEMA else ""
             arrays = archive.read() if schema == SCHEMA and not differing else {}
     except ValueError as error:
-        raise ValueError(f"the snapshot {name!r} cannot be read, so the run does not start: delete it, or name another file ({error})") from None
+        raise ValueError(
+            f"the snapshot {name!r} cannot be read, so the run does not start: delete it, or name"
+            f" another file ({error})"
+        ) from None
     if schema != SCHEMA:
-        raise ValueError(f"{name!r} has schema {schema!r}, not {SCHEMA!r}: it is no snapshot of this version; name another file")
+        raise ValueError(
+            f"{name!r} has schema {schema!r}, not {SCHEMA!r}: it is no snapshot of this version;"
+            " name another file"
+        )
     if differing:
-        raise ValueError(f"the snapshot {name!r} is of another run, which differs in {differing}: finish that run, delete it, or name another file")
+        raise ValueError(
+            f"the snapshot {name!r} is of another run, which differs in {differing}: finish that"
+            " run, delete it, or name another file"
+        )
     return arrays, position
 
 
 def _differing(theirs: dict[str, Any], known: dict[str, Any]) -> str:
     names = [name for name in {**known, **theirs} if known.get(name) != theirs.get(name)]
-    return ", ".join(f"{name} ({_short(theirs.get(name))} there, {_short(known.get(name))} here)" for name in names)
+    return ", ".join(
+        f"{name} ({_short(theirs.get(name))} there, {_short(known.get(name))} here)"
+        for name in names
+    )
 
 
 def fingerprint(functions: list[tuple[Callable[..., Any], tuple[Any, ...]]]) -> str:
-    """A hash of what functions compute with their arguments: the operations, and every number in them and in functions they call.
+    """A hash of what functions compute with their arguments: the operations, and every number in
+    them and in functions they call.
 
     Raises:
         ValueError: a function asks Python for a result, which may be any.
@@ -113,12 +146,17 @@ def fingerprint(functions: list[tuple[Callable[..., Any], tuple[Any, ...]]]) -> 
     parts = []
     for fn, arguments in functions:
         known: dict[int, bytes] = {}
-        parts += [_of_value(jax.make_jaxpr(fn)(*arguments), known), _of_value(jax.tree.leaves(arguments), known)]
+        parts += [
+            _of_value(jax.make_jaxpr(fn)(*arguments), known),
+            _of_value(jax.tree.leaves(arguments), known),
+        ]
     return _joined("functions", parts).hex()[:16]
 
 
 def _of_value(value: Any, known: dict[int, bytes]) -> bytes:
-    """A hash of a parameter of an operation, whatever it is; `known` are the hashes of functions by their identity."""
+    """A hash of a parameter of an operation, whatever it is; `known` are the hashes of functions by
+    their identity.
+    """
     if isinstance(value, (core.Jaxpr, core.ClosedJaxpr)):
         if id(value) not in known:  # one function is often called many times
             known[id(value)] = _of_jaxpr(value, known)
@@ -129,18 +167,24 @@ def _of_value(value: Any, known: dict[int, bytes]) -> bytes:
         array = np.asarray(value)
         return _joined(f"{array.dtype}{array.shape}", [array.tobytes()])
     if isinstance(value, dict):
-        return _joined("dict", [_of_value((name, value[name]), known) for name in sorted(value, key=str)])
+        return _joined(
+            "dict", [_of_value((name, value[name]), known) for name in sorted(value, key=str)]
+        )
     if isinstance(value, (set, frozenset)):
         return _joined("set", sorted(_of_value(part, known) for part in value))
     if isinstance(value, (tuple, list)):
         return _joined(type(value).__name__, [_of_value(part, known) for part in value])
-    if callable(value) and hasattr(value, "__qualname__"):  # a rule of differentiation, which was applied while this was traced
+    if callable(value) and hasattr(
+        value, "__qualname__"
+    ):  # a rule of differentiation, which was applied while this was traced
         return str(value.__qualname__).encode()
     return re.sub(r"0x[0-9a-f]+", "", repr(value)).encode()
 
 
 def _of_jaxpr(jaxpr: Any, known: dict[int, bytes]) -> bytes:
-    """A hash of the operations of a function, of the numbers in them, and of the functions it calls."""
+    """A hash of the operations of a function, of the numbers in them, and of the functions it
+    calls.
+    """
     constants: list[Any] = []
     if isinstance(jaxpr, core.ClosedJaxpr):
         jaxpr, constants = jaxpr.jaxpr, jaxpr.consts
@@ -153,10 +197,18 @@ def _of_jaxpr(jaxpr: Any, known: dict[int, bytes]) -> bytes:
 
     parts = [_of_value(constants, known), *map(atom, (*jaxpr.constvars, *jaxpr.invars))]
     for equation in jaxpr.eqns:
-        name, prints = equation.primitive.name, equation.primitive.name in ("debug_callback", "debug_print")
+        name, prints = (
+            equation.primitive.name,
+            equation.primitive.name
+            in (
+                "debug_callback",
+                "debug_print",
+            ),
+        )
         if "callback" in name and not prints:
             raise ValueError(
-                f"a function of the run calls back into Python ({name}), whose results a snapshot cannot know: leave the call out, or the snapshot"
+                f"a function of the run calls back into Python ({name}), whose results a snapshot"
+                " cannot know: leave the call out, or the snapshot"
             )
         parts += [name.encode(), *map(atom, equation.invars), *map(atom, equation.outvars)]
         parts += [] if prints else [_of_value(equation.params, known)]

@@ -1,4 +1,6 @@
-"""Double precision, locally: the functions of a chain or an SDE on float64 data, without touching a global flag."""
+"""Double precision, locally: the functions of a chain or an SDE on float64 data, without touching a
+global flag.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +30,20 @@ def to_double(tree: Any) -> Any:
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return leaf
         array = np.asarray(leaf)
-        return jnp.asarray(array, np.float64) if np.issubdtype(array.dtype, np.floating) else jnp.asarray(array)
+        return (
+            jnp.asarray(array, np.float64)
+            if np.issubdtype(array.dtype, np.floating)
+            else jnp.asarray(array)
+        )
 
     return jax.tree.map(convert, tree)
 
 
 def start(problem: FiniteSum) -> np.ndarray:
     """`x0` as a flat float64 vector, shape `(d,)`."""
-    return np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(problem.x0)])
+    return np.concatenate(
+        [np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(problem.x0)]
+    )
 
 
 def directions(chain: Chain, points: np.ndarray, batches: np.ndarray) -> np.ndarray:
@@ -52,11 +60,17 @@ def directions(chain: Chain, points: np.ndarray, batches: np.ndarray) -> np.ndar
     _check_listed(chain)
     with jax.enable_x64(True):
         params, rebuild = to_double(chain.params), Rebuild(chain.problem.x0)
-        return np.asarray(_directions(chain.kernel, rebuild, params, jnp.asarray(points), jnp.asarray(batches)))
+        return np.asarray(
+            _directions(chain.kernel, rebuild, params, jnp.asarray(points), jnp.asarray(batches))
+        )
 
 
-def mean_step(chain: Chain, points: np.ndarray, batches: np.ndarray, chance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`Gbar(x)` and `(D Gbar) Gbar (x)` at every point, over listed mini-batches with their probabilities: two arrays `(p, d)`, float64."""
+def mean_step(
+    chain: Chain, points: np.ndarray, batches: np.ndarray, chance: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """`Gbar(x)` and `(D Gbar) Gbar (x)` at every point, over listed mini-batches with their
+    probabilities: two arrays `(p, d)`, float64.
+    """
     _check_listed(chain)
     with jax.enable_x64(True):
         params, rebuild = to_double(chain.params), Rebuild(chain.problem.x0)
@@ -79,8 +93,15 @@ class StepCoefficients(NamedTuple):
     covariance: np.ndarray
 
 
-def step_coefficients(chain: Chain, points: np.ndarray, batches: np.ndarray, chance: np.ndarray, powers: tuple[int, int]) -> StepCoefficients:
-    """Mean, correction and covariance of a step in powers of `rho`, by automatic differentiation at `rho = 0`, float64.
+def step_coefficients(
+    chain: Chain,
+    points: np.ndarray,
+    batches: np.ndarray,
+    chance: np.ndarray,
+    powers: tuple[int, int],
+) -> StepCoefficients:
+    """Mean, correction and covariance of a step in powers of `rho`, by automatic differentiation at
+    `rho = 0`, float64.
 
     Args:
         chain: the optimizer; its own `rho` is not used.
@@ -98,18 +119,29 @@ def step_coefficients(chain: Chain, points: np.ndarray, batches: np.ndarray, cha
 
 
 def sample_sizes(problem: FiniteSum, points: np.ndarray) -> np.ndarray:
-    """Mean squares over the samples of `g_i` and of `H_i g_i` at every point, float64: shape `(2, p)`.
+    """Mean squares over the samples of `g_i` and of `H_i g_i` at every point, float64: shape
+    `(2, p)`.
 
-    They say how large means over samples could be, and on which scale a step changes, `|g| / |H g|`.
+    They say how large means over samples could be, and on which scale a step changes,
+    `|g| / |H g|`.
     """
     with jax.enable_x64(True):
-        return np.asarray(_sample_sizes(problem.sample_loss, Rebuild(problem.x0), to_double(problem.data), jnp.asarray(points, jnp.float64)))
+        return np.asarray(
+            _sample_sizes(
+                problem.sample_loss,
+                Rebuild(problem.x0),
+                to_double(problem.data),
+                jnp.asarray(points, jnp.float64),
+            )
+        )
 
 
 def drift(sde: SDE, points: np.ndarray) -> np.ndarray:
     """`B(x)`, the exact expectation, at every point: shape `(p, d)`, float64."""
     with jax.enable_x64(True):
-        return np.asarray(_drift(sde.kernel, Rebuild(sde.x0), to_double(sde.params), jnp.asarray(points)))
+        return np.asarray(
+            _drift(sde.kernel, Rebuild(sde.x0), to_double(sde.params), jnp.asarray(points))
+        )
 
 
 def covariance(sde: SDE, points: np.ndarray) -> np.ndarray:
@@ -121,17 +153,30 @@ def covariance(sde: SDE, points: np.ndarray) -> np.ndarray:
 def noise_columns(sde: SDE, points: np.ndarray) -> np.ndarray:
     """`A(x) e` for every unit vector `e`: shape `(p, noise, d)`, float64."""
     with jax.enable_x64(True):
-        return np.asarray(_columns(sde.kernel, Rebuild(sde.x0), sde.noise_shape, to_double(sde.params), jnp.asarray(points)))
+        return np.asarray(
+            _columns(
+                sde.kernel,
+                Rebuild(sde.x0),
+                sde.noise_shape,
+                to_double(sde.params),
+                jnp.asarray(points),
+            )
+        )
 
 
 def _check_listed(chain: Chain) -> None:
     check_chain(chain, "an exact expectation")
     if chain.kernel.norms is not None and chain.kernel.norms.random:
-        raise ValueError(f"{chain.variant.name} draws random directions, which are not listed: use norms=NormEstimate(law='exact')")
+        raise ValueError(
+            f"{chain.variant.name} draws random directions, which are not listed: use"
+            " norms=NormEstimate(law='exact')"
+        )
 
 
 class Rebuild:
-    """From a flat vector to the structure of `x0`; equal structures are equal, so that compiled code is shared."""
+    """From a flat vector to the structure of `x0`; equal structures are equal, so that compiled
+    code is shared.
+    """
 
     def __init__(self, x0: Any):
         leaves, self.structure = jax.tree.flatten(x0)
@@ -141,10 +186,16 @@ class Rebuild:
         """The parameters whose entries are `flat`."""
         ends = np.cumsum([int(np.prod(shape)) for shape in self.shapes])
         parts = jnp.split(flat, ends[:-1])
-        return jax.tree.unflatten(self.structure, [part.reshape(shape) for part, shape in zip(parts, self.shapes, strict=True)])
+        return jax.tree.unflatten(
+            self.structure,
+            [part.reshape(shape) for part, shape in zip(parts, self.shapes, strict=True)],
+        )
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Rebuild) and (self.structure, self.shapes) == (other.structure, other.shapes)
+        return isinstance(other, Rebuild) and (self.structure, self.shapes) == (
+            other.structure,
+            other.shapes,
+        )
 
     def __hash__(self) -> int:
         return hash((self.structure, self.shapes))
@@ -154,7 +205,9 @@ def _flat(tree: Any) -> jax.Array:
     return ravel_pytree(tree)[0]
 
 
-def _directions_fn(kernel: Any, rebuild: Rebuild, params: Any, points: jax.Array, batches: jax.Array) -> jax.Array:
+def _directions_fn(
+    kernel: Any, rebuild: Rebuild, params: Any, points: jax.Array, batches: jax.Array
+) -> jax.Array:
     def one(batch: jax.Array, x: jax.Array) -> jax.Array:
         return _flat(kernel.direction(params, rebuild(x), batch))
 
@@ -162,10 +215,17 @@ def _directions_fn(kernel: Any, rebuild: Rebuild, params: Any, points: jax.Array
 
 
 def _mean_step_fn(
-    kernel: Any, rebuild: Rebuild, params: Any, points: jax.Array, batches: jax.Array, chance: jax.Array
+    kernel: Any,
+    rebuild: Rebuild,
+    params: Any,
+    points: jax.Array,
+    batches: jax.Array,
+    chance: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     def mean(x: jax.Array) -> jax.Array:
-        return chance @ jax.vmap(lambda batch: _flat(kernel.direction(params, rebuild(x), batch)))(batches)
+        return chance @ jax.vmap(lambda batch: _flat(kernel.direction(params, rebuild(x), batch)))(
+            batches
+        )
 
     def one(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         G = mean(x)
@@ -175,7 +235,13 @@ def _mean_step_fn(
 
 
 def _step_coefficients_fn(
-    kernel: Any, rebuild: Rebuild, powers: tuple[int, int], params: Any, points: jax.Array, batches: jax.Array, chance: jax.Array
+    kernel: Any,
+    rebuild: Rebuild,
+    powers: tuple[int, int],
+    params: Any,
+    points: jax.Array,
+    batches: jax.Array,
+    chance: jax.Array,
 ) -> tuple[jax.Array, ...]:
     @jax.jit  # traced once, and then differentiated as a whole
     def direction(rho: jax.Array, y: jax.Array, batch: jax.Array) -> jax.Array:
@@ -204,12 +270,16 @@ def _sample_sizes_fn(sample_loss: Any, rebuild: Rebuild, data: Any, points: jax.
         g = grad(x)
         return jnp.stack([jnp.sum(g**2), jnp.sum(jax.jvp(grad, (x,), (g,))[1] ** 2)])
 
-    sizes: jax.Array = jax.vmap(lambda x: jnp.mean(jax.vmap(of_sample, (None, 0))(x, data), axis=0), out_axes=1)(points)
+    sizes: jax.Array = jax.vmap(
+        lambda x: jnp.mean(jax.vmap(of_sample, (None, 0))(x, data), axis=0), out_axes=1
+    )(points)
     return sizes
 
 
 def _taylor(fn: Callable[[jax.Array], Any], powers: int) -> Any:
-    """The Taylor coefficients of `fn` at 0, stacked; derivatives are nested, because `jet` lacks rules for common losses."""
+    """The Taylor coefficients of `fn` at 0, stacked; derivatives are nested, because `jet` lacks
+    rules for common losses.
+    """
 
     def derivative(f: Callable[[jax.Array], Any]) -> Callable[[jax.Array], Any]:
         return lambda r: jax.jvp(f, (r,), (jnp.ones_like(r),))[1]
@@ -225,10 +295,14 @@ def _drift_fn(kernel: Any, rebuild: Rebuild, params: Any, points: jax.Array) -> 
     return jax.vmap(lambda x: _flat(kernel.drift(params, rebuild(x))))(points)
 
 
-def _columns_fn(kernel: Any, rebuild: Rebuild, shape: tuple[int, ...], params: Any, points: jax.Array) -> jax.Array:
+def _columns_fn(
+    kernel: Any, rebuild: Rebuild, shape: tuple[int, ...], params: Any, points: jax.Array
+) -> jax.Array:
     size = int(np.prod(shape))
     units = jnp.eye(size).reshape(size, *shape)
-    return jax.vmap(lambda x: jax.vmap(lambda e: _flat(kernel.apply_noise(params, rebuild(x), e)))(units))(points)
+    return jax.vmap(
+        lambda x: jax.vmap(lambda e: _flat(kernel.apply_noise(params, rebuild(x), e)))(units)
+    )(points)
 
 
 _directions = compiled(static=2)(_directions_fn)

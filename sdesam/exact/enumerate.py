@@ -15,7 +15,9 @@ from sdesam.exact.double import directions
 from sdesam.sampling import Sampling, told_count
 
 MOST_BATCHES = 5000
-"""More ordered batches than this are not listed; one-step moments of larger problems need sampling."""
+"""More ordered batches than this are not listed; one-step moments of larger problems need
+sampling.
+"""
 
 
 class OneStep(NamedTuple):
@@ -32,7 +34,8 @@ def count_batches(sampling: Sampling, n: int) -> int:
 
 @lru_cache(maxsize=64)
 def list_batches(sampling: Sampling, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every mini-batch up to the order inside micro-batches and of micro-batches, with its probability.
+    """Every mini-batch up to the order inside micro-batches and of micro-batches, with its
+    probability.
 
     Returns:
         Sample indices of shape `(q, b/m, m)` and probabilities of shape `(q,)`.
@@ -43,13 +46,19 @@ def list_batches(sampling: Sampling, n: int) -> tuple[np.ndarray, np.ndarray]:
     total = count_batches(sampling, n)
     if total > MOST_BATCHES:
         raise ValueError(
-            f"n={n}, batch={sampling.batch} has {told_count(total)} ordered mini-batches, more than the {MOST_BATCHES} that are listed: "
-            "choose fewer samples or a smaller batch"
+            f"n={n}, batch={sampling.batch} has {told_count(total)} ordered mini-batches, more than"
+            f" the {MOST_BATCHES} that are listed: choose fewer samples or a smaller batch"
         )
-    picked = product(range(n), repeat=sampling.batch) if sampling.replace else permutations(range(n), sampling.batch)
+    picked = (
+        product(range(n), repeat=sampling.batch)
+        if sampling.replace
+        else permutations(range(n), sampling.batch)
+    )
     counts: dict[tuple[tuple[int, ...], ...], int] = {}
     for batch in picked:
-        groups = (tuple(sorted(batch[k : k + sampling.m])) for k in range(0, sampling.batch, sampling.m))
+        groups = (
+            tuple(sorted(batch[k : k + sampling.m])) for k in range(0, sampling.batch, sampling.m)
+        )
         key = tuple(sorted(groups))
         counts[key] = counts.get(key, 0) + 1
     return np.array(list(counts)), np.array(list(counts.values())) / total
@@ -63,7 +72,8 @@ def one_step(chain: Chain, points: np.ndarray) -> OneStep:
         points: shape `(p, d)`, or `(d,)` for one point.
 
     Returns:
-        `mean` of shape `(p, d)` and `covariance` of shape `(p, d, d)`; without the leading axis for one point.
+        `mean` of shape `(p, d)` and `covariance` of shape `(p, d, d)`; without the leading axis for
+        one point.
 
     Raises:
         ValueError: too many mini-batches to list.

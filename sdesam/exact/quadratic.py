@@ -1,9 +1,10 @@
 """First and second moments on quadratic losses, exactly, for any number of samples.
 
-With quadratic `f_i` and a perturbation that is linear in gradients a step is affine, `G(x) = A y` with `y = (x, 1)` and a random matrix `A` that is a
-polynomial of batch means. Means and second moments then obey a linear recursion whose coefficients are expectations of products of at most
-four batch means; those are sums over partitions of the factors into equal samples, in closed form. No batch is listed. The SDE has affine
-drift and noise, and its moments a linear ODE, solved by `expm`.
+With quadratic `f_i` and a perturbation that is linear in gradients a step is affine, `G(x) = A y`
+with `y = (x, 1)` and a random matrix `A` that is a polynomial of batch means. Means and second
+moments then obey a linear recursion whose coefficients are expectations of products of at most four
+batch means; those are sums over partitions of the factors into equal samples, in closed form. No
+batch is listed. The SDE has affine drift and noise, and its moments a linear ODE, solved by `expm`.
 """
 
 from __future__ import annotations
@@ -47,12 +48,16 @@ class Quadratic:
 
     def __post_init__(self) -> None:
         if self.problem.dim > MOST_PARAMETERS:
-            raise ValueError(f"{self.problem!r}: the moment solver takes at most {MOST_PARAMETERS} parameters")
+            raise ValueError(
+                f"{self.problem!r}: the moment solver takes at most {MOST_PARAMETERS} parameters"
+            )
         _ = self.affine
 
     @cached_property
     def affine(self) -> tuple[np.ndarray, np.ndarray]:
-        """`H_i`, shape `(n, d, d)`, and `K_i = [H_i, g_i(0)]` with `g_i(x) = K_i (x, 1)`, shape `(n, d, d + 1)`."""
+        """`H_i`, shape `(n, d, d)`, and `K_i = [H_i, g_i(0)]` with `g_i(x) = K_i (x, 1)`, shape
+        `(n, d, d + 1)`.
+        """
         rebuild = Rebuild(self.problem.x0)
         with jax.enable_x64(True):
             data = to_double(self.problem.data)
@@ -66,16 +71,23 @@ class Quadratic:
             offset = np.asarray(grads(jnp.asarray(x0), data)) - H @ x0
             K = np.concatenate([H, offset[:, :, None]], axis=2)
             away = np.random.default_rng(0).normal(size=(8, self.problem.dim))
-            probes = np.concatenate([x0 + scale * (1 + abs(x0)) * away for scale in (0.1, 1.0, 10.0)] + [away])
+            probes = np.concatenate(
+                [x0 + scale * (1 + abs(x0)) * away for scale in (0.1, 1.0, 10.0)] + [away]
+            )
             found = np.array([grads(jnp.asarray(probe), data) for probe in probes])
         affine = np.einsum("njk,pk->pnj", K, np.column_stack([probes, np.ones(len(probes))]))
         if not np.allclose(found, affine, rtol=1e-9, atol=1e-9 * (1 + abs(affine).max())):
-            raise ValueError(f"the loss of problem {self.problem.name!r} is not quadratic: its gradients are not affine in the parameters")
+            raise ValueError(
+                f"the loss of problem {self.problem.name!r} is not quadratic: its gradients are not"
+                " affine in the parameters"
+            )
         return H, K
 
     def chain(self, chain: Chain) -> np.ndarray:
         """Mean and second moments of the chain at the horizon: shape `(d + d^2,)`."""
-        return np.asarray(self.chain_path(chain, steps_of(self.horizon, chain.lr, "horizon", "lr"))[-1])
+        return np.asarray(
+            self.chain_path(chain, steps_of(self.horizon, chain.lr, "horizon", "lr"))[-1]
+        )
 
     def chain_path(self, chain: Chain, steps: int) -> np.ndarray:
         """The same after each of `0 .. steps` steps: shape `(steps + 1, d + d^2)`."""
@@ -88,7 +100,11 @@ class Quadratic:
         path = [_pack(M)]
         for _ in range(steps):
             cross = mean @ M @ keep.T
-            new = keep @ M @ keep.T - chain.lr * (cross + cross.T) + chain.lr**2 * np.einsum("psru,ru->ps", square, M)
+            new = (
+                keep @ M @ keep.T
+                - chain.lr * (cross + cross.T)
+                + chain.lr**2 * np.einsum("psru,ru->ps", square, M)
+            )
             x = (keep - chain.lr * mean) @ M[:, -1]
             M = np.block([[new, x[:, None]], [x[None], np.ones((1, 1))]])
             path.append(_pack(M))
@@ -97,10 +113,16 @@ class Quadratic:
     def sde(self, sde: SDE) -> np.ndarray:
         """Mean and second moments of the SDE at the horizon: shape `(d + d^2,)`."""
         generator = self.generator(sde)
-        return _pack(expm_multiply(self.horizon * generator, _start_moment(self.problem).ravel()).reshape(self.problem.dim + 1, -1))
+        return _pack(
+            expm_multiply(self.horizon * generator, _start_moment(self.problem).ravel()).reshape(
+                self.problem.dim + 1, -1
+            )
+        )
 
     def generator(self, sde: SDE) -> np.ndarray:
-        """The matrix `L` of `d/dt E[y y^T] = L E[y y^T]`, `y = (x, 1)`: shape `((d+1)^2, (d+1)^2)`."""
+        """The matrix `L` of `d/dt E[y y^T] = L E[y y^T]`, `y = (x, 1)`: shape
+        `((d+1)^2, (d+1)^2)`.
+        """
         d = self.problem.dim
         points = np.vstack([np.zeros(d), np.eye(d), np.random.default_rng(1).normal(size=d)])
         J = np.zeros((d + 1, d + 1))
@@ -110,10 +132,16 @@ class Quadratic:
         for e in range(columns.shape[1]):
             N[e, :d] = _affine_map(columns[:, e], points, "noise")
         one = np.eye(d + 1)
-        return np.asarray(np.kron(J, one) + np.kron(one, J) + np.einsum("eab,ecd->acbd", N, N).reshape((d + 1) ** 2, -1))
+        return np.asarray(
+            np.kron(J, one)
+            + np.kron(one, J)
+            + np.einsum("eab,ecd->acbd", N, N).reshape((d + 1) ** 2, -1)
+        )
 
     def _step_moments(self, chain: Chain) -> tuple[np.ndarray, np.ndarray]:
-        """`E A`, shape `(d, d+1)`, and `E[A_pr A_su]` as an array `[p, s, r, u]`, for the step `G(x) = A (x, 1)`."""
+        """`E A`, shape `(d, d+1)`, and `E[A_pr A_su]` as an array `[p, s, r, u]`, for the step
+        `G(x) = A (x, 1)`.
+        """
         H, K = self.affine
         words: list[tuple[float, list[np.ndarray]]] = [(1.0, [K])]
         if chain.variant.perturbation == "micro-batch":
@@ -129,7 +157,9 @@ class Quadratic:
                 same = _expected([left, right], [0] * (len(left) + len(right)), sampling, n)
                 value = same / groups
                 if groups > 1:
-                    other = _expected([left, right], [0] * len(left) + [1] * len(right), sampling, n)
+                    other = _expected(
+                        [left, right], [0] * len(left) + [1] * len(right), sampling, n
+                    )
                     value = value + (1 - 1 / groups) * other
                 square = square + c * e * value
         return np.asarray(mean), square
@@ -139,14 +169,20 @@ def check_affine(rule: str | Variant) -> None:
     """Refuse a variant whose step is not affine on quadratic losses."""
     rule = variant(rule)
     if rule.normaliser != "none":
-        raise ValueError(f"a step of {rule.name} is not affine, because it normalises: its moments do not close; use a torus problem")
+        raise ValueError(
+            f"a step of {rule.name} is not affine, because it normalises: its moments do not close;"
+            " use a torus problem"
+        )
 
 
-def _expected(words: list[list[np.ndarray]], group: list[int], sampling: Sampling, n: int) -> np.ndarray:
+def _expected(
+    words: list[list[np.ndarray]], group: list[int], sampling: Sampling, n: int
+) -> np.ndarray:
     """The expectation of a product of micro-batch means of per-sample matrices.
 
     Args:
-        words: one or two products of matrices, each factor of shape `(n, ., .)` and standing for its mean over a micro-batch.
+        words: one or two products of matrices, each factor of shape `(n, ., .)` and standing for
+            its mean over a micro-batch.
         group: the micro-batch, 0 or 1, of each factor in turn.
         sampling: how batches are drawn.
         n: the number of samples.
@@ -167,16 +203,21 @@ def _expected(words: list[list[np.ndarray]], group: list[int], sampling: Samplin
         if sampling.replace:
             total = total + chance * _plain(words, positions)
             continue
-        # distinct positions hold distinct samples: inclusion-exclusion over which of them might agree
+        # distinct positions hold distinct samples: inclusion-exclusion over which of them might
+        # agree
         for merged in set_partitions(positions):
             sign = prod((-1) ** (len(part) - 1) * factorial(len(part) - 1) for part in merged)
             blocks = [[k for block in part for k in block] for part in merged]
-            total = total + chance * sign * n ** len(blocks) / perm(n, len(positions)) * _plain(words, blocks)
+            total = total + chance * sign * n ** len(blocks) / perm(n, len(positions)) * _plain(
+                words, blocks
+            )
     return total
 
 
 def _plain(words: list[list[np.ndarray]], blocks: list[list[int]]) -> np.ndarray:
-    """The product with the factors of a block at one sample, every block averaged over the data set."""
+    """The product with the factors of a block at one sample, every block averaged over the data
+    set.
+    """
     index = {k: "ijkl"[which] for which, block in enumerate(blocks) for k in block}
     operands, inputs, outputs, position = [], [], [], 0
     for word, letters in zip(words, ("pqr", "stu"), strict=False):
@@ -194,12 +235,22 @@ def _plain(words: list[list[np.ndarray]], blocks: list[list[int]]) -> np.ndarray
 
 
 def _affine_map(values: np.ndarray, points: np.ndarray, what: str) -> np.ndarray:
-    """The matrix `A` with `values = A (x, 1)`, from values at 0, the unit vectors and one point more as a check."""
+    """The matrix `A` with `values = A (x, 1)`, from values at 0, the unit vectors and one point
+    more as a check.
+    """
     d = points.shape[1]
     constant = values[0]
     matrix = np.column_stack([(values[1 : d + 1] - constant).T, constant])
-    if not np.allclose(matrix @ np.append(points[-1], 1), values[-1], rtol=1e-9, atol=1e-9 * (1 + abs(values).max())):
-        raise ValueError(f"the {what} of this SDE is not affine: the moment solver needs quadratic losses and affine rules")
+    if not np.allclose(
+        matrix @ np.append(points[-1], 1),
+        values[-1],
+        rtol=1e-9,
+        atol=1e-9 * (1 + abs(values).max()),
+    ):
+        raise ValueError(
+            f"the {what} of this SDE is not affine: the moment solver needs quadratic losses and"
+            " affine rules"
+        )
     return np.asarray(matrix)
 
 

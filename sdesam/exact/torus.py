@@ -1,8 +1,10 @@
-"""Expectations on a torus without sampling: the chain's transition operator and the SDE's generator as matrices.
+"""Expectations on a torus without sampling: the chain's transition operator and the SDE's generator
+as matrices.
 
-Functions live on a grid of `N^d` points, `d` 1 or 2, and are trigonometric interpolants between them. One step of the chain maps `u` to
-`E u(x - eta G(x))`, all mini-batches listed; the SDE maps `u` to `exp(t L) u`, `L u = B . grad u + (1/2) C : grad grad u`. Convergence in `N` is
-exponential; it is shown, not assumed, by refining `N`.
+Functions live on a grid of `N^d` points, `d` 1 or 2, and are trigonometric interpolants between
+them. One step of the chain maps `u` to `E u(x - eta G(x))`, all mini-batches listed; the SDE maps
+`u` to `exp(t L) u`, `L u = B . grad u + (1/2) C : grad grad u`. Convergence in `N` is exponential;
+it is shown, not assumed, by refining `N`.
 """
 
 from __future__ import annotations
@@ -42,13 +44,17 @@ class Torus:
         if self.dim not in _TEST_WAVES:
             raise ValueError(f"dim={self.dim}: torus problems have 1 or 2 parameters")
         if self.size < 4 or self.size % 2:
-            raise ValueError(f"size={self.size}: the grid needs an even number of points per side, at least 4")
+            raise ValueError(
+                f"size={self.size}: the grid needs an even number of points per side, at least 4"
+            )
 
     @property
     def points(self) -> np.ndarray:
         """The grid, shape `(N^d, d)`."""
         line = np.arange(self.size) * self.period / self.size
-        return np.stack(np.meshgrid(*[line] * self.dim, indexing="ij"), axis=-1).reshape(-1, self.dim)
+        return np.stack(np.meshgrid(*[line] * self.dim, indexing="ij"), axis=-1).reshape(
+            -1, self.dim
+        )
 
     @property
     def tests(self) -> np.ndarray:
@@ -75,7 +81,9 @@ class Torus:
         return self.flow(drift(sde, points), covariance(sde, points))
 
     def flow(self, B: np.ndarray, C: np.ndarray) -> np.ndarray:
-        """`exp(T L) phi` for a drift of shape `(N^d, d)` and a diffusion matrix of shape `(N^d, d, d)` on the grid."""
+        """`exp(T L) phi` for a drift of shape `(N^d, d)` and a diffusion matrix of shape
+        `(N^d, d, d)` on the grid.
+        """
         first, second = self._derivatives()
         one = np.eye(self.size)
         generator = np.zeros((self.size**self.dim,) * 2)
@@ -106,16 +114,24 @@ class Torus:
         angle = np.pi * distance / self.period
         tangent = np.tan(angle)
         near = abs(tangent) < 1e-13
-        return np.where(near, 1.0, np.sin(self.size * angle) / (self.size * np.where(near, 1.0, tangent)))
+        return np.where(
+            near, 1.0, np.sin(self.size * angle) / (self.size * np.where(near, 1.0, tangent))
+        )
 
     def _derivatives(self) -> tuple[np.ndarray, np.ndarray]:
-        """Fourier differentiation matrices, first and second order (Trefethen 2000, *Spectral Methods in MATLAB*, chapter 3)."""
+        """Fourier differentiation matrices, first and second order (Trefethen 2000, *Spectral
+        Methods in MATLAB*, chapter 3).
+        """
         N, h = self.size, 2 * np.pi / self.size
         k = np.arange(1, N)
         signs = (-1.0) ** k
         row = np.concatenate([[0.0], 0.5 * signs / np.tan(k * h / 2)])
         first = toeplitz(row, -row)
-        second = toeplitz(np.concatenate([[-(np.pi**2) / (3 * h**2) - 1 / 6], -0.5 * signs / np.sin(k * h / 2) ** 2]))
+        second = toeplitz(
+            np.concatenate(
+                [[-(np.pi**2) / (3 * h**2) - 1 / 6], -0.5 * signs / np.sin(k * h / 2) ** 2]
+            )
+        )
         scale = 2 * np.pi / self.period
         return first * scale, second * scale**2
 

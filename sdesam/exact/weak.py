@@ -1,8 +1,11 @@
-"""Weak errors without sampling, and the signature of an equation: how each term scales when it alone is left out.
+"""Weak errors without sampling, and the signature of an equation: how each term scales when it
+alone is left out.
 
-Along a path `rho = c eta^(alpha/beta)` the full SDE of order (alpha, beta) differs from the chain like `eta^alpha`, and the SDE without one
-term differs from the full one like `eta` to a power that the Newton polygon predicts: `j alpha/beta` for the drift term `rho^j`,
-`1 + j alpha/beta` for a correction or noise term. A wrong coefficient shows as that power instead of `alpha` in the error against the chain.
+Along a path `rho = c eta^(alpha/beta)` the full SDE of order (alpha, beta) differs from the chain
+like `eta^alpha`, and the SDE without one term differs from the full one like `eta` to a power that
+the Newton polygon predicts: `j alpha/beta` for the drift term `rho^j`, `1 + j alpha/beta` for a
+correction or noise term. A wrong coefficient shows as that power instead of `alpha` in the error
+against the chain.
 """
 
 from __future__ import annotations
@@ -33,12 +36,17 @@ FINE_RATES = (1 / 128, 1 / 256, 1 / 512, 1 / 1024)
 _SIZES = {1: (16, 26, 38, 58, 94), 2: (16, 22, 30, 38, 46)}
 """Grid sizes without common factors but 2: no wave vanishes on two of them."""
 _ROUNDING = 1e-12
-"""Differences of order-one expectations below this are rounding: hundreds of products with matrices of size 1000."""
+"""Differences of order-one expectations below this are rounding: hundreds of products with matrices
+of size 1000.
+"""
 _RESOLVED = 0.02
-"""How far a difference may move, relative to its size, when the grid is refined, before the grid counts as too coarse."""
+"""How far a difference may move, relative to its size, when the grid is refined, before the grid
+counts as too coarse.
+"""
 TOLERANCE = 0.1
-"""How far a slope may be from the predicted exponent; the exponents of different terms are at least 1/3 apart. Nothing here is random: the
-slope at given rates is off by the next powers of eta, which come to a few hundredths at the default rates."""
+"""How far a slope may be from the predicted exponent; the exponents of different terms are at least
+1/3 apart. Nothing here is random: the slope at given rates is off by the next powers of eta, which
+come to a few hundredths at the default rates."""
 
 
 class Solver(Protocol):
@@ -63,10 +71,12 @@ class Curve:
         uncertainty: how far each moved at the last refinement, or its rounding.
         predicted: the exponent that theory predicts, if it does.
         gap: the power of `eta` by which the next term of the expansion is smaller.
-        slope: fitted at these rates; NaN where fewer than three points stand above their uncertainty.
-        spread: how far the slope is from being one: half the range of the local slopes, or the error from the uncertainties.
-            It is no error of the exponent.
-        limit: the exponent as `eta -> 0`, extrapolated with the next terms; see :func:`extrapolated`.
+        slope: fitted at these rates; NaN where fewer than three points stand above their
+            uncertainty.
+        spread: how far the slope is from being one: half the range of the local slopes, or the
+            error from the uncertainties. It is no error of the exponent.
+        limit: the exponent as `eta -> 0`, extrapolated with the next terms; see
+            :func:`extrapolated`.
         limit_error: of the limit.
     """
 
@@ -81,7 +91,10 @@ class Curve:
     limit_error: float = field(init=False)
 
     def __post_init__(self) -> None:
-        measured = (*fit_slope(self.rates, self.values, self.uncertainty), *extrapolated(self.rates, self.values, self.uncertainty, self.gap))
+        measured = (
+            *fit_slope(self.rates, self.values, self.uncertainty),
+            *extrapolated(self.rates, self.values, self.uncertainty, self.gap),
+        )
         for name, value in zip(("slope", "spread", "limit", "limit_error"), measured, strict=True):
             object.__setattr__(self, name, value)
 
@@ -98,7 +111,11 @@ class Curve:
     @property
     def as_predicted(self) -> bool:
         """Whether the fitted exponent is the predicted one."""
-        return self.settled and self.predicted is not None and abs(self.slope - self.predicted) <= TOLERANCE
+        return (
+            self.settled
+            and self.predicted is not None
+            and abs(self.slope - self.predicted) <= TOLERANCE
+        )
 
 
 @dataclass(frozen=True)
@@ -109,7 +126,8 @@ class Term:
         name: as in `eq.terms`.
         change: `SDE_full - SDE_without`.
         knock_out: `SDE_without - chain`.
-        visible: whether its predicted exponent is below `alpha`, so that a weak error of this order can see it.
+        visible: whether its predicted exponent is below `alpha`, so that a weak error of this order
+            can see it.
     """
 
     name: str
@@ -130,19 +148,26 @@ class Term:
             return "NOT as predicted"
         if self.breaks:
             return "as predicted; leaving it out breaks the equation"
-        return "as predicted; smaller than the full error here, it breaks the equation only at smaller rates"
+        return (
+            "as predicted; smaller than the full error here, it breaks the equation only at smaller"
+            " rates"
+        )
 
     @property
     def breaks(self) -> bool:
         """Whether the equation without it is seen to have a lower order against the chain."""
-        return bool(self.knock_out.predicted is not None and abs(self.knock_out.slope - self.knock_out.predicted) <= 2 * TOLERANCE)
+        return bool(
+            self.knock_out.predicted is not None
+            and abs(self.knock_out.slope - self.knock_out.predicted) <= 2 * TOLERANCE
+        )
 
     @property
     def passed(self) -> bool:
         """Whether nothing speaks against the prediction.
 
-        The knock-out's error is the full error minus the change. Where the full error has its order and the change a smaller exponent, the
-        change wins in the end, also if the raw knock-out does not show it at these rates yet.
+        The knock-out's error is the full error minus the change. Where the full error has its order
+        and the change a smaller exponent, the change wins in the end, also if the raw knock-out
+        does not show it at these rates yet.
         """
         return self.change.vanishes or self.change.as_predicted
 
@@ -159,31 +184,50 @@ class Signature:
 
     @property
     def status(self) -> Status:
-        """`confirmed` if the full error has at least its order and every term its exponent; `refuted` if the error has a lower order."""
+        """`confirmed` if the full error has at least its order and every term its exponent;
+        `refuted` if the error has a lower order.
+        """
         if not self.full.settled:
             return "inconclusive"
         assert self.full.predicted is not None
         if self.full.slope < self.full.predicted - TOLERANCE:
             return "refuted"
         visible = any(term.visible and not term.change.vanishes for term in self.terms)
-        return "confirmed" if visible and all(term.passed for term in self.terms) else "inconclusive"
+        return (
+            "confirmed" if visible and all(term.passed for term in self.terms) else "inconclusive"
+        )
 
     def table(self) -> str:
         """Predicted and measured exponents as text."""
         alpha, beta = self.equation.order
         lines = [
-            f"{self.equation.variant.title} on {self.config['problem']}, order {self.equation.order}, b = {self.config['batch']}, "
-            f"m = {self.config['micro']}, {'with' if self.equation.replace else 'without'} replacement{self._options()}",
-            f"path rho = {self.config['c']:g} eta^({Fraction(alpha, beta)}), eta = {', '.join(f'1/{1 / r:g}' for r in self.full.rates)}",
+            (
+                f"{self.equation.variant.title} on {self.config['problem']}, order"
+                f" {self.equation.order}, b = {self.config['batch']}, m = {self.config['micro']},"
+                f" {'with' if self.equation.replace else 'without'} replacement{self._options()}"
+            ),
+            (
+                f"path rho = {self.config['c']:g} eta^({Fraction(alpha, beta)}), eta ="
+                f" {', '.join(f'1/{1 / r:g}' for r in self.full.rates)}"
+            ),
             self._resolution(),
             "",
             f"{'':<16} {'predicted':>9} {'slope':>7} {'as eta -> 0':>16} {'size':>9}   finding",
         ]
-        ok = "ORDER NOT REACHED" if self.status == "refuted" else "order reached" if self.full.settled else "no asymptotic range"
+        ok = (
+            "ORDER NOT REACHED"
+            if self.status == "refuted"
+            else "order reached"
+            if self.full.settled
+            else "no asymptotic range"
+        )
         lines.append(_line("full error", self.full, ok))
         lines += [_line(term.name, term.change, term.finding) for term in self.terms]
         if alpha == 1 and any(part.name == "noise" for part in self.equation.noise_parts):
-            lines.append("at alpha = 1 no weak error can see the noise: it moves expectations by O(eta), the size of the error itself")
+            lines.append(
+                "at alpha = 1 no weak error can see the noise: it moves expectations by O(eta), the"
+                " size of the error itself"
+            )
         lines.append(f"verdict: {self.status}")
         return "\n".join(lines)
 
@@ -198,10 +242,25 @@ class Signature:
         """How well the numbers are known."""
         if not self.config["grids"]:
             return "moments by recursion and matrix exponentials: no grid, errors of rounding"
-        curves = [self.full, *(curve for term in self.terms for curve in (term.change, term.knock_out))]
-        shift = max((max(curve.uncertainty / np.maximum(curve.values, _ROUNDING)) for curve in curves if not curve.vanishes), default=0.0)
-        grids = " to ".join(str(size) for size in sorted({min(self.config["grids"]), max(self.config["grids"])}))
-        return f"grid of {grids} points a side; the last refinement moved no difference by more than {100 * shift:.2g} % of its size"
+        curves = [
+            self.full,
+            *(curve for term in self.terms for curve in (term.change, term.knock_out)),
+        ]
+        shift = max(
+            (
+                max(curve.uncertainty / np.maximum(curve.values, _ROUNDING))
+                for curve in curves
+                if not curve.vanishes
+            ),
+            default=0.0,
+        )
+        grids = " to ".join(
+            str(size) for size in sorted({min(self.config["grids"]), max(self.config["grids"])})
+        )
+        return (
+            f"grid of {grids} points a side; the last refinement moved no difference by more than"
+            f" {100 * shift:.2g} % of its size"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Everything a figure or a report needs, as plain data."""
@@ -209,10 +268,23 @@ class Signature:
         def curve(c: Curve) -> dict[str, Any]:
             return {**vars(c), "vanishes": c.vanishes}
 
-        terms = {t.name: {"change": curve(t.change), "knock_out": curve(t.knock_out), "visible": t.visible, "finding": t.finding} for t in self.terms}
+        terms = {
+            t.name: {
+                "change": curve(t.change),
+                "knock_out": curve(t.knock_out),
+                "visible": t.visible,
+                "finding": t.finding,
+            }
+            for t in self.terms
+        }
         results = {"verdict": self.status, "full": curve(self.full), "terms": terms}
         plain: dict[str, Any] = store.plain(
-            {"schema": "sdesam.signature/1", "config": self.config, "provenance": self.provenance, "results": results}
+            {
+                "schema": "sdesam.signature/1",
+                "config": self.config,
+                "provenance": self.provenance,
+                "results": results,
+            }
         )
         return plain
 
@@ -232,34 +304,41 @@ def weak_error(
 ) -> Curve:
     """`sup |E phi(SDE) - E phi(chain)|` along `rho = c eta^(alpha/beta)`, without sampling.
 
-    The supremum is over starts and low trigonometric test functions on a torus problem, over first and second moments from `x0` on a
-    quadratic one.
+    The supremum is over starts and low trigonometric test functions on a torus problem, over first
+    and second moments from `x0` on a quadratic one.
 
     Args:
         equation: whose SDE is compared.
-        problem: a torus problem (`period` set, d = 1 or 2, few enough mini-batches to list) or quadratic losses (d up to 20, any n).
+        problem: a torus problem (`period` set, d = 1 or 2, few enough mini-batches to list) or
+            quadratic losses (d up to 20, any n).
         batch: `b`.
         micro: `m`.
-        rates: the learning rates, decreasing; each divides the horizon. By default four that double.
+        rates: the learning rates, decreasing; each divides the horizon. By default four that
+            double.
         c: of the path.
         horizon: SDE time.
-        eps: of the normaliser; on a torus some gradient vanishes, so a normalised variant needs `eps > 0` to be smooth.
+        eps: of the normaliser; on a torus some gradient vanishes, so a normalised variant needs
+            `eps > 0` to be smooth.
         lam: inverse temperature of rw-sam's weights.
         norms: how rw-sam estimates gradient norms; only exact ones can be listed.
 
     Raises:
-        ValueError: a problem that no exact solver takes, a grid of rates that cannot show a slope, a torus grid that cannot resolve the loss.
+        ValueError: a problem that no exact solver takes, a grid of rates that cannot show a slope,
+            a torus grid that cannot resolve the loss.
 
     >>> import sdesam
     >>> curve = weak_error(sdesam.derive("sgd"), sdesam.problems.torus(dim=1, samples=3), batch=2)
     >>> abs(curve.slope - 2) < 0.1
     True
     """
-    curve = _measure(equation, problem, (), rates, batch, micro, c, horizon, _Options(eps, lam, norms))[0][None]
+    curve = _measure(
+        equation, problem, (), rates, batch, micro, c, horizon, _Options(eps, lam, norms)
+    )[0][None]
     if not curve.settled and not curve.vanishes:
         raise ValueError(
-            f"no asymptotic range: over the rates {[float(f'{r:.4g}') for r in curve.rates]} with c={c:g} the errors "
-            f"{[float(f'{v:.2g}') for v in curve.values]} have no steady slope; choose smaller rates or a smaller c"
+            f"no asymptotic range: over the rates {[float(f'{r:.4g}') for r in curve.rates]} with"
+            f" c={c:g} the errors {[float(f'{v:.2g}') for v in curve.values]} have no steady slope;"
+            " choose smaller rates or a smaller c"
         )
     return curve
 
@@ -277,11 +356,29 @@ def signature(
     lam: float | None = None,
     norms: NormEstimate | None = None,
 ) -> Signature:
-    """The predicted and the measured exponent of the full error and of every term; arguments as for :func:`weak_error`."""
+    """The predicted and the measured exponent of the full error and of every term; arguments as for
+    :func:`weak_error`.
+    """
     alpha = equation.order[0]
-    measured, grids = _measure(equation, problem, equation.terms, rates, batch, micro, c, horizon, _Options(eps, lam, norms))
+    measured, grids = _measure(
+        equation,
+        problem,
+        equation.terms,
+        rates,
+        batch,
+        micro,
+        c,
+        horizon,
+        _Options(eps, lam, norms),
+    )
     terms = tuple(
-        Term(name, measured[name, "change"], measured[name, "knock-out"], bool(_exponent(equation, name) < alpha)) for name in equation.terms
+        Term(
+            name,
+            measured[name, "change"],
+            measured[name, "knock-out"],
+            bool(_exponent(equation, name) < alpha),
+        )
+        for name in equation.terms
     )
     config = {
         "variant": equation.variant.name,
@@ -311,15 +408,20 @@ class _Options(NamedTuple):
     norms: NormEstimate | None
 
 
-def fit_slope(rates: np.ndarray, values: np.ndarray, uncertainty: np.ndarray) -> tuple[float, float]:
-    """The slope of `log values` against `log rates` at the smallest rates, and how far the values are from one power.
+def fit_slope(
+    rates: np.ndarray, values: np.ndarray, uncertainty: np.ndarray
+) -> tuple[float, float]:
+    """The slope of `log values` against `log rates` at the smallest rates, and how far the values
+    are from one power.
 
-    Points that do not stand ten times above their uncertainty are left out, of the others the four smallest rates are fitted, each weighted by
-    its relative uncertainty and a floor of 1 % for what is not yet asymptotic.
+    Points that do not stand ten times above their uncertainty are left out, of the others the four
+    smallest rates are fitted, each weighted by its relative uncertainty and a floor of 1 % for what
+    is not yet asymptotic.
 
     Returns:
-        The slope, and half the range of the local slopes (or the error from the uncertainties, if that is larger), which is no error of
-        the exponent: local slopes may all be on one side of it.
+        The slope, and half the range of the local slopes (or the error from the uncertainties, if
+        that is larger), which is no error of the exponent: local slopes may all be on one side of
+        it.
     """
     good = _resolved_points(rates, values, uncertainty)
     if len(good) < 3:
@@ -331,13 +433,17 @@ def fit_slope(rates: np.ndarray, values: np.ndarray, uncertainty: np.ndarray) ->
     return float(coefficients[0]), float(max(np.sqrt(covariance[0, 0]), np.ptp(local) / 2))
 
 
-def extrapolated(rates: np.ndarray, values: np.ndarray, uncertainty: np.ndarray, gap: float) -> tuple[float, float]:
+def extrapolated(
+    rates: np.ndarray, values: np.ndarray, uncertainty: np.ndarray, gap: float
+) -> tuple[float, float]:
     """The exponent `p` of `values = a rates^p (1 + b rates^gap + ...)`, and its error.
 
-    `log values` at the four smallest rates that are resolved is matched by `log a + p log(rates) + b rates^gap + c rates^(2 gap)`; at three rates
-    without the last. The error is what the last correction changed, twice, and how far the estimate without it depends on which rates
-    are taken; and the uncertainties of the values. On 288 curves of m-USAM and n-USAM on quadratics the predicted
-    exponent lay inside in 96 %, and farther out by a few thousandths at most.
+    `log values` at the four smallest rates that are resolved is matched by
+    `log a + p log(rates) + b rates^gap + c rates^(2 gap)`; at three rates without the last. The
+    error is what the last correction changed, twice, and how far the estimate without it depends on
+    which rates are taken; and the uncertainties of the values. On 288 curves of m-USAM and n-USAM
+    on quadratics the predicted exponent lay inside in 96 %, and farther out by a few thousandths at
+    most.
 
     >>> rates = np.array([1 / 8, 1 / 16, 1 / 32, 1 / 64])
     >>> p, error = extrapolated(rates, 3 * rates**2 * (1 + rates ** (1 / 3)), np.zeros(4), 1 / 3)
@@ -350,7 +456,11 @@ def extrapolated(rates: np.ndarray, values: np.ndarray, uncertainty: np.ndarray,
 
     def weights(at: np.ndarray) -> np.ndarray:
         """Of the logarithms in the exponent, with as many corrections as points allow."""
-        columns = [np.log(rates[at]), np.ones(len(at)), *(rates[at] ** (gap * k) for k in range(1, len(at) - 1))]
+        columns = [
+            np.log(rates[at]),
+            np.ones(len(at)),
+            *(rates[at] ** (gap * k) for k in range(1, len(at) - 1)),
+        ]
         return np.asarray(np.linalg.inv(np.column_stack(columns))[0])
 
     y, relative = np.log(values), uncertainty / np.maximum(values, _ROUNDING)
@@ -361,7 +471,9 @@ def extrapolated(rates: np.ndarray, values: np.ndarray, uncertainty: np.ndarray,
 
 
 def _resolved_points(rates: np.ndarray, values: np.ndarray, uncertainty: np.ndarray) -> np.ndarray:
-    """The four smallest rates at which a value stands ten times above its uncertainty, the smallest first."""
+    """The four smallest rates at which a value stands ten times above its uncertainty, the smallest
+    first.
+    """
     good = np.flatnonzero((values > 10 * uncertainty) & (values > 10 * _ROUNDING))
     return np.asarray(good[np.argsort(rates[good])][:4])
 
@@ -375,7 +487,8 @@ def solvers(problem: FiniteSum, horizon: float) -> Iterator[Solver]:
     if problem.period is None:
         if problem.dim > 20:
             raise ValueError(
-                f"{problem!r} has no exact solver, which needs a period (d = 1 or 2) or quadratic losses (d up to 20); sdesam.coupled samples"
+                f"{problem!r} has no exact solver, which needs a period (d = 1 or 2) or quadratic"
+                " losses (d up to 20); sdesam.coupled samples"
             )
         yield Quadratic(problem, horizon)
         return
@@ -389,7 +502,10 @@ def check_rates(rates: Sequence[float], horizon: float) -> np.ndarray:
     """The learning rates as an array, or one sentence saying why no slope can be fitted to them."""
     grid = np.array([positive("a rate", rate) for rate in rates])
     if len(grid) < 3 or np.any(np.diff(grid) >= 0):
-        raise ValueError(f"rates={list(rates)}: at least three learning rates, decreasing, are needed to show a slope")
+        raise ValueError(
+            f"rates={list(rates)}: at least three learning rates, decreasing, are needed to show a"
+            " slope"
+        )
     for rate in grid:
         steps_of(positive("horizon", horizon), float(rate), "horizon", "the learning rate")
     return grid
@@ -406,11 +522,15 @@ def _measure(
     horizon: float,
     options: _Options,
 ) -> tuple[dict[Any, Curve], list[int]]:
-    """The curves of the full error (key None), and of `(term, "change")` and `(term, "knock-out")`; the torus grid that each rate took."""
+    """The curves of the full error (key None), and of `(term, "change")` and `(term, "knock-out")`;
+    the torus grid that each rate took.
+    """
     check_problem(problem)
     if not isinstance(equation, ModifiedEquation):
         raise TypeError(f"equation={equation!r}: it must be what sdesam.derive gives")
-    grid = check_rates(rates if rates is not None else FINE_RATES if problem.period is None else RATES, horizon)
+    grid = check_rates(
+        rates if rates is not None else FINE_RATES if problem.period is None else RATES, horizon
+    )
     alpha, beta = equation.order
     unperturbed = equation.variant.perturbation == "none"
     sizes: dict[Any, list[tuple[float, float]]] = {}
@@ -418,9 +538,22 @@ def _measure(
     grids = []
     for rate in grid:
         rho = None if unperturbed else positive("c", c) * float(rate) ** (alpha / beta)
-        numbers = {"lr": float(rate), "rho": rho, "batch": batch, "micro": micro, **options._asdict()}
+        numbers = {
+            "lr": float(rate),
+            "rho": rho,
+            "batch": batch,
+            "micro": micro,
+            **options._asdict(),
+        }
         chain = Chain(equation.variant, problem, replace=equation.replace, **numbers)
-        bound = {term: (equation.without(term) if term else equation).bind(problem, expectation="exact", **numbers) for term in (None, *terms)}
+        bound = {
+            term: (
+                (equation.without(term) if term else equation).bind(
+                    problem, expectation="exact", **numbers
+                )
+            )
+            for term in (None, *terms)
+        }
         found, coarsest = _resolved(problem, horizon, chain, bound, coarsest)
         if problem.period is not None:
             grids.append(_SIZES[problem.dim][coarsest + 1])
@@ -432,7 +565,8 @@ def _measure(
             values=np.array([size for size, _ in pairs]),
             uncertainty=np.array([moved for _, moved in pairs]),
             predicted=float(_exponent(equation, key if key is None else key[0])),
-            # the next term along the path has rho to one power more, or eta where the path goes in whole powers of it
+            # the next term along the path has rho to one power more, or eta where the path goes in
+            # whole powers of it
             gap=1.0 if unperturbed else 1 / Fraction(alpha, beta).denominator,
         )
         for key, pairs in sizes.items()
@@ -440,10 +574,13 @@ def _measure(
     return curves, grids
 
 
-def _resolved(problem: FiniteSum, horizon: float, chain: Chain, bound: dict[Any, SDE], coarsest: int) -> tuple[dict[Any, tuple[float, float]], int]:
+def _resolved(
+    problem: FiniteSum, horizon: float, chain: Chain, bound: dict[Any, SDE], coarsest: int
+) -> tuple[dict[Any, tuple[float, float]], int]:
     """Sup norm and uncertainty of every difference, on the first grid that resolves them all.
 
-    Starts from grid number `coarsest`; also returns the grid to start from for the next, smaller learning rate, the last but one of this.
+    Starts from grid number `coarsest`; also returns the grid to start from for the next, smaller
+    learning rate, the last but one of this.
     """
     before: dict[Any, np.ndarray] | None = None
     for number, solver in enumerate(solvers(problem, horizon)):
@@ -462,13 +599,17 @@ def _resolved(problem: FiniteSum, horizon: float, chain: Chain, bound: dict[Any,
         shared = {key: solver.common(value) for key, value in differences.items()}
         if before is not None:
             moved = {key: float(abs(shared[key] - before[key]).max()) for key in shared}
-            found = {key: (float(abs(value).max()), moved[key]) for key, value in differences.items()}
-            if all(shift <= max(_RESOLVED * size, 10 * _ROUNDING) for size, shift in found.values()):
+            found = {
+                key: (float(abs(value).max()), moved[key]) for key, value in differences.items()
+            }
+            if all(
+                shift <= max(_RESOLVED * size, 10 * _ROUNDING) for size, shift in found.values()
+            ):
                 return found, number - 1
         before = shared
     raise ValueError(
-        f"{problem!r}: a grid of {_SIZES[problem.dim][-1]} points per side does not resolve the expectations at time {horizon:g}; "
-        "choose a smoother loss or a shorter horizon"
+        f"{problem!r}: a grid of {_SIZES[problem.dim][-1]} points per side does not resolve the"
+        f" expectations at time {horizon:g}; choose a smoother loss or a shorter horizon"
     )
 
 

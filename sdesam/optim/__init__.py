@@ -1,4 +1,6 @@
-"""SAM variants to train networks with, around any optax optimizer and on the same step kernel as the chains."""
+"""SAM variants to train networks with, around any optax optimizer and on the same step kernel as
+the chains.
+"""
 
 from sdesam.optim.makers import dnsam, m_sam, n_sam, rw_sam, sam, usam
 from sdesam.optim.optimizer import Info, Optimizer, State

@@ -1,4 +1,6 @@
-"""The variants as optimizers, one maker each. The arguments that they share are described in :class:`sdesam.optim.Optimizer`."""
+"""The variants as optimizers, one maker each. The arguments that they share are described in
+:class:`sdesam.optim.Optimizer`.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ def usam(
     axis_name: str | None = None,
     perturbation: Together | None = None,
 ) -> Optimizer:
-    """Unnormalised SAM, `G = grad f_gamma(x + rho grad f_gamma(x))`; with `micro`, m-USAM, the mean of that over micro-batches.
+    """Unnormalised SAM, `G = grad f_gamma(x + rho grad f_gamma(x))`; with `micro`, m-USAM, the mean
+    of that over micro-batches.
 
     Args:
         loss: `loss(params, batch)`, a mean over samples.
@@ -82,7 +85,8 @@ def sam(
     axis_name: str | None = None,
     perturbation: Together | None = None,
 ) -> Optimizer:
-    """Sharpness-aware minimization, `G = grad f_gamma(x + rho u)`, `u = grad f_gamma / sqrt(|grad f_gamma|^2 + eps^2)`.
+    """Sharpness-aware minimization, `G = grad f_gamma(x + rho u)`,
+    `u = grad f_gamma / sqrt(|grad f_gamma|^2 + eps^2)`.
 
     Args:
         loss: `loss(params, batch)`, a mean over samples.
@@ -103,13 +107,25 @@ def sam(
     >>> import jax, optax, jax.numpy as jnp
     >>> loss = lambda params, batch: jnp.mean((batch["input"] @ params - batch["target"]) ** 2) / 2
     >>> params, batch = jnp.array([1.0, -1.0]), {"input": jnp.eye(4, 2), "target": jnp.arange(4.0)}
-    >>> optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.cosine_decay_schedule(0.1, 100)))
+    >>> optimizer = optax.chain(
+    ...     optax.clip_by_global_norm(1.0), optax.adamw(optax.cosine_decay_schedule(0.1, 100))
+    ... )
     >>> opt = sam(loss, optimizer, rho=0.05)
     >>> params, state, info = jax.jit(opt.step)(params, opt.init(params), batch)
     >>> print(params)
     [ 0.89... -0.89...]
     """
-    return Optimizer("sam", loss, optimizer, rho, eps=eps, has_aux=has_aux, has_key=has_key, axis_name=axis_name, perturbation=perturbation)
+    return Optimizer(
+        "sam",
+        loss,
+        optimizer,
+        rho,
+        eps=eps,
+        has_aux=has_aux,
+        has_key=has_key,
+        axis_name=axis_name,
+        perturbation=perturbation,
+    )
 
 
 def m_sam(
@@ -124,7 +140,8 @@ def m_sam(
     has_key: bool = False,
     axis_name: str | None = None,
 ) -> Optimizer:
-    """SAM in micro-batches, `G` the mean over them of `grad f_I(x + rho u_I)`, `u_I = grad f_I / sqrt(|grad f_I|^2 + eps^2)`.
+    """SAM in micro-batches, `G` the mean over them of `grad f_I(x + rho u_I)`,
+    `u_I = grad f_I / sqrt(|grad f_I|^2 + eps^2)`.
 
     Args:
         loss: `loss(params, batch)`, a mean over samples.
@@ -132,7 +149,8 @@ def m_sam(
         rho: perturbation radius, a number (which jax may trace) or an optax schedule.
         micro: `m`, dividing the batch (a device's batch, under `axis_name`).
         eps: of the normaliser; at 0 a vanishing gradient perturbs nothing.
-        groups: `"vmap"`, all at once, with a copy of the parameters each, or `"accumulate"`, one after the other.
+        groups: `"vmap"`, all at once, with a copy of the parameters each, or `"accumulate"`, one
+            after the other.
         has_aux: the loss gives `(loss, aux)`.
         has_key: the loss takes a `key`.
         axis_name: of the devices that share a batch; each has micro-batches of its own.
@@ -141,19 +159,40 @@ def m_sam(
         ValueError: as :class:`Optimizer`.
         TypeError: as :class:`Optimizer`.
 
-    Source: Foret, Kleiner, Mobahi & Neyshabur 2021, section 4.1; Luo et al., arXiv 2509.18001, section 3.
+    Source: Foret, Kleiner, Mobahi & Neyshabur 2021, section 4.1; Luo et al., arXiv 2509.18001,
+    section 3.
 
     >>> import jax, optax, jax.numpy as jnp
     >>> loss = lambda params, batch: jnp.mean((batch["input"] @ params - batch["target"]) ** 2) / 2
     >>> params, batch = jnp.array([1.0, -1.0]), {"input": jnp.eye(4, 2), "target": jnp.arange(4.0)}
-    >>> at_once, in_turn = (m_sam(loss, optax.sgd(0.1), 0.05, micro=2, groups=groups) for groups in ("vmap", "accumulate"))
+    >>> at_once, in_turn = (
+    ...     m_sam(loss, optax.sgd(0.1), 0.05, micro=2, groups=groups)
+    ...     for groups in ("vmap", "accumulate")
+    ... )
     >>> state = at_once.init(params)
-    >>> bool(jnp.allclose(at_once.step(params, state, batch)[0], in_turn.step(params, state, batch)[0]))
+    >>> bool(
+    ...     jnp.allclose(
+    ...         at_once.step(params, state, batch)[0], in_turn.step(params, state, batch)[0]
+    ...     )
+    ... )
     True
     """
     if micro is None:
-        raise ValueError("m_sam needs micro, the samples of a micro-batch; for the whole batch use sam")
-    return Optimizer("m-sam", loss, optimizer, rho, micro=micro, eps=eps, groups=groups, has_aux=has_aux, has_key=has_key, axis_name=axis_name)
+        raise ValueError(
+            "m_sam needs micro, the samples of a micro-batch; for the whole batch use sam"
+        )
+    return Optimizer(
+        "m-sam",
+        loss,
+        optimizer,
+        rho,
+        micro=micro,
+        eps=eps,
+        groups=groups,
+        has_aux=has_aux,
+        has_key=has_key,
+        axis_name=axis_name,
+    )
 
 
 def n_sam(
@@ -166,10 +205,11 @@ def n_sam(
     has_key: bool = False,
     axis_name: str | None = None,
 ) -> Optimizer:
-    """SAM perturbed along the whole data set, `G = grad f_gamma(x + rho u)`, `u = grad f / sqrt(|grad f|^2 + eps^2)`.
+    """SAM perturbed along the whole data set, `G = grad f_gamma(x + rho u)`,
+    `u = grad f / sqrt(|grad f|^2 + eps^2)`.
 
-    Each step is given `whole`, the gradient `grad f(x)`, from :meth:`Optimizer.whole_gradient` (arrays) or
-    :meth:`Optimizer.whole_gradient_over` (batches from the host).
+    Each step is given `whole`, the gradient `grad f(x)`, from :meth:`Optimizer.whole_gradient`
+    (arrays) or :meth:`Optimizer.whole_gradient_over` (batches from the host).
 
     Args:
         loss: `loss(params, batch)`, a mean over samples.
@@ -191,11 +231,24 @@ def n_sam(
     >>> params, batch = jnp.array([1.0, -1.0]), {"input": jnp.eye(4, 2), "target": jnp.arange(4.0)}
     >>> opt = n_sam(loss, optax.sgd(0.1), rho=0.05)
     >>> data, state = {"input": jnp.ones((7, 2)), "target": jnp.arange(7.0)}, opt.init(params)
-    >>> params, state, info = opt.step(params, state, batch, whole=opt.whole_gradient(params, data, chunk=4))
+    >>> params, state, info = opt.step(
+    ...     params, state, batch, whole=opt.whole_gradient(params, data, chunk=4)
+    ... )
     >>> loader = [batch, data]  # any iterable of batches
-    >>> params, state, info = opt.step(params, state, batch, whole=opt.whole_gradient_over(params, loader))
+    >>> params, state, info = opt.step(
+    ...     params, state, batch, whole=opt.whole_gradient_over(params, loader)
+    ... )
     """
-    return Optimizer("n-sam", loss, optimizer, rho, eps=eps, has_aux=has_aux, has_key=has_key, axis_name=axis_name)
+    return Optimizer(
+        "n-sam",
+        loss,
+        optimizer,
+        rho,
+        eps=eps,
+        has_aux=has_aux,
+        has_key=has_key,
+        axis_name=axis_name,
+    )
 
 
 def dnsam(
@@ -209,7 +262,8 @@ def dnsam(
     axis_name: str | None = None,
     perturbation: Together | None = None,
 ) -> Optimizer:
-    """SAM with a deterministic normaliser, `G = grad f_gamma(x + rho u)`, `u = grad f_gamma / sqrt(|grad f|^2 + eps^2)`.
+    """SAM with a deterministic normaliser, `G = grad f_gamma(x + rho u)`,
+    `u = grad f_gamma / sqrt(|grad f|^2 + eps^2)`.
 
     Each step is given `whole`, the gradient `grad f(x)`, as in :func:`n_sam`.
 
@@ -233,9 +287,21 @@ def dnsam(
     >>> loss = lambda params, batch: jnp.mean((batch["input"] @ params - batch["target"]) ** 2) / 2
     >>> params, batch = jnp.array([1.0, -1.0]), {"input": jnp.eye(4, 2), "target": jnp.arange(4.0)}
     >>> opt = dnsam(loss, optax.sgd(0.1), rho=0.05)
-    >>> params, state, info = opt.step(params, opt.init(params), batch, whole=opt.whole_gradient(params, batch))
+    >>> params, state, info = opt.step(
+    ...     params, opt.init(params), batch, whole=opt.whole_gradient(params, batch)
+    ... )
     """
-    return Optimizer("dnsam", loss, optimizer, rho, eps=eps, has_aux=has_aux, has_key=has_key, axis_name=axis_name, perturbation=perturbation)
+    return Optimizer(
+        "dnsam",
+        loss,
+        optimizer,
+        rho,
+        eps=eps,
+        has_aux=has_aux,
+        has_key=has_key,
+        axis_name=axis_name,
+        perturbation=perturbation,
+    )
 
 
 def rw_sam(
@@ -251,11 +317,13 @@ def rw_sam(
     axis_name: str | None = None,
     perturbation: Together | None = None,
 ) -> Optimizer:
-    """Reweighted SAM, `G = grad f_gamma(x + rho u)`, `u = v / sqrt(|v|^2 + eps^2)`, `v = sum_i p_i g_i` over the mini-batch.
+    """Reweighted SAM, `G = grad f_gamma(x + rho u)`, `u = v / sqrt(|v|^2 + eps^2)`,
+    `v = sum_i p_i g_i` over the mini-batch.
 
-    The weights `p_i` are proportional to `exp(lam nu_i)`, `nu_i` an estimate of `|g_i|` from one more forward pass. The loss must not be a mean:
-    it gives one value for each sample, and `f_gamma` is their mean. In half precision the difference quotient drowns in rounding: compute the
-    loss in float32, or take `norms=NormEstimate(law="exact")`.
+    The weights `p_i` are proportional to `exp(lam nu_i)`, `nu_i` an estimate of `|g_i|` from one
+    more forward pass. The loss must not be a mean: it gives one value for each sample, and
+    `f_gamma` is their mean. In half precision the difference quotient drowns in rounding: compute
+    the loss in float32, or take `norms=NormEstimate(law="exact")`.
 
     Args:
         loss: `loss(params, batch)`, shape (b,), the loss of each sample.
@@ -267,7 +335,8 @@ def rw_sam(
         has_aux: the loss gives `(losses, aux)`.
         has_key: the loss takes a `key`.
         axis_name: of the devices that share a batch.
-        perturbation: what they do, `"local"` (weights within a device's part of the batch) or `"synchronised"`.
+        perturbation: what they do, `"local"` (weights within a device's part of the batch) or
+            `"synchronised"`.
 
     Raises:
         ValueError: as :class:`Optimizer`.

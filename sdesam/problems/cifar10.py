@@ -1,9 +1,11 @@
-"""CIFAR-10 from the files that people have of it: python or binary batches, or JPEG or PNG files by class; in a folder or a tar of it.
+"""CIFAR-10 from the files that people have of it: python or binary batches, or JPEG or PNG files by
+class; in a folder or a tar of it.
 
-60,000 colour images of 32x32 pixels in ten classes, of which 10,000 are to test on (Krizhevsky, "Learning Multiple Layers of Features
-from Tiny Images", 2009). Nothing is fetched, and nothing is written. Files may come from anywhere: sizes are known before anything is
-read, and the python batches, pickles which may run any program, are read by an unpickler that knows bytes, lists and dictionaries and
-hands out nothing that could do anything.
+60,000 colour images of 32x32 pixels in ten classes, of which 10,000 are to test on (Krizhevsky,
+"Learning Multiple Layers of Features from Tiny Images", 2009). Nothing is fetched, and nothing is
+written. Files may come from anywhere: sizes are known before anything is read, and the python
+batches, pickles which may run any program, are read by an unpickler that knows bytes, lists and
+dictionaries and hands out nothing that could do anything.
 """
 
 from __future__ import annotations
@@ -48,12 +50,13 @@ _TOGETHER = 256
 _MOST_OPCODES = 200_000
 """Instructions of one pickled batch; the 10,000 labels and file names of a real one take 40,000."""
 _OPCODES = frozenset(
-    """
-    PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1
-    STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8
-    EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT SETITEM SETITEMS
-    GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL REDUCE BUILD
-    """.split()  # noqa: SIM905
+    (  # noqa: SIM905
+        "PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG "
+        "LONG1 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 UNICODE "
+        "BINUNICODE SHORT_BINUNICODE BINUNICODE8 EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE "
+        "TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT SETITEM SETITEMS GET BINGET LONG_BINGET PUT BINPUT "
+        "LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL REDUCE BUILD "
+    ).split()
 )
 """What pickles of numbers, bytes, lists, dictionaries and arrays are made of."""
 _COMPRESSED: tuple[tuple[bytes, Callable[[Path], Any]], ...] = (
@@ -64,7 +67,9 @@ _COMPRESSED: tuple[tuple[bytes, Callable[[Path], Any]], ...] = (
 )
 """How compressed files begin, and what opens them."""
 _HEADER = 2**20
-"""Bytes of a tar that are read in one piece beside the contents of files: headers, which have 512, and long names."""
+"""Bytes of a tar that are read in one piece beside the contents of files: headers, which have 512,
+and long names.
+"""
 _OF_CIFAR_100 = {"train", "test", "train.bin", "test.bin"}
 
 
@@ -88,37 +93,57 @@ class Images:
     test_labels: np.ndarray
 
     def __post_init__(self) -> None:
-        for part, images, labels in (("train", self.train_images, self.train_labels), ("test", self.test_images, self.test_labels)):
+        for part, images, labels in (
+            ("train", self.train_images, self.train_labels),
+            ("test", self.test_images, self.test_labels),
+        ):
             if images.ndim != 4 or images.dtype != np.uint8 or not len(images):
-                raise ValueError(f"{part}_images is {images.dtype}{list(images.shape)}: it must be uint8 of shape (n, height, width, channels)")
+                raise ValueError(
+                    f"{part}_images is {images.dtype}{list(images.shape)}: it must be uint8 of"
+                    " shape (n, height, width, channels)"
+                )
             if images.shape[1:] != self.train_images.shape[1:]:
-                raise ValueError(f"test_images have shape {list(images.shape[1:])}, train_images {list(self.train_images.shape[1:])}")
+                raise ValueError(
+                    f"test_images have shape {list(images.shape[1:])}, train_images"
+                    f" {list(self.train_images.shape[1:])}"
+                )
             if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
-                raise ValueError(f"{part}_labels is {labels.dtype}{list(labels.shape)}: it must be a whole number for each of {len(images)} images")
+                raise ValueError(
+                    f"{part}_labels is {labels.dtype}{list(labels.shape)}: it must be a whole"
+                    f" number for each of {len(images)} images"
+                )
             if labels.min() < 0 or labels.max() >= len(CLASSES):
-                raise ValueError(f"{part}_labels run from {labels.min()} to {labels.max()}: they must be from 0 to {len(CLASSES) - 1}")
+                raise ValueError(
+                    f"{part}_labels run from {labels.min()} to {labels.max()}: they must be from 0"
+                    f" to {len(CLASSES) - 1}"
+                )
 
     def subset(self, train: int) -> Images:
         """The same with the first `train` images to train on."""
         if not 1 <= train <= len(self.train_images):
             raise ValueError(f"train={train}: there are {len(self.train_images)} images")
-        return replace(self, train_images=self.train_images[:train], train_labels=self.train_labels[:train])
+        return replace(
+            self, train_images=self.train_images[:train], train_labels=self.train_labels[:train]
+        )
 
     def __repr__(self) -> str:
         return f"Images({len(self.train_images)} to train, {len(self.test_images)} to test)"
 
 
 def load(path: str | os.PathLike[str]) -> Images:
-    """CIFAR-10, in the order of the batches; pictures by number and then class, so that the first ones are of all classes.
+    """CIFAR-10, in the order of the batches; pictures by number and then class, so that the first
+    ones are of all classes.
 
     Args:
-        path: a folder, or a tar of it (plain, gz, bz2 or xz), with `data_batch_1` to `data_batch_5` and `test_batch` (the python version),
-            the same with `.bin` (the binary version), or `train/<class>/*.jpg` and `test/<class>/*.jpg` (also `.jpeg` and `.png`; these
-            need pillow). They may lie in a folder inside.
+        path: a folder, or a tar of it (plain, gz, bz2 or xz), with `data_batch_1` to `data_batch_5`
+            and `test_batch` (the python version), the same with `.bin` (the binary version), or
+            `train/<class>/*.jpg` and `test/<class>/*.jpg` (also `.jpeg` and `.png`; these need
+            pillow). They may lie in a folder inside.
 
     Raises:
         FileNotFoundError: no such file or folder.
-        ValueError: something is missing or cut short, or it is another data set: what was found, and where to get the right one.
+        ValueError: something is missing or cut short, or it is another data set: what was found,
+            and where to get the right one.
         ModuleNotFoundError: pictures, and no pillow.
 
     Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
@@ -126,11 +151,13 @@ def load(path: str | os.PathLike[str]) -> Images:
     >>> load("nowhere")
     Traceback (most recent call last):
     ...
-    FileNotFoundError: no CIFAR-10 at 'nowhere': there is no such file or folder; get cifar-10-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html
+    FileNotFoundError: no CIFAR-10 at 'nowhere': there is no such file or folder; get ...
     """
     place = Path(path)
     if not place.exists():
-        raise FileNotFoundError(f"no CIFAR-10 at {str(path)!r}: there is no such file or folder; {GET}")
+        raise FileNotFoundError(
+            f"no CIFAR-10 at {str(path)!r}: there is no such file or folder; {GET}"
+        )
     if not place.is_dir() and not place.is_file():
         raise ValueError(f"no CIFAR-10 at {str(path)!r}: it is neither a file nor a folder; {GET}")
     files = _Folder(place) if place.is_dir() else _Tar(place)
@@ -151,7 +178,9 @@ class _Folder:
 
     def __init__(self, place: Path):
         self.place = place
-        found = list(islice((path for path in place.rglob("*") if path.is_file()), _most_files() + 1))
+        found = list(
+            islice((path for path in place.rglob("*") if path.is_file()), _most_files() + 1)
+        )
         if len(found) > _most_files():
             raise _wrong(self, f"it holds more than {_most_files()} files")
         self.names = sorted(path.relative_to(place).as_posix() for path in found)
@@ -165,7 +194,9 @@ class _Folder:
 
 
 class _Tar:
-    """The files of a tar; read from one end to the other, since what is compressed cannot be read otherwise in reasonable time."""
+    """The files of a tar; read from one end to the other, since what is compressed cannot be read
+    otherwise in reasonable time.
+    """
 
     def __init__(self, place: Path):
         self.place = place
@@ -176,32 +207,54 @@ class _Tar:
         return ((name, content) for name, content in self._files(names) if name in names)
 
     def _files(self, wanted: Mapping[str, int]) -> Iterator[tuple[str, bytes]]:
-        """Its files, with the contents of those that are wanted; what is too long is not even skipped over."""
+        """Its files, with the contents of those that are wanted; what is too long is not even
+        skipped over.
+        """
         most = 4 * sum(_IMAGES.values()) * (_PIXELS + 1) + 2**24
         count = 0
         try:
-            with self._opened(most) as stream, tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r:") as archive:
+            with (
+                self._opened(most) as stream,
+                tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r:") as archive,
+            ):
                 while (member := archive.next()) is not None:
                     archive.members.clear()  # type: ignore[attr-defined]  # it would keep millions of them
                     name, count = member.name.removeprefix("./"), count + 1
                     if not (member.isfile() or member.isdir()):
-                        raise _wrong(self, f"{name!r} is no file and no folder, but a link or a device")
+                        raise _wrong(
+                            self, f"{name!r} is no file and no folder, but a link or a device"
+                        )
                     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                         raise _wrong(self, f"{name!r} lies outside of it")
                     end = member.offset_data + member.size
                     if count > _most_files() or end > most:
-                        raise _wrong(self, f"up to {name!r} it has {count} files and {end} bytes, and at most {most} bytes are expected")
+                        raise _wrong(
+                            self,
+                            f"up to {name!r} it has {count} files and {end} bytes, and at most"
+                            f" {most} bytes are expected",
+                        )
                     if member.isfile():
-                        yield name, self._content(archive, member, stream, wanted[name]) if name in wanted else b""
+                        yield (
+                            name,
+                            (
+                                self._content(archive, member, stream, wanted[name])
+                                if name in wanted
+                                else b""
+                            ),
+                        )
                 while stream.read(_HEADER):  # to the end, where what is compressed has its checksum
                     pass
         except _Wrong:
             raise
         except Exception as error:  # lzma and zlib have error types of their own
             words = str(error).partition("\n")[0]
-            raise _Wrong(f"{str(self.place)!r} is no tar file, or it is cut short ({words}); {GET}") from error
+            raise _Wrong(
+                f"{str(self.place)!r} is no tar file, or it is cut short ({words}); {GET}"
+            ) from error
 
-    def _content(self, archive: tarfile.TarFile, member: tarfile.TarInfo, stream: _Bounded, most: int) -> bytes:
+    def _content(
+        self, archive: tarfile.TarFile, member: tarfile.TarInfo, stream: _Bounded, most: int
+    ) -> bytes:
         _check_size(self, member.name, member.size, most)
         file = archive.extractfile(member)
         assert file is not None
@@ -219,7 +272,9 @@ class _Tar:
 
 
 class _Bounded:
-    """What is in a tar, compressed or not: neither in one piece nor in all is more read than its limits."""
+    """What is in a tar, compressed or not: neither in one piece nor in all is more read than its
+    limits.
+    """
 
     def __init__(self, file: IO[bytes], most: int):
         self.file, self.most, self.piece = file, most, _HEADER
@@ -261,20 +316,34 @@ def _read(files: Files) -> dict[str, np.ndarray]:
     for name in files.names:
         by_name.setdefault(PurePosixPath(name).name, name)
     needed = [name for names in _BATCHES.values() for name in names]
-    # bytes of a batch with 1024 for each file name, and bytes that are pickled as text, which takes up to two for one
-    for suffix, parse, most in (("", _python_batch, lambda images: 2**16 + images * (2 * _PIXELS + 1024)), (".bin", _binary_batch, _binary_size)):
+    # bytes of a batch with 1024 for each file name, and bytes that are pickled as text, which takes
+    # up to two for one
+    for suffix, parse, most in (
+        ("", _python_batch, lambda images: 2**16 + images * (2 * _PIXELS + 1024)),
+        (".bin", _binary_batch, _binary_size),
+    ):
         if any(name + suffix in by_name for name in needed):
             missing = [name + suffix for name in needed if name + suffix not in by_name]
             if missing:
-                raise _wrong(files, f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
-            return _read_batches(files, {name: by_name[name + suffix] for name in needed}, parse, most)
+                raise _wrong(
+                    files, f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+                )
+            return _read_batches(
+                files, {name: by_name[name + suffix] for name in needed}, parse, most
+            )
     pictures = [name for name in files.names if PurePosixPath(name).suffix.lower() in _PICTURES]
     if pictures:
         return _read_pictures(files, pictures)
-    if {"fine_label_names.txt", "coarse_label_names.txt", "meta"} & set(by_name) and _OF_CIFAR_100 & set(by_name):
+    if {"fine_label_names.txt", "coarse_label_names.txt", "meta"} & set(
+        by_name
+    ) and _OF_CIFAR_100 & set(by_name):
         raise _wrong(files, "this is CIFAR-100, another data set")
     shown = ", ".join(files.names[:5]) or "nothing"
-    raise _wrong(files, f"there are {len(files.names)} files, but neither data_batch_1 nor train/<class>/*.jpg; the first are: {shown}")
+    raise _wrong(
+        files,
+        f"there are {len(files.names)} files, but neither data_batch_1 nor train/<class>/*.jpg; the"
+        f" first are: {shown}",
+    )
 
 
 def _read_batches(
@@ -284,21 +353,35 @@ def _read_batches(
     most: Callable[[int], int],
 ) -> dict[str, np.ndarray]:
     parsed = {}
-    sizes = {places[name]: most(_IMAGES[part] // len(names)) for part, names in _BATCHES.items() for name in names}
+    sizes = {
+        places[name]: most(_IMAGES[part] // len(names))
+        for part, names in _BATCHES.items()
+        for name in names
+    }
     for place, content in files.contents(sizes):
         try:
             parsed[place] = parse(content)
         except Exception as error:
-            raise _wrong(files, f"{place} cannot be read as a batch ({error}); it may be cut short") from error
+            raise _wrong(
+                files, f"{place} cannot be read as a batch ({error}); it may be cut short"
+            ) from error
     arrays = {}
     for part, names in _BATCHES.items():
         pixels = np.concatenate([parsed[places[name]][0] for name in names])
         labels = np.concatenate([parsed[places[name]][1] for name in names]).astype(np.int32)
         if len(pixels) != _IMAGES[part] or len(labels) != len(pixels):
-            raise _wrong(files, f"{', '.join(names)} hold {len(pixels)} images and {len(labels)} labels: there should be {_IMAGES[part]}")
+            raise _wrong(
+                files,
+                f"{', '.join(names)} hold {len(pixels)} images and {len(labels)} labels: there"
+                f" should be {_IMAGES[part]}",
+            )
         if labels.min() < 0 or labels.max() >= len(CLASSES):
-            raise _wrong(files, f"labels run from {labels.min()} to {labels.max()}, not from 0 to 9")
-        arrays[f"{part}_images"] = np.ascontiguousarray(pixels.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1))
+            raise _wrong(
+                files, f"labels run from {labels.min()} to {labels.max()}, not from 0 to 9"
+            )
+        arrays[f"{part}_images"] = np.ascontiguousarray(
+            pixels.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)
+        )
         arrays[f"{part}_labels"] = labels
     return arrays
 
@@ -327,34 +410,52 @@ def _python_batch(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     data, labels = named.get("data"), named.get("labels")
     if not isinstance(data, _Array) or len(data.shape) != 2 or data.shape[1] != _PIXELS:
         raise ValueError(f"data is no uint8 array of shape (n, {_PIXELS})")
-    if not isinstance(labels, list) or not all(isinstance(label, int) and 0 <= label < 256 for label in labels):
+    if not isinstance(labels, list) or not all(
+        isinstance(label, int) and 0 <= label < 256 for label in labels
+    ):
         raise ValueError("labels is no list of whole numbers from 0 to 9")
-    pixels = np.frombuffer(data.content, np.uint8).reshape(data.shape, order="F" if data.fortran else "C")
+    pixels = np.frombuffer(data.content, np.uint8).reshape(
+        data.shape, order="F" if data.fortran else "C"
+    )
     return pixels, np.array(labels, np.uint8)
 
 
 def _check_opcodes(content: bytes) -> None:
-    """See that a pickle has no instruction, and not so many of them, that no batch has: a few bytes may ask for gigabytes."""
+    """See that a pickle has no instruction, and not so many of them, that no batch has: a few bytes
+    may ask for gigabytes.
+    """
     for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
         if opcode.name not in _OPCODES or ("PUT" in opcode.name and int(argument or 0) > count):
-            raise pickle.UnpicklingError(f"it has the instruction {opcode.name} {argument!r:.20}, which no CIFAR-10 batch needs: not opened")
+            raise pickle.UnpicklingError(
+                f"it has the instruction {opcode.name} {argument!r:.20}, which no CIFAR-10 batch"
+                " needs: not opened"
+            )
         if count > _MOST_OPCODES:
-            raise pickle.UnpicklingError(f"it has more than {_MOST_OPCODES} instructions: not opened")
+            raise pickle.UnpicklingError(
+                f"it has more than {_MOST_OPCODES} instructions: not opened"
+            )
 
 
 class _Unpickler(pickle.Unpickler):
-    """Arrays of bytes and python's own containers: a pickle that names anything else is refused before it is called.
+    """Arrays of bytes and python's own containers: a pickle that names anything else is refused
+    before it is called.
 
-    What a batch may name is answered by stand-ins of our own. Nothing of numpy is handed out: `numpy.ndarray` can be called, and would
-    take any place in memory for its contents.
+    What a batch may name is answered by stand-ins of our own. Nothing of numpy is handed out:
+    `numpy.ndarray` can be called, and would take any place in memory for its contents.
     """
 
     def find_class(self, module: str, name: str) -> Any:
         if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
             return _RECONSTRUCT
-        found = {("numpy", "ndarray"): _NDARRAY, ("numpy", "dtype"): _DTYPE, ("_codecs", "encode"): _LATIN1}.get((module, name))
+        found = {
+            ("numpy", "ndarray"): _NDARRAY,
+            ("numpy", "dtype"): _DTYPE,
+            ("_codecs", "encode"): _LATIN1,
+        }.get((module, name))
         if found is None:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR-10 batch needs: not opened")
+            raise pickle.UnpicklingError(
+                f"it asks for {module}.{name}, which no CIFAR-10 batch needs: not opened"
+            )
         return found
 
 
@@ -391,7 +492,9 @@ class _Dtype(_StandIn):
 
     def __call__(self, name: Any, *rest: Any) -> _Uint8:
         if name not in ("u1", b"u1"):
-            raise pickle.UnpicklingError(f"it asks for the dtype {name!r:.20}, where pixels are bytes (u1): not opened")
+            raise pickle.UnpicklingError(
+                f"it asks for the dtype {name!r:.20}, where pixels are bytes (u1): not opened"
+            )
         return _Uint8()
 
 
@@ -421,8 +524,15 @@ class _Array:
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, content = state
         whole = isinstance(shape, tuple) and all(type(size) is int and size >= 0 for size in shape)
-        if not whole or not isinstance(dtype, _Uint8) or type(content) is not bytes or len(content) != math.prod(shape):
-            raise pickle.UnpicklingError("an array that has not as many bytes as its shape says: not opened")
+        if (
+            not whole
+            or not isinstance(dtype, _Uint8)
+            or type(content) is not bytes
+            or len(content) != math.prod(shape)
+        ):
+            raise pickle.UnpicklingError(
+                "an array that has not as many bytes as its shape says: not opened"
+            )
         self.shape, self.content, self.fortran = shape, content, bool(fortran)
 
 
@@ -430,20 +540,34 @@ def _read_pictures(files: Files, names: list[str]) -> dict[str, np.ndarray]:
     try:
         from PIL import Image
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("CIFAR-10 from pictures needs pillow: pip install 'sdesam[images]', or take its binary version") from error
+        raise ModuleNotFoundError(
+            "CIFAR-10 from pictures needs pillow: pip install 'sdesam[images]', or take its binary"
+            " version"
+        ) from error
 
     chosen: dict[str, tuple[str, int]] = {}
     for name in names:
         parts = PurePosixPath(name).parts
         if len(parts) >= 3 and parts[-3] in _IMAGES:
             if parts[-2] not in CLASSES:
-                raise _wrong(files, f"{parts[-3]}/{parts[-2]} is no class of CIFAR-10 ({', '.join(CLASSES)})")
+                raise _wrong(
+                    files, f"{parts[-3]}/{parts[-2]} is no class of CIFAR-10 ({', '.join(CLASSES)})"
+                )
             chosen[name] = (parts[-3], CLASSES.index(parts[-2]))
-    counts = {part: np.bincount([label for where, label in chosen.values() if where == part], minlength=len(CLASSES)) for part in _IMAGES}
+    counts = {
+        part: np.bincount(
+            [label for where, label in chosen.values() if where == part], minlength=len(CLASSES)
+        )
+        for part in _IMAGES
+    }
     for part, images in _IMAGES.items():
         for name, count in zip(CLASSES, counts[part], strict=True):
             if count != images // len(CLASSES):
-                raise _wrong(files, f"{part}/{name} holds {count} pictures: there should be {images // len(CLASSES)}")
+                raise _wrong(
+                    files,
+                    f"{part}/{name} holds {count} pictures: there should be"
+                    f" {images // len(CLASSES)}",
+                )
 
     def decode(item: tuple[str, bytes]) -> tuple[str, np.ndarray]:
         name, content = item
@@ -452,32 +576,51 @@ def _read_pictures(files: Files, names: list[str]) -> dict[str, np.ndarray]:
                 size, mode, form = picture.size, picture.mode, picture.format
                 picture.verify()
         except Image.DecompressionBombError as error:
-            raise _wrong(files, f"{name} has far more pixels than CIFAR-10's {_SIDE}x{_SIDE}") from error
+            raise _wrong(
+                files, f"{name} has far more pixels than CIFAR-10's {_SIDE}x{_SIDE}"
+            ) from error
         except Exception as error:
             raise _wrong(files, f"{name} is no JPEG or PNG picture, or it is cut short") from error
         if size != (_SIDE, _SIDE):
-            raise _wrong(files, f"{name} has {size[0]}x{size[1]} pixels: CIFAR-10 has {_SIDE}x{_SIDE}")
+            raise _wrong(
+                files, f"{name} has {size[0]}x{size[1]} pixels: CIFAR-10 has {_SIDE}x{_SIDE}"
+            )
         if mode not in _MODES or (form == "PNG" and content[_PNG_DEPTH] == b"\x10"):
-            raise _wrong(files, f"{name} has no 8 bits of red, green and blue, but pixels of the kind {mode}")
+            raise _wrong(
+                files, f"{name} has no 8 bits of red, green and blue, but pixels of the kind {mode}"
+            )
         try:
             with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as picture:
-                opaque = mode not in ("RGBA", "LA") or picture.getchannel("A").getextrema() == (255, 255)
+                opaque = mode not in ("RGBA", "LA") or picture.getchannel("A").getextrema() == (
+                    255,
+                    255,
+                )
                 pixels = np.asarray(picture.convert("RGB"))
         except Exception as error:
             raise _wrong(files, f"{name} is no JPEG or PNG picture, or it is cut short") from error
         if not opaque:
-            raise _wrong(files, f"{name} is transparent, so that its pixels have no colour of their own")
+            raise _wrong(
+                files, f"{name} is transparent, so that its pixels have no colour of their own"
+            )
         return name, pixels
 
     contents = files.contents(dict.fromkeys(chosen, _MOST_OF_PICTURE))
     decoded: dict[str, np.ndarray] = {}
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:  # decoding lets go of the interpreter's lock
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what is too large is refused anyway
+    with (
+        warnings.catch_warnings(),
+        ThreadPoolExecutor() as pool,
+    ):  # decoding lets go of the interpreter's lock
+        warnings.simplefilter(
+            "ignore", Image.DecompressionBombWarning
+        )  # what is too large is refused anyway
         while some := list(islice(contents, _TOGETHER)):
             decoded.update(pool.map(decode, some))
     arrays = {}
     for part in _IMAGES:
-        own = sorted((name for name in chosen if chosen[name][0] == part), key=lambda name: (PurePosixPath(name).stem, name))
+        own = sorted(
+            (name for name in chosen if chosen[name][0] == part),
+            key=lambda name: (PurePosixPath(name).stem, name),
+        )
         arrays[f"{part}_images"] = np.stack([decoded[name] for name in own])
         arrays[f"{part}_labels"] = np.array([chosen[name][1] for name in own], np.int32)
     return arrays

@@ -1,4 +1,6 @@
-"""Handwritten digits: scikit-learn's 1,797 real 8x8 images and a tanh network, the smallest real deep-learning problem."""
+"""Handwritten digits: scikit-learn's 1,797 real 8x8 images and a tanh network, the smallest real
+deep-learning problem.
+"""
 
 from __future__ import annotations
 
@@ -31,24 +33,37 @@ def _cross_entropy(params: Any, sample: Any) -> Any:
 
 
 def _squared(params: Any, sample: Any) -> Any:
-    return 0.5 * jnp.sum((_network(params, sample["image"]) - jax.nn.one_hot(sample["label"], 10)) ** 2)
+    return 0.5 * jnp.sum(
+        (_network(params, sample["image"]) - jax.nn.one_hot(sample["label"], 10)) ** 2
+    )
 
 
 _LOSSES = {"cross-entropy": _cross_entropy, "squared": _squared}
 
 
-def digits(train: int = 256, width: int = 16, seed: int = 0, label_noise: float = 0.0, loss: str = "cross-entropy", start: Any = None) -> FiniteSum:
-    """Mean loss of a 64-`width`-10 tanh network on the first `train` images of scikit-learn's digits, pixels/16 - 0.3.
+def digits(
+    train: int = 256,
+    width: int = 16,
+    seed: int = 0,
+    label_noise: float = 0.0,
+    loss: str = "cross-entropy",
+    start: Any = None,
+) -> FiniteSum:
+    """Mean loss of a 64-`width`-10 tanh network on the first `train` images of scikit-learn's
+    digits, pixels/16 - 0.3.
 
-    Start: `W1 ~ N(0, 1/64)`, `W2 ~ N(0, 1/width)`, zero biases. Observables `train_accuracy`, on the labels that are trained on, and, where
-    images are left to test on, `test_accuracy`, on true labels.
+    Start: `W1 ~ N(0, 1/64)`, `W2 ~ N(0, 1/width)`, zero biases. Observables `train_accuracy`, on
+    the labels that are trained on, and, where images are left to test on, `test_accuracy`, on true
+    labels.
 
     Args:
         train: how many of the 1,797 images to train on.
         width: hidden units.
         seed: of the start and of the noise.
-        label_noise: the share of training labels that are replaced by one of the nine others, drawn evenly; 0.9 leaves no information.
-        loss: "cross-entropy", or "squared" for half the squared distance of the scores from the one-hot label.
+        label_noise: the share of training labels that are replaced by one of the nine others, drawn
+            evenly; 0.9 leaves no information.
+        loss: "cross-entropy", or "squared" for half the squared distance of the scores from the
+            one-hot label.
         start: other parameters to start from, such as another run's last ones.
 
     Raises:
@@ -78,9 +93,15 @@ def digits(train: int = 256, width: int = 16, seed: int = 0, label_noise: float 
 
 
 def bad_minimum(
-    train: int = 1000, width: int = 64, seed: int = 0, label_noise: float = 0.9, rate: float = 3e-3, most: int = 20_000
+    train: int = 1000,
+    width: int = 64,
+    seed: int = 0,
+    label_noise: float = 0.9,
+    rate: float = 3e-3,
+    most: int = 20_000,
 ) -> tuple[Any, dict[str, int]]:
-    """Parameters with zero training error that generalise badly: fitted to wrong labels first, then to the true ones, each to zero error.
+    """Parameters with zero training error that generalise badly: fitted to wrong labels first, then
+    to the true ones, each to zero error.
 
     The fit is Adam on the whole training set, so nothing on the way prefers a flat minimum.
 
@@ -98,15 +119,26 @@ def bad_minimum(
     Raises:
         RuntimeError: no zero training error within `most` steps.
 
-    Source: Luo et al., arXiv 2509.18001, figures 1 and 2 (the protocol); S. Liu, Papailiopoulos & Achlioptas 2020 (bad minima).
+    Source: Luo et al., arXiv 2509.18001, figures 1 and 2 (the protocol); S. Liu, Papailiopoulos &
+    Achlioptas 2020 (bad minima).
     """
     x = None
     steps = {}
     for name, share in (("wrong", label_noise), ("true", 0.0)):
         problem = digits(train, width, seed, share, start=x)
-        x, count, accuracy = _fit(_cross_entropy, problem.observables["train_accuracy"], rate, problem.data, problem.x0, most)
+        x, count, accuracy = _fit(
+            _cross_entropy,
+            problem.observables["train_accuracy"],
+            rate,
+            problem.data,
+            problem.x0,
+            most,
+        )
         if accuracy < 1:
-            raise RuntimeError(f"the {name} labels are not fitted within most={most} steps (accuracy {float(accuracy):.3f}): give it more")
+            raise RuntimeError(
+                f"the {name} labels are not fitted within most={most} steps (accuracy"
+                f" {float(accuracy):.3f}): give it more"
+            )
         steps[f"steps to {name} labels"] = int(count)
     return x, steps
 
@@ -137,12 +169,17 @@ def _fit(sample_loss: Any, accuracy: Any, rate: float, data: Any, x: Any, most: 
 
 
 @lru_cache(maxsize=32)
-def _split(train: int, label_noise: float, seed: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _split(
+    train: int, label_noise: float, seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The training data, and the observables."""
     from sklearn.datasets import load_digits
 
     source = load_digits()
-    data = {"image": (source.data / 16 - 0.3).astype(np.float32), "label": source.target.astype(np.int32)}
+    data = {
+        "image": (source.data / 16 - 0.3).astype(np.float32),
+        "label": source.target.astype(np.int32),
+    }
     first = {name: values[:train] for name, values in data.items()}
     rest = {name: values[train:] for name, values in data.items()}
     if label_noise:

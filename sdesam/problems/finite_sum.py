@@ -1,6 +1,7 @@
 """Finite sums: a per-sample loss, a data set, a start, and what to observe along the way.
 
-Everything per sample is done in chunks and reduced at once, so memory does not grow with the data set.
+Everything per sample is done in chunks and reduced at once, so memory does not grow with the data
+set.
 """
 
 from __future__ import annotations
@@ -21,7 +22,15 @@ from sdesam._keys import seed_key
 from sdesam._names import unknown
 from sdesam._precision import like, of_sums, wide
 from sdesam._process import check_not_forked
-from sdesam.problems.arrays import check_structure, describe, numeric, parameters, refuse_traced, samples, where_not_finite
+from sdesam.problems.arrays import (
+    check_structure,
+    describe,
+    numeric,
+    parameters,
+    refuse_traced,
+    samples,
+    where_not_finite,
+)
 from sdesam.problems.ghost import Factors, dense_layers, deviations, factors, held
 from sdesam.problems.smoothness import bodies, nonsmooth_operations
 from sdesam.sampling import positive, whole
@@ -30,41 +39,46 @@ PyTree = Any
 SampleLoss = Callable[[Any, Any], Any]
 
 _CHUNK_NUMBERS = 2**20
-"""Numbers (samples times parameters) that one chunk of per-sample vectors may hold: 4 MB in float32."""
+"""Numbers (samples times parameters) that one chunk of per-sample vectors may hold: 4 MB in
+float32.
+"""
 
 
 class FiniteSum:
     """`f(x) = (1/n) sum_i f_i(x)`: a per-sample loss over a data set.
 
     Args:
-        sample_loss: `(params, sample) -> scalar`, written with jax.numpy; `sample` is `data` without
-            its leading axis. Any callable will do: a function, a method, a module of equinox, a
-            `functools.partial`. It must be pure. What it reads beside its arguments (globals,
-            closures, attributes) is looked up anew with each call of the package, and what it changes
-            is not seen.
-        data: pytree of arrays whose leading axis is the sample, length `n`; a list of numbers, nested
-            or not, is an array.
-        x0: the start, any pytree of floating-point arrays, or a module of equinox: its floating-point
-            arrays are the parameters, and functions get the module back. Results hold its arrays, as
-            `equinox.partition` gives them.
+        sample_loss: `(params, sample) -> scalar`, written with jax.numpy; `sample` is `data`
+            without its leading axis. Any callable will do: a function, a method, a module of
+            equinox, a `functools.partial`. It must be pure. What it reads beside its arguments
+            (globals, closures, attributes) is looked up anew with each call of the package, and
+            what it changes is not seen.
+        data: pytree of arrays whose leading axis is the sample, length `n`; a list of numbers,
+            nested or not, is an array.
+        x0: the start, any pytree of floating-point arrays, or a module of equinox: its
+            floating-point arrays are the parameters, and functions get the module back. Results
+            hold its arrays, as `equinox.partition` gives them.
         period: for problems on a torus, the period of every coordinate.
         observables: more named functions `params -> array` beside `loss`, `grad_norm2` and
-            `trace_cov`, pure as the loss. One that holds arrays, such as images to test on, is best a
-            `jax.tree_util.Partial` of a function of arrays and parameters, or a module: what is
+            `trace_cov`, pure as the loss. One that holds arrays, such as images to test on, is best
+            a `jax.tree_util.Partial` of a function of arrays and parameters, or a module: what is
             compiled serves other arrays too.
         name: for messages and stored results.
-        chunk: samples per chunk of per-sample work; by default as many as keep a vector of each near 4 MB.
+        chunk: samples per chunk of per-sample work; by default as many as keep a vector of each
+            near 4 MB.
 
     Sums over samples are accumulated in float32 at least, and returned in the precision of the loss
     or of the parameters.
 
     Raises:
-        TypeError: integer parameters, data or parameters that are no arrays, a function that cannot be
-            called, numbers that jax traces.
+        TypeError: integer parameters, data or parameters that are no arrays, a function that cannot
+            be called, numbers that jax traces.
         ValueError: data leaves of different length, no parameters, a loss that is not scalar or not
             finite at the start, a loss that does not have the stated period.
 
-    >>> problem = FiniteSum(lambda x, a: 0.5 * (x - a) ** 2, jax.numpy.array([0.0, 2.0]), jax.numpy.array(3.0))
+    >>> problem = FiniteSum(
+    ...     lambda x, a: 0.5 * (x - a) ** 2, jax.numpy.array([0.0, 2.0]), jax.numpy.array(3.0)
+    ... )
     >>> problem.n, float(problem.loss(problem.x0)), float(problem.trace_cov(problem.x0))
     (2, 2.5, 1.0)
     """
@@ -81,7 +95,9 @@ class FiniteSum:
         chunk: int | None = None,
     ):
         if not callable(sample_loss):
-            raise TypeError(f"sample_loss={sample_loss!r}: it must be a function (params, sample) -> scalar")
+            raise TypeError(
+                f"sample_loss={sample_loss!r}: it must be a function (params, sample) -> scalar"
+            )
         check_not_forked()
         self.name = name or getattr(sample_loss, "__name__", "user")
         self.data, self.n = samples(data)
@@ -95,7 +111,9 @@ class FiniteSum:
         self.dim = sum(leaf.size for leaf in jax.tree.leaves(self.x0))
         self.period = period
         most = max(1, _CHUNK_NUMBERS // self.dim) if chunk is None else whole("chunk", chunk)
-        self.chunk = -(-self.n // -(-self.n // most))  # as many chunks as `most` asks for, of even size
+        self.chunk = -(
+            -self.n // -(-self.n // most)
+        )  # as many chunks as `most` asks for, of even size
         self.observables = check_observables(observables or {})
         clash = sorted(set(BUILT_IN) & set(self.observables))
         if clash:
@@ -131,7 +149,9 @@ class FiniteSum:
         return value
 
     def trace_cov(self, x: PyTree) -> jax.Array:
-        """`tr V = (1/n) sum_i |g_i - gbar|^2`, the trace of the covariance of the gradient of one sample."""
+        """`tr V = (1/n) sum_i |g_i - gbar|^2`, the trace of the covariance of the gradient of one
+        sample.
+        """
         value: jax.Array = self._value("trace_cov", x)
         return value
 
@@ -142,11 +162,16 @@ class FiniteSum:
             TypeError: `names` are no names.
             ValueError: an unknown name; the message lists the valid ones.
         """
-        if isinstance(names, (str, Mapping)) or not isinstance(names, Iterable) or not all(isinstance(name, str) for name in names):
+        if (
+            isinstance(names, (str, Mapping))
+            or not isinstance(names, Iterable)
+            or not all(isinstance(name, str) for name in names)
+        ):
             raise TypeError(
-                f"observe={names!r}: it must be a list of names, such as ['loss']; functions of your own "
-                "belong to the problem, FiniteSum(..., observables={'name': function}), "
-                "or to the run of an SDE, simulate(..., observe={'name': function})"
+                f"observe={names!r}: it must be a list of names, such as ['loss']; functions of"
+                " your own belong to the problem, FiniteSum(..., observables={'name':"
+                " function}), or to the run of an SDE, simulate(..., observe={'name':"
+                " function})"
             )
         names = tuple(dict.fromkeys(names))
         for name in names:
@@ -159,7 +184,9 @@ class FiniteSum:
         return _observe(*self.observer([name]), self.check_params(x))[name]
 
     def _once(self, what: str, compute: Callable[[Function], Any]) -> Any:
-        """Something that depends on the loss alone, computed again only where what the loss reads has changed."""
+        """Something that depends on the loss alone, computed again only where what the loss reads
+        has changed.
+        """
         loss = self.sample_loss
         if what not in self._found or self._found[what][0] != loss:
             self._found[what] = (loss, compute(loss))
@@ -167,26 +194,45 @@ class FiniteSum:
 
     @property
     def curvature(self) -> float:
-        """The largest curvature of `f` at the start: of the eigenvalues of its Hessian the one largest in size, from below, if it is positive.
+        """The largest curvature of `f` at the start: of the eigenvalues of its Hessian the one
+        largest in size, from below, if it is positive.
 
         By 20 power iterations from a fixed vector; 0 where that eigenvalue is negative.
         """
-        return max(0.0, float(self._once("curvature", lambda loss: _curvature(loss, self.chunk, self.data, self.x0))))
+        return max(
+            0.0,
+            float(
+                self._once(
+                    "curvature", lambda loss: _curvature(loss, self.chunk, self.data, self.x0)
+                )
+            ),
+        )
 
     def check_gradient(self) -> None:
-        """Refuse a loss whose gradient at the start is not finite; looked at before the first run."""
-        bad = self._once("gradient", lambda loss: where_not_finite(_mean_grad(loss, self.chunk, self.data, self.x0), "its gradient"))
+        """Refuse a loss whose gradient at the start is not finite; looked at before the first
+        run.
+        """
+        bad = self._once(
+            "gradient",
+            lambda loss: where_not_finite(
+                _mean_grad(loss, self.chunk, self.data, self.x0), "its gradient"
+            ),
+        )
         if bad is not None:
             raise ValueError(
-                f"the loss at the start x0 is finite, but {bad}{self._cause(gradient=True)}: a norm, a "
-                "root or |x| has no derivative at 0, and jnp.where gives NaN where the branch that is not "
-                "taken does; move x0, or smooth the loss"
+                f"the loss at the start x0 is finite, but {bad}{self._cause(gradient=True)}: a"
+                " norm, a root or |x| has no derivative at 0, and jnp.where gives NaN where the"
+                " branch that is not taken does; move x0, or smooth the loss"
             )
 
     @property
     def nonsmooth(self) -> tuple[str, ...]:
-        """The operations that keep the loss from being three times differentiable; empty where none was found."""
-        found: tuple[str, ...] = self._once("nonsmooth", lambda loss: nonsmooth_operations(loss, self.x0, self.sample(0)))
+        """The operations that keep the loss from being three times differentiable; empty where none
+        was found.
+        """
+        found: tuple[str, ...] = self._once(
+            "nonsmooth", lambda loss: nonsmooth_operations(loss, self.x0, self.sample(0))
+        )
         return found
 
     def sample(self, i: int) -> PyTree:
@@ -210,17 +256,28 @@ class FiniteSum:
     def _check_loss(self) -> None:
         returned = []
         try:
-            jax.eval_shape(lambda x, sample: returned.append(self._loss(x, sample)), self.x0, self.sample(0))
+            jax.eval_shape(
+                lambda x, sample: returned.append(self._loss(x, sample)), self.x0, self.sample(0)
+            )
         except Exception as error:
             raise failure("sample_loss(x0, sample 0)", error) from error
         (value,) = returned
-        if not numeric(value) or jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
-            raise ValueError(f"sample_loss must return one floating-point scalar, but it returns {describe(value)}")
+        if (
+            not numeric(value)
+            or jnp.shape(value) != ()
+            or not jnp.issubdtype(jnp.result_type(value), jnp.floating)
+        ):
+            raise ValueError(
+                "sample_loss must return one floating-point scalar, but it returns"
+                f" {describe(value)}"
+            )
         start = self.loss(self.x0)
         if isinstance(start, jax.core.Tracer):
             refuse_traced("what a FiniteSum is made of")
         if not bool(jnp.isfinite(start)):
-            raise ValueError(f"the loss at the start x0 is {float(start)}: it must be finite{self._cause()}")
+            raise ValueError(
+                f"the loss at the start x0 is {float(start)}: it must be finite{self._cause()}"
+            )
         if self.period is not None:
             positive("period", self.period)
             self._check_period(float(start))
@@ -230,7 +287,10 @@ class FiniteSum:
         for k in range(flat.size):
             moved = float(self.loss(rebuild(flat.at[k].add(self.period))))
             if not np.isclose(moved, start, rtol=1e-3, atol=1e-4):
-                raise ValueError(f"the loss does not have the period {self.period} in coordinate {k}: it is {start} at x0 and {moved} one period on")
+                raise ValueError(
+                    f"the loss does not have the period {self.period} in coordinate {k}: it is"
+                    f" {start} at x0 and {moved} one period on"
+                )
 
     def _cause(self, gradient: bool = False) -> str:
         """Where a loss or its gradient, not finite at the start, comes from."""
@@ -247,27 +307,39 @@ class FiniteSum:
 def check_observables(functions: Any) -> dict[str, Callable[[Any], Any]]:
     """Named functions, or a sentence saying what is none."""
     if not isinstance(functions, Mapping):
-        raise TypeError(f"observables={functions!r}: it must be a mapping from names to functions of the parameters")
+        raise TypeError(
+            f"observables={functions!r}: it must be a mapping from names to functions of the"
+            " parameters"
+        )
     for name, fn in functions.items():
         if not isinstance(name, str) or not callable(fn):
-            raise TypeError(f"observable {name!r} is {fn!r}: observables are named functions, such as {{'x': lambda x: x}}")
+            raise TypeError(
+                f"observable {name!r} is {fn!r}: observables are named functions, such as {{'x':"
+                " lambda x: x}"
+            )
     return dict(functions)
 
 
 def check_problem(problem: Any) -> FiniteSum:
     """`problem`, or a sentence saying that it is none."""
     if not isinstance(problem, FiniteSum):
-        raise TypeError(f"problem={problem!r}: it must be a sdesam.FiniteSum, such as sdesam.problems.digits()")
+        raise TypeError(
+            f"problem={problem!r}: it must be a sdesam.FiniteSum, such as sdesam.problems.digits()"
+        )
     return problem
 
 
 def fold_samples(fn: Callable[[Any], Any], per_sample: PyTree, chunk: int) -> Any:
-    """`fn` of chunks of `per_sample` (leading axis: samples), summed over the chunks, in float32 at least."""
+    """`fn` of chunks of `per_sample` (leading axis: samples), summed over the chunks, in float32 at
+    least.
+    """
     n = jax.tree.leaves(per_sample)[0].shape[0]
     if n <= chunk:
         return wide(fn(per_sample))
     whole_chunks = n // chunk
-    head = jax.tree.map(lambda a: a[: whole_chunks * chunk].reshape(whole_chunks, chunk, *a.shape[1:]), per_sample)
+    head = jax.tree.map(
+        lambda a: a[: whole_chunks * chunk].reshape(whole_chunks, chunk, *a.shape[1:]), per_sample
+    )
     first = jax.tree.map(lambda a: a[0], head)
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, of_sums(s.dtype)), jax.eval_shape(fn, first))
 
@@ -275,13 +347,19 @@ def fold_samples(fn: Callable[[Any], Any], per_sample: PyTree, chunk: int) -> An
         return jax.tree.map(jnp.add, total, wide(fn(part)))
 
     total, _ = jax.lax.scan(lambda total, part: (add(total, part), None), zero, head)
-    return total if whole_chunks * chunk == n else add(total, jax.tree.map(lambda a: a[whole_chunks * chunk :], per_sample))
+    return (
+        total
+        if whole_chunks * chunk == n
+        else add(total, jax.tree.map(lambda a: a[whole_chunks * chunk :], per_sample))
+    )
 
 
 def mean_loss(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> jax.Array:
     """`f(x)`, chunk by chunk."""
     dtype = jax.eval_shape(sample_loss, x, _first(data)).dtype
-    total: jax.Array = fold_samples(lambda part: jnp.sum(wide(jax.vmap(sample_loss, (None, 0))(x, part))), data, chunk)
+    total: jax.Array = fold_samples(
+        lambda part: jnp.sum(wide(jax.vmap(sample_loss, (None, 0))(x, part))), data, chunk
+    )
     return (total / _length(data)).astype(dtype)
 
 
@@ -297,26 +375,41 @@ def mean_grad_wide(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree)
     return jax.tree.map(lambda g: g / _length(data), total)
 
 
-def summed_gradient(fn: Callable[[Any, Any], Any], x: PyTree, items: PyTree, narrow: bool) -> PyTree:
+def summed_gradient(
+    fn: Callable[[Any, Any], Any], x: PyTree, items: PyTree, narrow: bool
+) -> PyTree:
     """`sum_i grad fn(x, i)` over the leading axis of `items`.
 
     Where something is computed in half precision, the gradients of samples are formed and summed in
-    float32. One reverse pass over the sum would add in half precision, in which a sum may be infinite
-    though its mean is not.
+    float32. One reverse pass over the sum would add in half precision, in which a sum may be
+    infinite though its mean is not.
     """
     if narrow:
-        return jax.tree.map(lambda g: jnp.sum(wide(g), axis=0), jax.vmap(jax.grad(fn), (None, 0))(x, items))
+        return jax.tree.map(
+            lambda g: jnp.sum(wide(g), axis=0), jax.vmap(jax.grad(fn), (None, 0))(x, items)
+        )
     return jax.grad(lambda y: jnp.sum(jax.vmap(fn, (None, 0))(y, items)))(x)
 
 
 def computes_in_half(sample_loss: SampleLoss, x: PyTree, data: PyTree) -> bool:
-    """Whether a loss of a sample has values of fewer than 32 bits on its way, read off its jaxpr."""
+    """Whether a loss of a sample has values of fewer than 32 bits on its way, read off its
+    jaxpr.
+    """
 
     def any_in(jaxpr: Any) -> bool:
-        values = [variable.aval.dtype for eqn in jaxpr.eqns for variable in eqn.outvars if hasattr(variable.aval, "dtype")]
-        return any(of_sums(dtype) != dtype for dtype in values) or any(any_in(body) for eqn in jaxpr.eqns for body in bodies(eqn.params))
+        values = [
+            variable.aval.dtype
+            for eqn in jaxpr.eqns
+            for variable in eqn.outvars
+            if hasattr(variable.aval, "dtype")
+        ]
+        return any(of_sums(dtype) != dtype for dtype in values) or any(
+            any_in(body) for eqn in jaxpr.eqns for body in bodies(eqn.params)
+        )
 
-    return any(of_sums(leaf.dtype) != leaf.dtype for leaf in jax.tree.leaves(x)) or any_in(jax.make_jaxpr(sample_loss)(x, _first(data)).jaxpr)
+    return any(of_sums(leaf.dtype) != leaf.dtype for leaf in jax.tree.leaves(x)) or any_in(
+        jax.make_jaxpr(sample_loss)(x, _first(data)).jaxpr
+    )
 
 
 def grad_norm2(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> jax.Array:
@@ -327,22 +420,34 @@ def grad_norm2(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> 
 def trace_cov(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> jax.Array:
     """`tr V`, without the gradients of dense layers where the loss has any."""
     layers = dense_layers(sample_loss, x, _first(data))
-    return _trace_cov_dense(sample_loss, layers, chunk, data, x) if layers else trace_cov_generic(sample_loss, chunk, data, x)
+    return (
+        _trace_cov_dense(sample_loss, layers, chunk, data, x)
+        if layers
+        else trace_cov_generic(sample_loss, chunk, data, x)
+    )
 
 
 def trace_cov_generic(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> jax.Array:
-    """`tr V`, summed as squared deviations: the difference of two large means would lose digits in float32."""
+    """`tr V`, summed as squared deviations: the difference of two large means would lose digits in
+    float32.
+    """
     gbar = mean_grad_wide(sample_loss, chunk, data, x)
 
     def deviation(sample: PyTree) -> jax.Array:
-        return squared_norm(jax.tree.map(jnp.subtract, wide(jax.grad(sample_loss)(x, sample)), gbar))
+        return squared_norm(
+            jax.tree.map(jnp.subtract, wide(jax.grad(sample_loss)(x, sample)), gbar)
+        )
 
     total: jax.Array = fold_samples(lambda part: jnp.sum(jax.vmap(deviation)(part)), data, chunk)
     return (total / _length(data)).astype(_dtype(x))
 
 
-def _trace_cov_dense(sample_loss: SampleLoss, layers: dict[int, Any], chunk: int, data: PyTree, x: PyTree) -> jax.Array:
-    """`tr V = mean |g_i - c|^2 - |gbar - c|^2`, where `c` is made of the mean factors of the first samples, so that the second part is small."""
+def _trace_cov_dense(
+    sample_loss: SampleLoss, layers: dict[int, Any], chunk: int, data: PyTree, x: PyTree
+) -> jax.Array:
+    """`tr V = mean |g_i - c|^2 - |gbar - c|^2`, where `c` is made of the mean factors of the first
+    samples, so that the second part is small.
+    """
     many = samples_without_vectors(layers, chunk, x)
     n = _length(data)
 
@@ -360,11 +465,21 @@ def _trace_cov_dense(sample_loss: SampleLoss, layers: dict[int, Any], chunk: int
 
 
 def samples_without_vectors(layers: dict[int, Any], chunk: int, x: PyTree) -> int:
-    """As many samples as fill, by the factors of their gradients, the memory that `chunk` vectors take."""
-    return chunk * max(1, sum(leaf.size for leaf in jax.tree.leaves(x)) // held(layers, x)) if layers else chunk
+    """As many samples as fill, by the factors of their gradients, the memory that `chunk` vectors
+    take.
+    """
+    return (
+        chunk * max(1, sum(leaf.size for leaf in jax.tree.leaves(x)) // held(layers, x))
+        if layers
+        else chunk
+    )
 
 
-BUILT_IN: dict[str, Callable[..., jax.Array]] = {"loss": mean_loss, "grad_norm2": grad_norm2, "trace_cov": trace_cov}
+BUILT_IN: dict[str, Callable[..., jax.Array]] = {
+    "loss": mean_loss,
+    "grad_norm2": grad_norm2,
+    "trace_cov": trace_cov,
+}
 
 
 def squared_norm(tree: PyTree) -> jax.Array:
@@ -374,7 +489,9 @@ def squared_norm(tree: PyTree) -> jax.Array:
 
 @dataclass(frozen=True)
 class Observer:
-    """Named functions of the parameters as one hashable function `(data, x) -> {name: value}`; compiled code is shared by it."""
+    """Named functions of the parameters as one hashable function `(data, x) -> {name: value}`;
+    compiled code is shared by it.
+    """
 
     names: tuple[str, ...]
     extra: tuple[tuple[str, Function], ...]
@@ -382,10 +499,18 @@ class Observer:
     sample_loss: SampleLoss | None
     chunk: int
 
-    def __call__(self, data: tuple[PyTree, dict[str, list[jax.Array]]], x: PyTree) -> dict[str, jax.Array]:
-        """The value of every observable at `x`; `data` are those of the loss and the arrays that functions hold."""
+    def __call__(
+        self, data: tuple[PyTree, dict[str, list[jax.Array]]], x: PyTree
+    ) -> dict[str, jax.Array]:
+        """The value of every observable at `x`; `data` are those of the loss and the arrays that
+        functions hold.
+        """
         own, arrays = data
-        found = {name: BUILT_IN[name](self.sample_loss, self.chunk, own, x) for name in self.names if name not in dict(self.extra)}
+        found = {
+            name: BUILT_IN[name](self.sample_loss, self.chunk, own, x)
+            for name in self.names
+            if name not in dict(self.extra)
+        }
         for name, fn in self.extra:
             try:
                 value = fn.filled(arrays[name])(x)
@@ -395,21 +520,27 @@ class Observer:
         return found
 
     def check(self, data: tuple[PyTree, dict[str, list[jax.Array]]], x: PyTree) -> None:
-        """Refuse functions that are not finite at the start `x`, where all paths are observed first."""
+        """Refuse functions that are not finite at the start `x`, where all paths are observed
+        first.
+        """
         own = replace(self, names=tuple(name for name, _ in self.extra), sample_loss=None, chunk=0)
         for name, value in (_observe(own, ((), data[1]), x) if self.extra else {}).items():
             if isinstance(value, jax.core.Tracer):
                 refuse_traced(f"what observable {name!r} reads")
             if jnp.issubdtype(value.dtype, jnp.inexact) and not bool(jnp.isfinite(value).all()):
                 raise ValueError(
-                    f"observable {name!r} is not finite at the start x0, but {np.asarray(wide(value))}: "
-                    "move x0, change the observable, or leave time 0 out of `times`"
+                    f"observable {name!r} is not finite at the start x0, but"
+                    f" {np.asarray(wide(value))}: move x0, change the observable, or leave time 0"
+                    " out of `times`"
                 )
 
 
 def _one_array(name: str, value: Any) -> jax.Array:
     if not numeric(value):
-        raise TypeError(f"observable {name!r} must return one array, or a number, but it returns {describe(value)}")
+        raise TypeError(
+            f"observable {name!r} must return one array, or a number, but it returns"
+            f" {describe(value)}"
+        )
     return jnp.asarray(value)
 
 
@@ -421,12 +552,15 @@ def make_observer(
     data: PyTree = (),
     rest: PyTree = None,
 ) -> tuple[Observer, PyTree]:
-    """Functions of the parameters, and those of `names` that are built in, as an :class:`Observer` and its data.
+    """Functions of the parameters, and those of `names` that are built in, as an :class:`Observer`
+    and its data.
 
     `rest` is what the start has beside its arrays.
     """
     extra = {name: Function.apart(fn, rest) for name, fn in check_observables(functions).items()}
-    observer = Observer(names, tuple((name, fn) for name, (fn, _) in extra.items()), sample_loss, chunk)
+    observer = Observer(
+        names, tuple((name, fn) for name, (fn, _) in extra.items()), sample_loss, chunk
+    )
     return observer, (data, {name: arrays for name, (_, arrays) in extra.items()})
 
 
@@ -441,7 +575,9 @@ def _mean_grad(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> 
 
 
 @compiled(static=3)
-def _finite(sample_loss: SampleLoss, chunk: int, gradient: bool, data: PyTree, x: PyTree) -> jax.Array:
+def _finite(
+    sample_loss: SampleLoss, chunk: int, gradient: bool, data: PyTree, x: PyTree
+) -> jax.Array:
     """Whether the loss of each sample is finite, or its gradient."""
 
     def one(sample: PyTree) -> jax.Array:
@@ -452,12 +588,16 @@ def _finite(sample_loss: SampleLoss, chunk: int, gradient: bool, data: PyTree, x
     return flags
 
 
-def hessian_product(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+def hessian_product(
+    sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree
+) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
     """`x` as a flat vector, and `v -> H v` of such vectors, in float32 at least."""
     flat, rebuild = ravel_pytree(wide(x))
 
     def times(v: jax.Array) -> jax.Array:
-        product = jax.jvp(lambda y: mean_grad_wide(sample_loss, chunk, data, y), (x,), (like(rebuild(v), x),))[1]
+        product = jax.jvp(
+            lambda y: mean_grad_wide(sample_loss, chunk, data, y), (x,), (like(rebuild(v), x),)
+        )[1]
         flat_product: jax.Array = ravel_pytree(product)[0]
         return flat_product
 
@@ -473,7 +613,12 @@ def _curvature(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> 
         size = jnp.linalg.norm(v)
         return jnp.where(size > 0, v / size, v)
 
-    v = jax.lax.fori_loop(0, 20, lambda _, v: normal(times(v)), normal(jax.random.normal(seed_key(0), flat.shape, flat.dtype)))
+    v = jax.lax.fori_loop(
+        0,
+        20,
+        lambda _, v: normal(times(v)),
+        normal(jax.random.normal(seed_key(0), flat.shape, flat.dtype)),
+    )
     quotient: jax.Array = v @ times(v)
     return quotient
 

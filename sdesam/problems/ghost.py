@@ -1,9 +1,11 @@
 """Gradients of samples without their matrices: norms of them, and losses a step along them.
 
-Where a weight matrix (or a vector) enters the loss of a sample once, as `a_i @ W`, the gradient of that sample is the outer product
-`a_i delta_i^T` of the layer's input and the derivative by its output: one reverse pass that stops at the outputs gives all of them. Its norm is
-`|a_i| |delta_i|`, and a layer whose weights have moved along it gives `a @ (W + t a_i delta_i^T) = a @ W + t (a . a_i) delta_i`. Which weights
-enter so is read off the jaxpr of the loss; the gradients of all other parameters are formed.
+Where a weight matrix (or a vector) enters the loss of a sample once, as `a_i @ W`, the gradient of
+that sample is the outer product `a_i delta_i^T` of the layer's input and the derivative by its
+output: one reverse pass that stops at the outputs gives all of them. Its norm is `|a_i| |delta_i|`,
+and a layer whose weights have moved along it gives
+`a @ (W + t a_i delta_i^T) = a @ W + t (a . a_i) delta_i`. Which weights enter so is read off the
+jaxpr of the loss; the gradients of all other parameters are formed.
 
 Source: Goodfellow 2015, "Efficient per-example gradient computations", arXiv 1510.01799.
 """
@@ -22,7 +24,9 @@ PyTree = Any
 
 
 class Factors(NamedTuple):
-    """Of a sample, or of many with a leading axis: `a_i` and `delta_i` of every dense layer, flat, and the gradients of the other parameters."""
+    """Of a sample, or of many with a leading axis: `a_i` and `delta_i` of every dense layer, flat,
+    and the gradients of the other parameters.
+    """
 
     inputs: list[jax.Array]
     deltas: list[jax.Array]
@@ -30,14 +34,20 @@ class Factors(NamedTuple):
 
 
 class _Weight(NamedTuple):
-    """The value of parameter leaf number `leaf`, perhaps transposed, on its way to where it is used."""
+    """The value of parameter leaf number `leaf`, perhaps transposed, on its way to where it is
+    used.
+    """
 
     leaf: int
     value: jax.Array
 
 
-def dense_layers(sample_loss: Callable[[Any, Any], Any], x: PyTree, sample: PyTree) -> dict[int, Any]:
-    """The numbers of the leaves of `x` that enter as `a @ W` and not otherwise, each with the shape of its layer's output."""
+def dense_layers(
+    sample_loss: Callable[[Any, Any], Any], x: PyTree, sample: PyTree
+) -> dict[int, Any]:
+    """The numbers of the leaves of `x` that enter as `a @ W` and not otherwise, each with the shape
+    of its layer's output.
+    """
     uses: Counter[int] = Counter()
     outputs: dict[int, Any] = {}
 
@@ -48,7 +58,9 @@ def dense_layers(sample_loss: Callable[[Any, Any], Any], x: PyTree, sample: PyTr
 
     def trace(x: PyTree, sample: PyTree) -> None:
         matrices = [k for k, leaf in enumerate(jax.tree.leaves(x)) if leaf.ndim in (1, 2)]
-        _evaluate(sample_loss, x, sample, matrices, dense, lambda weight: uses.update([weight.leaf] * 2))
+        _evaluate(
+            sample_loss, x, sample, matrices, dense, lambda weight: uses.update([weight.leaf] * 2)
+        )
 
     jax.eval_shape(trace, x, sample)
     return {leaf: outputs[leaf] for leaf in sorted(outputs) if uses[leaf] == 1}
@@ -59,7 +71,8 @@ def squared_norm_of_mean(group: Factors) -> jax.Array:
     m = len(jax.tree.leaves(group)[0])
 
     def of_layer(a: jax.Array, delta: jax.Array) -> jax.Array:
-        # not by the inner products of many samples: their sum would lose the digits of a mean that is small beside its terms
+        # not by the inner products of many samples: their sum would lose the digits of a mean that
+        # is small beside its terms
         return jnp.sum(a**2) * jnp.sum(delta**2) if m == 1 else jnp.sum((a.T @ delta) ** 2)
 
     layers = [of_layer(a, delta) for a, delta in zip(group.inputs, group.deltas, strict=True)]
@@ -70,14 +83,22 @@ def squared_norm_of_mean(group: Factors) -> jax.Array:
 
 def held(layers: dict[int, Any], x: PyTree) -> int:
     """Numbers that hold the factors of one sample."""
-    return sum(sum(leaf.shape) if k in layers else leaf.size for k, leaf in enumerate(jax.tree.leaves(x)))
+    return sum(
+        sum(leaf.shape) if k in layers else leaf.size for k, leaf in enumerate(jax.tree.leaves(x))
+    )
 
 
-def factors(sample_loss: Callable[[Any, Any], Any], layers: dict[int, Any], x: PyTree, sample: PyTree) -> Factors:
-    """The factors of the gradient of a sample, by one reverse pass that stops at the outputs of the layers."""
+def factors(
+    sample_loss: Callable[[Any, Any], Any], layers: dict[int, Any], x: PyTree, sample: PyTree
+) -> Factors:
+    """The factors of the gradient of a sample, by one reverse pass that stops at the outputs of the
+    layers.
+    """
     leaves, structure = jax.tree.flatten(x)
 
-    def loss(outputs: list[jax.Array], others: list[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
+    def loss(
+        outputs: list[jax.Array], others: list[jax.Array]
+    ) -> tuple[jax.Array, list[jax.Array]]:
         inputs: dict[int, jax.Array] = {}
         shift = dict(zip(layers, outputs, strict=True))
 
@@ -86,7 +107,9 @@ def factors(sample_loss: Callable[[Any, Any], Any], layers: dict[int, Any], x: P
             return out + shift[weight.leaf]
 
         rest = iter(others)
-        y = jax.tree.unflatten(structure, [leaf if k in layers else next(rest) for k, leaf in enumerate(leaves)])
+        y = jax.tree.unflatten(
+            structure, [leaf if k in layers else next(rest) for k, leaf in enumerate(leaves)]
+        )
         value = _evaluate(sample_loss, y, sample, list(layers), dense, None)
         return value, [inputs[k] for k in layers]
 
@@ -96,34 +119,57 @@ def factors(sample_loss: Callable[[Any, Any], Any], layers: dict[int, Any], x: P
     return Factors(inputs, [delta.ravel() for delta in deltas], rest)
 
 
-def loss_along(sample_loss: Callable[[Any, Any], Any], layers: dict[int, Any], y: PyTree, t: Any, sample: PyTree, group: Factors) -> jax.Array:
-    """`f_i(y + t G)`, where `G` is the mean of the gradients whose factors are `group` (leading axis: samples)."""
+def loss_along(
+    sample_loss: Callable[[Any, Any], Any],
+    layers: dict[int, Any],
+    y: PyTree,
+    t: Any,
+    sample: PyTree,
+    group: Factors,
+) -> jax.Array:
+    """`f_i(y + t G)`, where `G` is the mean of the gradients whose factors are `group` (leading
+    axis: samples).
+    """
     inputs = dict(zip(layers, group.inputs, strict=True))
     deltas = dict(zip(layers, group.deltas, strict=True))
     m = len(group.inputs[0])
 
     def dense(weight: _Weight, a: jax.Array, out: jax.Array) -> jax.Array:
-        moved: jax.Array = out + (t * (((inputs[weight.leaf] @ a) / m) @ deltas[weight.leaf]).reshape(out.shape)).astype(out.dtype)
+        moved: jax.Array = out + (
+            t * (((inputs[weight.leaf] @ a) / m) @ deltas[weight.leaf]).reshape(out.shape)
+        ).astype(out.dtype)
         return moved
 
     rest = iter(group.others)
     leaves, structure = jax.tree.flatten(y)
-    moved = [leaf if k in layers else leaf + (t * jnp.mean(next(rest), axis=0)).astype(leaf.dtype) for k, leaf in enumerate(leaves)]
-    value: jax.Array = _evaluate(sample_loss, jax.tree.unflatten(structure, moved), sample, list(layers), dense, None)
+    moved = [
+        leaf if k in layers else leaf + (t * jnp.mean(next(rest), axis=0)).astype(leaf.dtype)
+        for k, leaf in enumerate(leaves)
+    ]
+    value: jax.Array = _evaluate(
+        sample_loss, jax.tree.unflatten(structure, moved), sample, list(layers), dense, None
+    )
     return value
 
 
 def deviations(part: Factors, centre: Factors) -> tuple[jax.Array, list[jax.Array]]:
-    """`sum_i |g_i - c|^2` and `sum_i (g_i - c)`, where `c` is the gradient with the factors `centre`.
+    """`sum_i |g_i - c|^2` and `sum_i (g_i - c)`, where `c` is the gradient with the factors
+    `centre`.
 
-    With `a = a_0 + u` and `delta = delta_0 + v`, `g - c = u delta^T + a_0 v^T`: nothing large cancels where samples are alike, as it would in
-    `sum |g_i|^2 - n |gbar|^2`.
+    With `a = a_0 + u` and `delta = delta_0 + v`, `g - c = u delta^T + a_0 v^T`: nothing large
+    cancels where samples are alike, as it would in `sum |g_i|^2 - n |gbar|^2`.
     """
     squares, sums = jnp.zeros(()), []
-    for a, a0, delta, delta0 in zip(part.inputs, centre.inputs, part.deltas, centre.deltas, strict=True):
+    for a, a0, delta, delta0 in zip(
+        part.inputs, centre.inputs, part.deltas, centre.deltas, strict=True
+    ):
         u, v = a - a0, delta - delta0
         cross = 2 * (u @ a0) * jnp.sum(delta * v, axis=1)
-        each = jnp.sum(u * u, axis=1) * jnp.sum(delta * delta, axis=1) + cross + (a0 @ a0) * jnp.sum(v * v, axis=1)
+        each = (
+            jnp.sum(u * u, axis=1) * jnp.sum(delta * delta, axis=1)
+            + cross
+            + (a0 @ a0) * jnp.sum(v * v, axis=1)
+        )
         squares += jnp.sum(each)
         sums.append(u.T @ delta + jnp.outer(a0, jnp.sum(v, axis=0)))
     for g, g0 in zip(part.others, centre.others, strict=True):
@@ -133,8 +179,13 @@ def deviations(part: Factors, centre: Factors) -> tuple[jax.Array, list[jax.Arra
 
 
 def _multiplies(weight: _Weight, operands: list[Any], out: Any) -> bool:
-    """Whether this is the product of a vector with a matrix of weights, or with a vector of them."""
-    return sorted(operand.ndim for operand in operands) == [1, weight.value.ndim] and out.ndim == weight.value.ndim - 1
+    """Whether this is the product of a vector with a matrix of weights, or with a vector of
+    them.
+    """
+    return (
+        sorted(operand.ndim for operand in operands) == [1, weight.value.ndim]
+        and out.ndim == weight.value.ndim - 1
+    )
 
 
 def _evaluate(
@@ -145,10 +196,14 @@ def _evaluate(
     dense: Callable[[_Weight, jax.Array, jax.Array], jax.Array],
     otherwise: Callable[[_Weight], Any] | None,
 ) -> Any:
-    """The loss; `dense` may change the output of a layer whose matrix is watched, `otherwise` hears of every other use of one."""
+    """The loss; `dense` may change the output of a layer whose matrix is watched, `otherwise` hears
+    of every other use of one.
+    """
 
     def run(jaxpr: Any, consts: Any, arguments: list[Any]) -> list[Any]:
-        known: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
+        known: dict[Any, Any] = dict(
+            zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True)
+        )
 
         def look(atom: Any) -> Any:
             return atom.val if isinstance(atom, Literal) else known[atom]
@@ -162,12 +217,18 @@ def _evaluate(
                 known.update(zip(eqn.outvars, run(body.jaxpr, body.consts, values), strict=True))
                 continue
             bound = eqn.primitive.get_bind_params(eqn.params)
-            rules, params = bound if isinstance(bound, tuple) else ((), bound)  # jax before and from 0.10
+            rules, params = (
+                bound if isinstance(bound, tuple) else ((), bound)
+            )  # jax before and from 0.10
             out = eqn.primitive.bind(*rules, *plain, **params)
             result = out if eqn.primitive.multiple_results else [out]
             if weights and eqn.primitive.name == "transpose":
                 result = [_Weight(weights[0].leaf, out)]
-            elif len(weights) == 1 and eqn.primitive.name == "dot_general" and _multiplies(weights[0], plain, out):
+            elif (
+                len(weights) == 1
+                and eqn.primitive.name == "dot_general"
+                and _multiplies(weights[0], plain, out)
+            ):
                 (a,) = (v for v in values if not isinstance(v, _Weight))
                 result = [dense(weights[0], a, out)]
             elif otherwise is not None:
@@ -177,5 +238,7 @@ def _evaluate(
         return [look(atom) for atom in jaxpr.outvars]
 
     closed = jax.make_jaxpr(sample_loss)(x, sample)
-    leaves = [_Weight(k, leaf) if k in watched else leaf for k, leaf in enumerate(jax.tree.leaves(x))]
+    leaves = [
+        _Weight(k, leaf) if k in watched else leaf for k, leaf in enumerate(jax.tree.leaves(x))
+    ]
     return run(closed.jaxpr, closed.consts, [*leaves, *jax.tree.leaves(sample)])[0]

@@ -1,4 +1,6 @@
-"""Small seeded problems with known structure: quadratics, linear regression, periodic losses on a torus."""
+"""Small seeded problems with known structure: quadratics, linear regression, periodic losses on a
+torus.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ def _quadratic_loss(x: Any, sample: Any) -> Any:
 
 
 def quadratic(dim: int = 2, samples: int = 8, seed: int = 0) -> FiniteSum:
-    """`f_i(x) = (x - a_i)^T A_i (x - a_i) / 2` with random centres `a_i ~ N(0, I)` and positive definite `A_i`.
+    """`f_i(x) = (x - a_i)^T A_i (x - a_i) / 2` with random centres `a_i ~ N(0, I)` and positive
+    definite `A_i`.
 
     Args:
         dim: `d`, the number of parameters.
@@ -30,7 +33,10 @@ def quadratic(dim: int = 2, samples: int = 8, seed: int = 0) -> FiniteSum:
     d, n = whole("dim", dim), whole("samples", samples)
     rng = np.random.default_rng(seed)
     root = rng.normal(size=(n, d, d)) / np.sqrt(d)
-    data = {"hessian": root @ root.transpose(0, 2, 1) + 0.5 * np.eye(d), "centre": rng.normal(size=(n, d))}
+    data = {
+        "hessian": root @ root.transpose(0, 2, 1) + 0.5 * np.eye(d),
+        "centre": rng.normal(size=(n, d)),
+    }
     return FiniteSum(_quadratic_loss, data, np.ones(d), name="quadratic")
 
 
@@ -38,8 +44,11 @@ def _squared_error(x: Any, sample: Any) -> Any:
     return 0.5 * (sample["input"] @ x - sample["target"]) ** 2
 
 
-def linear_regression(dim: int = 4, samples: int = 64, noise: float = 0.5, seed: int = 0) -> FiniteSum:
-    """`f_i(x) = (a_i . x - y_i)^2 / 2` with Gaussian inputs, a random true parameter and label noise of standard deviation `noise`.
+def linear_regression(
+    dim: int = 4, samples: int = 64, noise: float = 0.5, seed: int = 0
+) -> FiniteSum:
+    """`f_i(x) = (a_i . x - y_i)^2 / 2` with Gaussian inputs, a random true parameter and label
+    noise of standard deviation `noise`.
 
     >>> linear_regression(dim=3, samples=5)
     FiniteSum('linear-regression', n=5, parameters=3)
@@ -48,7 +57,9 @@ def linear_regression(dim: int = 4, samples: int = 64, noise: float = 0.5, seed:
     rng = np.random.default_rng(seed)
     inputs, truth = rng.normal(size=(n, d)), rng.normal(size=d)
     targets = inputs @ truth + positive("noise", noise, zero=True) * rng.normal(size=n)
-    return FiniteSum(_squared_error, {"input": inputs, "target": targets}, np.zeros(d), name="linear-regression")
+    return FiniteSum(
+        _squared_error, {"input": inputs, "target": targets}, np.zeros(d), name="linear-regression"
+    )
 
 
 def _waves(x: Any, sample: Any) -> Any:
@@ -57,9 +68,11 @@ def _waves(x: Any, sample: Any) -> Any:
 
 
 def torus(dim: int = 2, samples: int = 4, seed: int = 0) -> FiniteSum:
-    """Random trigonometric polynomials of degree up to 2, of period `2 pi` in each of `dim` (1 or 2) coordinates.
+    """Random trigonometric polynomials of degree up to 2, of period `2 pi` in each of `dim` (1 or
+    2) coordinates.
 
-    Every derivative exists and is bounded, so weak-error theory holds without a growth condition; `x0` has shape `(dim,)`.
+    Every derivative exists and is bounded, so weak-error theory holds without a growth condition;
+    `x0` has shape `(dim,)`.
 
     >>> torus(dim=2, samples=4)
     FiniteSum('torus2d', n=4, parameters=2)

@@ -1,14 +1,18 @@
 """Coloured trees as jax functions: nested directional derivatives, one reverse pass, no matrices.
 
-A node's value is `D^(k+1) f_c [v_1, ..., v_k] = grad_y ( d/dv_1 ... d/dv_k f_c(y) )`: a reverse pass over nested forward
-derivatives along vectors that are already known. Because that is linear in the loss and in each vector, a whole combination of trees
-is ONE gradient of a weighted sum over samples, and trees that differ in their last child share a derivative. What a colour needs:
+A node's value is `D^(k+1) f_c [v_1, ..., v_k] = grad_y ( d/dv_1 ... d/dv_k f_c(y) )`: a reverse
+pass over nested forward derivatives along vectors that are already known. Because that is linear in
+the loss and in each vector, a whole combination of trees is ONE gradient of a weighted sum over
+samples, and trees that differ in their last child share a derivative. What a colour needs:
 
-* a colour with one node is a plain mean, the marked colour a weighted mean: part of one pass over the data;
+* a colour with one node is a plain mean, the marked colour a weighted mean: part of one pass over
+  the data;
 * a colour whose nodes hang together is per-sample work inside the same pass, O(n);
-* a colour whose nodes are apart, as in `mean_j Tbar[g_j, g_j]`, costs O(n^2) exactly. `sampled` replaces it by one probe, a random
-  weight on every sample, which is unbiased (`docs/theory.md`, section 3);
-* a colour with a norm is per-micro-batch work in a pass over micro-batches, listed or drawn: an average over these is as good as linear.
+* a colour whose nodes are apart, as in `mean_j Tbar[g_j, g_j]`, costs O(n^2) exactly. `sampled`
+  replaces it by one probe, a random weight on every sample, which is unbiased (`docs/theory.md`,
+  section 3);
+* a colour with a norm is per-micro-batch work in a pass over micro-batches, listed or drawn: an
+  average over these is as good as linear.
 """
 
 from __future__ import annotations
@@ -39,7 +43,9 @@ Combination = list[tuple[Any, Tree]]
 Field = Callable[[PyTree], PyTree]
 
 _MEAN = 10**6
-"""The weights `1/n` of every colour that has none of its own; like colours and probes an integer, because jax sorts keys."""
+"""The weights `1/n` of every colour that has none of its own; like colours and probes an integer,
+because jax sorts keys.
+"""
 
 _MICRO, _MARKED = -(10**6), -(10**6) - 1
 """The colour of a micro-batch, and of one that contains the marked sample."""
@@ -74,7 +80,9 @@ class _Item(NamedTuple):
 
     loss: Loss
     along: Callable[[PyTree, Any], jax.Array] | None = None
-    """`(y, t) -> f_i(y + t g_i)`, `g_i` at the point of the evaluator, for a sample whose loss has dense layers."""
+    """`(y, t) -> f_i(y + t g_i)`, `g_i` at the point of the evaluator, for a sample whose loss has
+    dense layers.
+    """
     weighted: Field | None = None
     """The weighted gradient of a micro-batch."""
 
@@ -127,31 +135,42 @@ def combine(
     if micro is not None:
         weights[_MICRO] = jnp.asarray(micro.chance, dtype)
         if mark is not None:
-            # sum_i w_i E[. | i in I] = E[W_I .], W_I = (n/m) sum_(k in I) w_k, of mean 0: a covariance, estimated as one, because a sample's own
-            # mean of W would let the large common part of all micro-batches in
+            # sum_i w_i E[. | i in I] = E[W_I .], W_I = (n/m) sum_(k in I) w_k, of mean 0: a
+            # covariance, estimated as one, because a sample's own mean of W would let the large
+            # common part of all micro-batches in
             W = weights[MARK][micro.indices].mean(axis=1) * n
             q = micro.indices.shape[0]
             weights[_MARKED] = weights[_MICRO] * ((W - jnp.mean(W)) * (q / (q - 1)) if drawn else W)
     layers = dense_layers(sample_loss, x, jax.tree.map(lambda leaf: leaf[0], data))
     half = computes_in_half(sample_loss, x, data)
-    evaluator = _Evaluator(sample_loss, chunk, data, x, weights, layers, half, micro, normaliser, norms)
-    pairs: Combination = [(jnp.asarray(coefficients[k], dtype), _placed(tree)) for k, tree in enumerate(trees)]
+    evaluator = _Evaluator(
+        sample_loss, chunk, data, x, weights, layers, half, micro, normaliser, norms
+    )
+    pairs: Combination = [
+        (jnp.asarray(coefficients[k], dtype), _placed(tree)) for k, tree in enumerate(trees)
+    ]
     if key is not None:
         marked = [any(node.colour in (MARK, _MARKED) for node in tree.nodes()) for _, tree in pairs]
-        drift = _sample_probes(evaluator, [pair for pair, noise in zip(pairs, marked, strict=True) if not noise], key)
+        drift = _sample_probes(
+            evaluator, [pair for pair, noise in zip(pairs, marked, strict=True) if not noise], key
+        )
         pairs = drift + [pair for pair, noise in zip(pairs, marked, strict=True) if noise]
     return evaluator.vector(pairs)
 
 
 def _placed(tree: Tree) -> Tree:
-    """`tree` with names for its micro-batch's colour, and each factor on the topmost node of that colour, if it has one."""
+    """`tree` with names for its micro-batch's colour, and each factor on the topmost node of that
+    colour, if it has one.
+    """
     whole = tree.micro_batches
     if not whole:
         return tree
     (colour,) = whole  # no tree of an order that is available has two
     new = _MARKED if colour == MARK else _MICRO
     tree = relabel(tree, lambda c: new if c == colour else c)
-    own = tuple(factor for factor in tree.factors if any(node.colour == new for node in factor.tree.nodes()))
+    own = tuple(
+        factor for factor in tree.factors if any(node.colour == new for node in factor.tree.nodes())
+    )
     rest = tuple(factor for factor in tree.factors if factor not in own)
 
     def put(node: Tree) -> tuple[Tree, bool]:
@@ -160,7 +179,10 @@ def _placed(tree: Tree) -> Tree:
         for k, child in enumerate(node.children):
             placed, done = put(child)
             if done:
-                return node._replace(children=(*node.children[:k], placed, *node.children[k + 1 :])), True
+                return (
+                    node._replace(children=(*node.children[:k], placed, *node.children[k + 1 :])),
+                    True,
+                )
         return node, False
 
     placed, _ = put(tree._replace(factors=()))
@@ -175,17 +197,20 @@ def _sample_probes(evaluator: _Evaluator, pairs: Combination, key: jax.Array) ->
             size = sum(node.colour == colour for node in tree.nodes())
             probe = -(10 * slot + size)
             if probe not in evaluator.weights:
-                evaluator.weights[probe] = _probe(jax.random.fold_in(key, -probe), size, evaluator.weights[_MEAN])
+                evaluator.weights[probe] = _probe(
+                    jax.random.fold_in(key, -probe), size, evaluator.weights[_MEAN]
+                )
             tree = _recolour(tree, colour, probe)
         result.append((coefficient, tree))
     return result
 
 
 def _probe(key: jax.Array, size: int, mean: jax.Array) -> jax.Array:
-    """Random weights `e_j / n^(1/size)` with `E prod_k e_(j_k) = 1` where all `size` indices agree and 0 elsewhere.
+    """Random weights `e_j / n^(1/size)` with `E prod_k e_(j_k) = 1` where all `size` indices agree
+    and 0 elsewhere.
 
-    Two indices: Rademacher. Three: the two-point law on the golden ratio and minus its inverse, of mean 0, variance 1 and third
-    moment 1. No tree of an order that is available needs more.
+    Two indices: Rademacher. Three: the two-point law on the golden ratio and minus its inverse, of
+    mean 0, variance 1 and third moment 1. No tree of an order that is available needs more.
     """
     if size == 2:
         signs = jax.random.rademacher(key, mean.shape, mean.dtype)
@@ -199,9 +224,11 @@ def _probe(key: jax.Array, size: int, mean: jax.Array) -> jax.Array:
 
 @dataclass
 class _Evaluator:
-    """Combinations of trees at one point. `weights` says with which weights the samples of a colour are summed.
+    """Combinations of trees at one point. `weights` says with which weights the samples of a colour
+    are summed.
 
-    Where losses compute in half precision, weights of a sum are `size` times as large inside it: float16 has no numbers below `6e-8`.
+    Where losses compute in half precision, weights of a sum are `size` times as large inside it:
+    float16 has no numbers below `6e-8`.
     """
 
     sample_loss: Callable[[Any, Any], jax.Array]
@@ -254,34 +281,49 @@ class _Evaluator:
         return inverse
 
     def _together(self, pairs: Combination) -> PyTree:
-        """Trees of which each colour hangs together: plain gradients are computed once and kept, the rest is one pass."""
+        """Trees of which each colour hangs together: plain gradients are computed once and kept,
+        the rest is one pass.
+        """
         grown = [(c, tree) for c, tree in pairs if tree.children]
-        wanted = {self._weighting(node) for _, tree in grown for node in tree.nodes()} | {_MEAN} | set(self.gradients)
+        wanted = (
+            {self._weighting(node) for _, tree in grown for node in tree.nodes()}
+            | {_MEAN}
+            | set(self.gradients)
+        )
         plain: dict[Any, list[Any]] = defaultdict(list)
         passed = list(grown)
         for c, tree in pairs:
             if not tree.children:
-                # a gradient that nothing else needs goes along with the trees of samples, for less than a pass of its own
+                # a gradient that nothing else needs goes along with the trees of samples, for less
+                # than a pass of its own
                 if grown and self._weighting(tree) not in wanted:
                     passed.append((c, tree))
                 else:
                     plain[self._weighting(tree)].append(c)
         total = [_scale(self._gradient(which), sum(many)) for which, many in plain.items()]
         for of_samples in (True, False):
-            some = [(c, tree) for c, tree in passed if (tree.colour not in (_MICRO, _MARKED)) == of_samples]
+            some = [
+                (c, tree)
+                for c, tree in passed
+                if (tree.colour not in (_MICRO, _MARKED)) == of_samples
+            ]
             total += [self._pass(some, of_samples)] if some else []
         return reduce(_add, total)
 
     def _gradient(self, which: Any) -> PyTree:
         if which not in self.gradients:
-            self.gradients[which] = self._pass([(1, Tree(1 if which == _MEAN else which))], of_samples=True)
+            self.gradients[which] = self._pass(
+                [(1, Tree(1 if which == _MEAN else which))], of_samples=True
+            )
         return self.gradients[which]
 
     def _weighting(self, tree: Tree) -> Any:
         return tree.colour if tree.colour in self.weights else _MEAN
 
     def _enumerate(self, pairs: Combination) -> PyTree:
-        """Trees with a colour whose nodes are apart: that colour runs over all samples, one at a time."""
+        """Trees with a colour whose nodes are apart: that colour runs over all samples, one at a
+        time.
+        """
         n = self.weights[_MEAN].shape[0]
         self._gradient(_MEAN)  # shared by every sample
         bound = -1000 - len(self.weights)
@@ -295,23 +337,39 @@ class _Evaluator:
 
             def one(index: jax.Array, weight: dict[Any, jax.Array]) -> PyTree:
                 only = jnp.zeros(n, self.weights[_MEAN].dtype).at[index].set(1)
-                inner = replace(self, weights={**self.weights, bound: only}, gradients=dict(self.gradients), numbers=dict(self.numbers))
-                weighted = [(c * weight[which], tree) for which, group in by_weight.items() for c, tree in group]
+                inner = replace(
+                    self,
+                    weights={**self.weights, bound: only},
+                    gradients=dict(self.gradients),
+                    numbers=dict(self.numbers),
+                )
+                weighted = [
+                    (c * weight[which], tree)
+                    for which, group in by_weight.items()
+                    for c, tree in group
+                ]
                 return inner.vector(weighted)
 
             return jax.tree.map(lambda a: a.sum(axis=0), wide(jax.vmap(one)(indices, outer)))
 
         return self._folded(some, jnp.arange(n), by_weight, min(n, 16))
 
-    def _folded(self, some: Callable[[Any], PyTree], items: PyTree, by_weight: Mapping[Any, Any], chunk: int) -> PyTree:
+    def _folded(
+        self, some: Callable[[Any], PyTree], items: PyTree, by_weight: Mapping[Any, Any], chunk: int
+    ) -> PyTree:
         """`some` of chunks of items and their weights, summed, in the precision of `x`."""
         size = jax.tree.leaves(items)[0].shape[0] if self.half else 1
-        weights = {which: self.weights[which] * size if self.half else self.weights[which] for which in by_weight}
+        weights = {
+            which: self.weights[which] * size if self.half else self.weights[which]
+            for which in by_weight
+        }
         total = fold_samples(some, (items, weights), chunk)
         return like(jax.tree.map(lambda a: a / size, total) if self.half else total, self.x)
 
     def _pass(self, pairs: Combination, of_samples: bool) -> PyTree:
-        """One reverse pass over samples, or over micro-batches, for trees whose colours hang together."""
+        """One reverse pass over samples, or over micro-batches, for trees whose colours hang
+        together.
+        """
         by_weight: dict[Any, Combination] = defaultdict(list)
         for c, tree in pairs:
             by_weight[self._weighting(tree)].append((c, tree))
@@ -320,7 +378,9 @@ class _Evaluator:
         if of_samples:
             everything = self.data
             vectors = self.half or any(_own_vectors(tree) for _, tree in pairs)
-            chunk = self.chunk if vectors else samples_without_vectors(self.layers, self.chunk, self.x)
+            chunk = (
+                self.chunk if vectors else samples_without_vectors(self.layers, self.chunk, self.x)
+            )
         else:
             assert self.micro is not None, "trees with norms need micro-batches"
             everything = (self.micro.indices, self.micro.keys)
@@ -328,15 +388,28 @@ class _Evaluator:
 
         def one(y: PyTree, part: Any) -> jax.Array:
             description, weight = part
-            total: jax.Array = scalar(self._sample(description) if of_samples else self._micro_batch(*description), weight, y)
+            total: jax.Array = scalar(
+                self._sample(description) if of_samples else self._micro_batch(*description),
+                weight,
+                y,
+            )
             return total
 
-        return self._folded(lambda part: summed_gradient(one, self.x, part, self.half), everything, by_weight, chunk)
+        return self._folded(
+            lambda part: summed_gradient(one, self.x, part, self.half), everything, by_weight, chunk
+        )
 
     def _sample(self, sample: PyTree) -> _Item:
         def along(y: PyTree, t: Any) -> jax.Array:
             own = factors(self.sample_loss, self.layers, self.x, sample)
-            return loss_along(self.sample_loss, self.layers, y, t, sample, jax.tree.map(lambda leaf: leaf[None], own))
+            return loss_along(
+                self.sample_loss,
+                self.layers,
+                y,
+                t,
+                sample,
+                jax.tree.map(lambda leaf: leaf[None], own),
+            )
 
         return _Item(lambda y: self.sample_loss(y, sample), along if self.layers else None)
 
@@ -352,29 +425,47 @@ class _Evaluator:
 
         return _Item(lambda y: jnp.mean(losses(y)[0]), weighted=weighted)
 
-    def _scalar(self, groups: Mapping[Any, Combination]) -> Callable[[_Item, Mapping[Any, Any], PyTree], Any]:
-        """`(item, weight, y) -> sum_g weight[g] sum_t c_t d/dv_1 ... d/dv_k f(y)`, of which the gradient in `y` has the item at the root."""
-        plain = {which: [c for c, tree in pairs if not tree.children] for which, pairs in groups.items()}
+    def _scalar(
+        self, groups: Mapping[Any, Combination]
+    ) -> Callable[[_Item, Mapping[Any, Any], PyTree], Any]:
+        """`(item, weight, y) -> sum_g weight[g] sum_t c_t d/dv_1 ... d/dv_k f(y)`, of which the
+        gradient in `y` has the item at the root.
+        """
+        plain = {
+            which: [c for c, tree in pairs if not tree.children] for which, pairs in groups.items()
+        }
         derivatives = []
         for which, pairs in groups.items():
             families: dict[Any, list[tuple[Any, Tree, bool]]] = defaultdict(list)
             for c, tree in pairs:
                 if tree.children:
-                    # children of the root's colour are vectors of the item too; they come first, so that families are large
-                    children = sorted((child.colour != tree.colour, child) for child in tree.children)
+                    # children of the root's colour are vectors of the item too; they come first, so
+                    # that families are large
+                    children = sorted(
+                        (child.colour != tree.colour, child) for child in tree.children
+                    )
                     shared, (other, last) = tuple(children[:-1]), children[-1]
                     families[shared, tree.factors].append((c, last, not other))
             for (shared, own_factors), lasts in families.items():
-                vectors = [*(self._children([(1, child, not other)]) for other, child in shared), self._children(lasts)]
-                derivatives.append((which, vectors, [self._own_factor(factor) for factor in own_factors]))
+                vectors = [
+                    *(self._children([(1, child, not other)]) for other, child in shared),
+                    self._children(lasts),
+                ]
+                derivatives.append(
+                    (which, vectors, [self._own_factor(factor) for factor in own_factors])
+                )
 
         def scalar(item: _Item, weight: Mapping[Any, Any], y: PyTree) -> Any:
             total, loss = 0, None
             for which, vectors, own_factors in derivatives:
                 loss, value = _derivative(item, [vector(item) for vector in vectors], y)
-                total += weight[which] * reduce(jnp.multiply, (factor(item) for factor in own_factors), value)
+                total += weight[which] * reduce(
+                    jnp.multiply, (factor(item) for factor in own_factors), value
+                )
             if any(plain.values()):
-                total += sum(weight[which] * c for which, many in plain.items() for c in many) * (item.loss(y) if loss is None else loss)
+                total += sum(weight[which] * c for which, many in plain.items() for c in many) * (
+                    item.loss(y) if loss is None else loss
+                )
             return total
 
         return scalar
@@ -384,9 +475,20 @@ class _Evaluator:
         known = [(c, tree) for c, tree, own in branches if not own]
         fixed = [self.vector(known)] if known else []
         plain = [(c, tree) for c, tree, own in branches if own and not tree.weighted]
-        leaves, grown = [c for c, tree in plain if not tree.children], [(c, tree) for c, tree in plain if tree.children]
+        leaves, grown = (
+            [c for c, tree in plain if not tree.children],
+            [(c, tree) for c, tree in plain if tree.children],
+        )
         weighted = [
-            (c, [self._children([(1, child, child.colour == tree.colour)]) for child in tree.children]) for c, tree, _ in branches if tree.weighted
+            (
+                c,
+                [
+                    self._children([(1, child, child.colour == tree.colour)])
+                    for child in tree.children
+                ],
+            )
+            for c, tree, _ in branches
+            if tree.weighted
         ]
 
         of_all, of_grown = self._scalar({None: plain}), self._scalar({None: grown})
@@ -395,7 +497,9 @@ class _Evaluator:
             total = list(fixed)
             for c, along in weighted:
                 assert item.weighted is not None
-                total.append(_scale(_directional(item.weighted, [v(item).dense for v in along])(self.x), c))
+                total.append(
+                    _scale(_directional(item.weighted, [v(item).dense for v in along])(self.x), c)
+                )
             formed, scalar = (plain, of_all) if item.along is None else (grown, of_grown)
             if formed:
                 total.append(jax.grad(partial(scalar, item, {None: 1}))(self.x))
@@ -405,7 +509,9 @@ class _Evaluator:
         return vector
 
     def _own_factor(self, factor: Factor) -> Callable[[_Item], jax.Array]:
-        """A factor that depends on the item, at `x`: it multiplies a derivative and is not differentiated."""
+        """A factor that depends on the item, at `x`: it multiplies a derivative and is not
+        differentiated.
+        """
         if factor.norm:
             leaf = self._children([(1, factor.tree, True)])
             return lambda item: self._power_of_norm(leaf(item).dense, factor)
@@ -413,7 +519,9 @@ class _Evaluator:
             (rooted for rooted in rootings(factor.tree) if rooted.colour in (_MICRO, _MARKED)),
             key=lambda rooted: (rooted.weighted, len(rooted.children)),
         )
-        vectors = [self._children([(1, child, child.colour == tree.colour)]) for child in tree.children]
+        vectors = [
+            self._children([(1, child, child.colour == tree.colour)]) for child in tree.children
+        ]
 
         def value(item: _Item) -> jax.Array:
             along = [vector(item).dense for vector in vectors]
@@ -428,7 +536,9 @@ class _Evaluator:
 
 def _apart(tree: Tree) -> list[int]:
     """The colours, probes excepted, whose nodes do not hang together."""
-    entries: dict[int, int] = defaultdict(int)  # how often a colour starts below a node of another colour
+    entries: dict[int, int] = defaultdict(
+        int
+    )  # how often a colour starts below a node of another colour
 
     def visit(node: Tree, above: int | None) -> None:
         if node.colour >= MARK and node.colour != above:
@@ -441,13 +551,22 @@ def _apart(tree: Tree) -> list[int]:
 
 
 def forms_vectors(tree: Tree, sampled: bool) -> bool:
-    """Whether vectors of many samples, or of micro-batches, are there at once, where the loss has dense layers."""
-    return bool(tree.factors or tree.micro_batches or _own_vectors(tree) or (_apart(tree) and not sampled))
+    """Whether vectors of many samples, or of micro-batches, are there at once, where the loss has
+    dense layers.
+    """
+    return bool(
+        tree.factors or tree.micro_batches or _own_vectors(tree) or (_apart(tree) and not sampled)
+    )
 
 
 def _own_vectors(tree: Tree) -> bool:
-    """Whether it contracts a derivative of a sample with a vector of this sample other than its gradient."""
-    return any((child.colour == tree.colour and bool(child.children)) or _own_vectors(child) for child in tree.children)
+    """Whether it contracts a derivative of a sample with a vector of this sample other than its
+    gradient.
+    """
+    return any(
+        (child.colour == tree.colour and bool(child.children)) or _own_vectors(child)
+        for child in tree.children
+    )
 
 
 def _recolour(tree: Tree, old: int, new: int) -> Tree:
@@ -497,7 +616,9 @@ def _add(a: PyTree, b: PyTree) -> PyTree:
 
 
 def _dot(a: PyTree, b: PyTree) -> jax.Array:
-    total: jax.Array = reduce(jnp.add, jax.tree.leaves(jax.tree.map(lambda u, v: jnp.sum(u * v), wide(a), wide(b))))
+    total: jax.Array = reduce(
+        jnp.add, jax.tree.leaves(jax.tree.map(lambda u, v: jnp.sum(u * v), wide(a), wide(b)))
+    )
     return total
 
 

@@ -1,7 +1,8 @@
 """An SDE as diffrax terms, so that diffrax's solvers, step-size control and adjoints run on it.
 
-Our SDEs are meant in the Ito sense. A diffrax solver converges to the Ito or to the Stratonovich solution, as its class says; where the noise
-depends on the state the two differ, so terms are made for one solver and refused to one of the other kind.
+Our SDEs are meant in the Ito sense. A diffrax solver converges to the Ito or to the Stratonovich
+solution, as its class says; where the noise depends on the state the two differ, so terms are made
+for one solver and refused to one of the other kind.
 """
 
 from __future__ import annotations
@@ -24,20 +25,32 @@ def to_diffrax(sde: SDE, solver: Any, control: Any) -> Any:
         import diffrax
         import lineax
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("to_diffrax needs diffrax, which is not installed: pip install diffrax") from error
+        raise ModuleNotFoundError(
+            "to_diffrax needs diffrax, which is not installed: pip install diffrax"
+        ) from error
     if not isinstance(solver, diffrax.AbstractItoSolver):
         if not isinstance(solver, diffrax.AbstractStratonovichSolver):
-            raise TypeError(f"solver={solver!r}: it must be a diffrax solver for SDEs, such as diffrax.Euler()")
+            raise TypeError(
+                f"solver={solver!r}: it must be a diffrax solver for SDEs, such as diffrax.Euler()"
+            )
         if not is_additive(sde):
             raise ValueError(
-                f"{type(solver).__name__} converges to the Stratonovich solution, this SDE is an Ito one and its noise depends on the state: use "
-                "diffrax.Euler() or diffrax.ItoMilstein(), or write an SDE whose drift is B - (1/2) sum_j (D A_j) A_j, A_j = apply_noise(x, e_j)"
+                f"{type(solver).__name__} converges to the Stratonovich solution, this SDE is an"
+                " Ito one and its noise depends on the state: use diffrax.Euler() or"
+                " diffrax.ItoMilstein(), or write an SDE whose drift is B - (1/2) sum_j (D A_j)"
+                " A_j, A_j = apply_noise(x, e_j)"
             )
     if not isinstance(control, diffrax.AbstractPath):
-        raise TypeError(f"control={control!r}: it must be a diffrax path, such as diffrax.UnsafeBrownianPath({sde.noise_shape}, key)")
+        raise TypeError(
+            f"control={control!r}: it must be a diffrax path, such as"
+            f" diffrax.UnsafeBrownianPath({sde.noise_shape}, key)"
+        )
     increment = jax.eval_shape(lambda: control.evaluate(control.t0, control.t1))
     if getattr(increment, "shape", None) != sde.noise_shape:
-        raise ValueError(f"the control has increments {increment}: the noise of this SDE needs the shape noise_shape={sde.noise_shape}")
+        raise ValueError(
+            f"the control has increments {increment}: the noise of this SDE needs the shape"
+            f" noise_shape={sde.noise_shape}"
+        )
 
     def noise(x: PyTree, xi: jax.Array) -> PyTree:
         moved = sde.apply_noise(x, xi.astype(jnp.result_type(*jax.tree.leaves(x))))
@@ -47,23 +60,33 @@ def to_diffrax(sde: SDE, solver: Any, control: Any) -> Any:
         return lineax.FunctionLinearOperator(lambda xi: noise(x, xi), increment)
 
     def matrix(t: Any, x: PyTree, args: Any) -> jax.Array:
-        units = jnp.eye(increment.size, dtype=increment.dtype).reshape(increment.size, *increment.shape)
+        units = jnp.eye(increment.size, dtype=increment.dtype).reshape(
+            increment.size, *increment.shape
+        )
         columns = jax.vmap(lambda xi: noise(x, xi), out_axes=-1)(units)
         whole: jax.Array = columns.reshape(*x.shape, *increment.shape)
         return whole
 
-    # Milstein's method differentiates the diffusion as an array: what it would make of an operator is wrong, and silent
+    # Milstein's method differentiates the diffusion as an array: what it would make of an operator
+    # is wrong, and silent
     dense = isinstance(solver, diffrax.ItoMilstein)
     if dense and not isinstance(sde.x0, jax.Array):
-        raise ValueError("ItoMilstein needs the diffusion matrix, which is for parameters in one array: ravel them, or use diffrax.Euler()")
+        raise ValueError(
+            "ItoMilstein needs the diffusion matrix, which is for parameters in one array: ravel"
+            " them, or use diffrax.Euler()"
+        )
     drift = diffrax.ODETerm(lambda t, x, args: sde.drift(x))
     return diffrax.MultiTerm(drift, diffrax.ControlTerm(matrix if dense else operator, control))
 
 
 def is_additive(sde: SDE) -> bool:
-    """Whether `apply_noise(x, xi)` does not depend on `x`, read off its jaxpr; then Ito and Stratonovich are the same."""
+    """Whether `apply_noise(x, xi)` does not depend on `x`, read off its jaxpr; then Ito and
+    Stratonovich are the same.
+    """
     xi = jax.ShapeDtypeStruct(sde.noise_shape, jnp.result_type(*jax.tree.leaves(sde.x0)))
-    jaxpr = jax.make_jaxpr(lambda x, xi: sde.kernel.apply_noise(sde.params, x, xi))(sde.x0, xi).jaxpr
+    jaxpr = jax.make_jaxpr(lambda x, xi: sde.kernel.apply_noise(sde.params, x, xi))(
+        sde.x0, xi
+    ).jaxpr
     needed = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
     for eqn in reversed(jaxpr.eqns):
         if not needed.isdisjoint(eqn.outvars):

@@ -1,6 +1,7 @@
 """An SDE as jax functions: derived from a variant and bound to a problem, or written by hand.
 
-`dX = B(X) dt + A(X) dW`, with `A(x) xi` = `apply_noise(x, xi)` linear in `xi`. No matrix is formed unless `covariance` is called.
+`dX = B(X) dt + A(X) dW`, with `A(x) xi` = `apply_noise(x, xi)` linear in `xi`. No matrix is formed
+unless `covariance` is called.
 """
 
 from __future__ import annotations
@@ -25,7 +26,15 @@ from sdesam.problems import FiniteSum, check_problem
 from sdesam.problems.arrays import check_structure, describe, numeric, parameters, shapes
 from sdesam.problems.finite_sum import computes_in_half, samples_without_vectors
 from sdesam.problems.ghost import dense_layers
-from sdesam.sampling import Sampling, Step, check_step, count_micro_batches, list_micro_batches, told_count, whole
+from sdesam.sampling import (
+    Sampling,
+    Step,
+    check_step,
+    count_micro_batches,
+    list_micro_batches,
+    told_count,
+    whole,
+)
 from sdesam.sde.compile import MicroBatches, Normaliser, combine, forms_vectors
 from sdesam.sde.written import check_written
 from sdesam.symbolic import MARK, ModifiedEquation, Part, Tree, derive, evaluate
@@ -41,7 +50,9 @@ _FEW = 64
 
 
 class Kernel(Hashable, Protocol):
-    """The functions of an SDE, apart from their numbers; hashable, so that SDEs that differ in numbers share compiled code."""
+    """The functions of an SDE, apart from their numbers; hashable, so that SDEs that differ in
+    numbers share compiled code.
+    """
 
     def now(self) -> Kernel:
         """The same functions with what they read at present."""
@@ -63,13 +74,19 @@ class Kernel(Hashable, Protocol):
         """An unbiased draw of `A(x) xi` given `xi`."""
         ...
 
-    def step_both(self, params: Any, x: PyTree, dt: Any, xi: jax.Array, keys: tuple[jax.Array, jax.Array]) -> PyTree:
-        """`dt` times a draw of `B(x)`, and one of `A(x) xi`; the keys are those of noise and drift."""
+    def step_both(
+        self, params: Any, x: PyTree, dt: Any, xi: jax.Array, keys: tuple[jax.Array, jax.Array]
+    ) -> PyTree:
+        """`dt` times a draw of `B(x)`, and one of `A(x) xi`; the keys are those of noise and
+        drift.
+        """
         ...
 
 
 class _Numbers(NamedTuple):
-    """What distinguishes two SDEs with one kernel: all runtime values, so that a sweep compiles once."""
+    """What distinguishes two SDEs with one kernel: all runtime values, so that a sweep compiles
+    once.
+    """
 
     data: PyTree
     drift: np.ndarray
@@ -83,8 +100,8 @@ class _Numbers(NamedTuple):
 class _Draw:
     """How fresh micro-batches are drawn.
 
-    What the noise's micro-batches add to the covariance is of size `rho^2 n / count`, and `n m / b` times what as many in the drift add: a share
-    of them is plenty there.
+    What the noise's micro-batches add to the covariance is of size `rho^2 n / count`, and `n m / b`
+    times what as many in the drift add: a share of them is plenty there.
     """
 
     count: int
@@ -100,12 +117,18 @@ class _Draw:
 
     def __call__(self, key: jax.Array) -> MicroBatches:
         key_batches, key_directions = jax.random.split(key)
-        indices = jax.random.randint(key_batches, (self.count, self.m), 0, self.n) if self.replace else self._subsets(key_batches)
+        indices = (
+            jax.random.randint(key_batches, (self.count, self.m), 0, self.n)
+            if self.replace
+            else self._subsets(key_batches)
+        )
         directions = jax.random.split(key_directions, self.count) if self.directions else None
         return MicroBatches(indices, jnp.full(self.count, 1 / self.count), directions)
 
     def _subsets(self, key: jax.Array) -> jax.Array:
-        """Uniform subsets of `m` of `n` (Floyd's algorithm: Bentley & Floyd 1987, Commun. ACM 30)."""
+        """Uniform subsets of `m` of `n` (Floyd's algorithm: Bentley & Floyd 1987, Commun. ACM
+        30).
+        """
         last = self.n - self.m + jnp.arange(self.m)
         offered = jax.random.randint(key, (self.count, self.m), 0, last + 1)
 
@@ -137,8 +160,12 @@ class _TreeKernel:
         return self._combine(self.drift_trees, params.drift, params, x, self._listed(params))
 
     def step_drift(self, params: _Numbers, x: PyTree, key: jax.Array) -> PyTree:
-        micro = params.micro if self.draw is None else self.draw.for_drift(jax.random.fold_in(key, 1))
-        return self._combine(self.drift_trees, params.drift, params, x, micro, key=key if self.sampled else None)
+        micro = (
+            params.micro if self.draw is None else self.draw.for_drift(jax.random.fold_in(key, 1))
+        )
+        return self._combine(
+            self.drift_trees, params.drift, params, x, micro, key=key if self.sampled else None
+        )
 
     def apply_noise(self, params: _Numbers, x: PyTree, xi: jax.Array) -> PyTree:
         return self._noise(params, x, xi, self._listed(params))
@@ -146,26 +173,41 @@ class _TreeKernel:
     def step_noise(self, params: _Numbers, x: PyTree, xi: jax.Array, key: jax.Array) -> PyTree:
         return self._noise(params, x, xi, params.micro if self.draw is None else self.draw(key))
 
-    def step_both(self, params: _Numbers, x: PyTree, dt: Any, xi: jax.Array, keys: tuple[jax.Array, jax.Array]) -> PyTree:
+    def step_both(
+        self, params: _Numbers, x: PyTree, dt: Any, xi: jax.Array, keys: tuple[jax.Array, jax.Array]
+    ) -> PyTree:
         if self.draw is not None or not self.noise_trees:
             return _step_apart(self, params, x, dt, xi, keys)
         # one evaluation: gradients, and the passes over the data, serve both
         coefficients = jnp.concatenate([dt * jnp.asarray(params.drift), jnp.asarray(params.noise)])
         key = keys[1] if self.sampled else None
-        return self._combine(self.drift_trees + self.noise_trees, coefficients, params, x, params.micro, mark=self._weights(params, xi), key=key)
+        return self._combine(
+            self.drift_trees + self.noise_trees,
+            coefficients,
+            params,
+            x,
+            params.micro,
+            mark=self._weights(params, xi),
+            key=key,
+        )
 
     def _listed(self, params: _Numbers) -> MicroBatches | None:
         if self.draw is not None:
             raise ValueError(
-                f"this SDE draws {self.draw.count} fresh micro-batches a step, so its exact expectation is not known: "
-                "use step_drift or step_noise with a key, or bind with expectation='exact' where the micro-batches can be listed"
+                f"this SDE draws {self.draw.count} fresh micro-batches a step, so its exact"
+                " expectation is not known: use step_drift or step_noise with a key, or bind with"
+                " expectation='exact' where the micro-batches can be listed"
             )
         return params.micro
 
-    def _noise(self, params: _Numbers, x: PyTree, xi: jax.Array, micro: MicroBatches | None) -> PyTree:
+    def _noise(
+        self, params: _Numbers, x: PyTree, xi: jax.Array, micro: MicroBatches | None
+    ) -> PyTree:
         if not self.noise_trees:
             return jax.tree.map(jnp.zeros_like, x)
-        return self._combine(self.noise_trees, params.noise, params, x, micro, mark=self._weights(params, xi))
+        return self._combine(
+            self.noise_trees, params.noise, params, x, micro, mark=self._weights(params, xi)
+        )
 
     @staticmethod
     def _weights(params: _Numbers, xi: jax.Array) -> jax.Array:
@@ -185,7 +227,20 @@ class _TreeKernel:
         key: jax.Array | None = None,
     ) -> PyTree:
         drawn = self.draw is not None
-        return combine(trees, coefficients, self.sample_loss, self.chunk, params.data, x, mark, key, micro, params.normaliser, self.norms, drawn)
+        return combine(
+            trees,
+            coefficients,
+            self.sample_loss,
+            self.chunk,
+            params.data,
+            x,
+            mark,
+            key,
+            micro,
+            params.normaliser,
+            self.norms,
+            drawn,
+        )
 
 
 @dataclass(frozen=True)
@@ -211,7 +266,9 @@ class _WrittenKernel:
     def step_noise(self, params: Any, x: PyTree, xi: jax.Array, key: jax.Array) -> PyTree:
         return self.apply_noise(params, x, xi)
 
-    def step_both(self, params: Any, x: PyTree, dt: Any, xi: jax.Array, keys: tuple[jax.Array, jax.Array]) -> PyTree:
+    def step_both(
+        self, params: Any, x: PyTree, dt: Any, xi: jax.Array, keys: tuple[jax.Array, jax.Array]
+    ) -> PyTree:
         return _step_apart(self, params, x, dt, xi, keys)
 
     def drifts(self, params: Any, x: PyTree) -> PyTree:
@@ -223,31 +280,54 @@ class _WrittenKernel:
         return self._vector("apply_noise(x0, xi)", self.noise_fn.filled(params[1]), x, xi)
 
     def _vector(self, what: str, fn: Callable[..., Any], x: PyTree, *xi: jax.Array) -> PyTree:
-        """What a function gives as a vector of the structure, the shapes and the precision of the state, or a sentence saying why it gives none."""
+        """What a function gives as a vector of the structure, the shapes and the precision of the
+        state, or a sentence saying why it gives none.
+        """
         try:
             value = bare(fn(x, *xi), self.drift_fn.rest)
         except Exception as error:
             raise failure(what, error) from error
         if shapes(value) != shapes(x):
-            behind = f" behind a leading axis of {len(jax.tree.leaves(x)[0])} paths" if self.batched else ""
-            raise ValueError(f"{what} must have the shapes of x0{behind}, {describe(x)}, but it returns {describe(value)}")
+            behind = (
+                f" behind a leading axis of {len(jax.tree.leaves(x)[0])} paths"
+                if self.batched
+                else ""
+            )
+            raise ValueError(
+                f"{what} must have the shapes of x0{behind}, {describe(x)}, but it returns"
+                f" {describe(value)}"
+            )
         kinds = (jnp.floating, jnp.integer)
-        if not all(numeric(leaf) and any(jnp.issubdtype(jnp.result_type(leaf), kind) for kind in kinds) for leaf in jax.tree.leaves(value)):
+        if not all(
+            numeric(leaf) and any(jnp.issubdtype(jnp.result_type(leaf), kind) for kind in kinds)
+            for leaf in jax.tree.leaves(value)
+        ):
             raise TypeError(f"{what} must hold real numbers, but it returns {describe(value)}")
         return like(jax.tree.map(jnp.asarray, value), x)
 
 
-def _step_apart(kernel: Kernel, params: Any, x: PyTree, dt: Any, xi: jax.Array, keys: tuple[jax.Array, jax.Array]) -> PyTree:
+def _step_apart(
+    kernel: Kernel,
+    params: Any,
+    x: PyTree,
+    dt: Any,
+    xi: jax.Array,
+    keys: tuple[jax.Array, jax.Array],
+) -> PyTree:
     noise, drift = kernel.step_noise(params, x, xi, keys[0]), kernel.step_drift(params, x, keys[1])
     return jax.tree.map(lambda b, s: dt * b + s, drift, noise)
 
 
 def _for_many(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    """A function of numbers and of many paths at once as a function of one path, which jax.vmap turns back into `fn` itself."""
+    """A function of numbers and of many paths at once as a function of one path, which jax.vmap
+    turns back into `fn` itself.
+    """
 
     @custom_vmap
     def one(params: Any, *arguments: PyTree) -> PyTree:
-        return jax.tree.map(lambda leaf: leaf[0], fn(params, *jax.tree.map(lambda leaf: leaf[None], arguments)))
+        return jax.tree.map(
+            lambda leaf: leaf[0], fn(params, *jax.tree.map(lambda leaf: leaf[None], arguments))
+        )
 
     @one.def_vmap
     def many(size: int, mapped: Any, params: Any, *arguments: PyTree) -> Any:
@@ -265,21 +345,27 @@ class SDE:
 
     Args:
         drift: `x -> B(x)`, structure of `x`, per unit of SDE time, sign included.
-        apply_noise: `(x, xi) -> A(x) xi`, linear in `xi`; a step adds `sqrt(dt)` times it, `xi ~ N(0, I)`. It is the product, not the
-            coefficient `A(x)` or `G(x)` that torchsde and diffrax ask for.
+        apply_noise: `(x, xi) -> A(x) xi`, linear in `xi`; a step adds `sqrt(dt)` times it,
+            `xi ~ N(0, I)`. It is the product, not the coefficient `A(x)` or `G(x)` that torchsde
+            and diffrax ask for.
         noise_shape: the shape of `xi`.
-        x0: the start, any pytree of floating-point arrays, or a module of equinox: its floating-point arrays are the state, and functions
-            get the module back.
-        batched: `drift` and `apply_noise` take many paths at once: every array, `xi` too, has a leading axis of paths of any length, and each
-            path must depend on itself alone. For functions written by hand as matrix products over all paths; `x0` has no such axis.
+        x0: the start, any pytree of floating-point arrays, or a module of equinox: its
+            floating-point arrays are the state, and functions get the module back.
+        batched: `drift` and `apply_noise` take many paths at once: every array, `xi` too, has a
+            leading axis of paths of any length, and each path must depend on itself alone. For
+            functions written by hand as matrix products over all paths; `x0` has no such axis.
 
-    Any callable will do as a function: a method, a module of equinox, a `functools.partial`. It must be pure: what it reads beside its
-    arguments (globals, closures, attributes) is looked up anew with each call of the package, and what it changes is not seen. Arrays of a
-    function that is a pytree are runtime values: others do not compile anew. What functions return is computed with in the precision of `x0`.
+    Any callable will do as a function: a method, a module of equinox, a `functools.partial`. It
+    must be pure: what it reads beside its arguments (globals, closures, attributes) is looked up
+    anew with each call of the package, and what it changes is not seen. Arrays of a function that
+    is a pytree are runtime values: others do not compile anew. What functions return is computed
+    with in the precision of `x0`.
 
     Raises:
-        TypeError: functions that cannot be called or return no real numbers, a start that holds no floating-point arrays.
-        ValueError: functions of other shapes, noise that is not linear in `xi`, values at `x0` that are not finite.
+        TypeError: functions that cannot be called or return no real numbers, a start that holds no
+            floating-point arrays.
+        ValueError: functions of other shapes, noise that is not linear in `xi`, values at `x0` that
+            are not finite.
 
     Derived SDEs come from :meth:`sdesam.symbolic.ModifiedEquation.bind`.
 
@@ -288,7 +374,9 @@ class SDE:
     Array([[1., 0.],
            [0., 1.]], dtype=float32)
     >>> A = jax.numpy.array([[2.0, 1.0], [1.0, 3.0]])
-    >>> many = SDE(lambda x: -x @ A, lambda x, xi: xi, noise_shape=(2,), x0=jax.numpy.ones(2), batched=True)
+    >>> many = SDE(
+    ...     lambda x: -x @ A, lambda x, xi: xi, noise_shape=(2,), x0=jax.numpy.ones(2), batched=True
+    ... )
     >>> many.drift(many.x0)
     Array([-3., -4.], dtype=float32)
     """
@@ -306,15 +394,40 @@ class SDE:
             if not callable(fn):
                 raise TypeError(f"{name}={fn!r}: it must be a function of the state")
         start, rest = parameters(x0)
-        if not isinstance(noise_shape, (tuple, list)) or any(not isinstance(k, int) or k < 0 for k in noise_shape):
-            raise ValueError(f"noise_shape={noise_shape!r}: it must be a tuple of sizes, such as (3,), or () for one number")
-        (drift_fn, drift_arrays), (noise_fn, noise_arrays) = Function.apart(drift, rest), Function.apart(apply_noise, rest)
-        kernel, params = _WrittenKernel(drift_fn, noise_fn, bool(batched)), (drift_arrays, noise_arrays)
+        if not isinstance(noise_shape, (tuple, list)) or any(
+            not isinstance(k, int) or k < 0 for k in noise_shape
+        ):
+            raise ValueError(
+                f"noise_shape={noise_shape!r}: it must be a tuple of sizes, such as (3,), or () for"
+                " one number"
+            )
+        (drift_fn, drift_arrays), (noise_fn, noise_arrays) = (
+            Function.apart(drift, rest),
+            Function.apart(apply_noise, rest),
+        )
+        kernel, params = (
+            _WrittenKernel(drift_fn, noise_fn, bool(batched)),
+            (
+                drift_arrays,
+                noise_arrays,
+            ),
+        )
         # three paths tell the axis of paths from one of the state, or from one that is broadcast
         paths = (3,) if batched else ()
-        at = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*paths, *leaf.shape)), start) if batched else start
-        check_written(partial(kernel.drifts, params), partial(kernel.noises, params), at, (*paths, *noise_shape))
-        self._set(kernel, params, tuple(noise_shape), start, None, {"sde": "written by hand"}, rest=rest)
+        at = (
+            jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*paths, *leaf.shape)), start)
+            if batched
+            else start
+        )
+        check_written(
+            partial(kernel.drifts, params),
+            partial(kernel.noises, params),
+            at,
+            (*paths, *noise_shape),
+        )
+        self._set(
+            kernel, params, tuple(noise_shape), start, None, {"sde": "written by hand"}, rest=rest
+        )
 
     def _set(
         self,
@@ -332,7 +445,9 @@ class SDE:
         self.rest = rest
         """What the start has beside arrays; None where it has nothing."""
         self.working_bytes = self.vector_bytes if working_bytes is None else working_bytes
-        """Memory of one intermediate value of a step, for all samples that are looked at together."""
+        """Memory of one intermediate value of a step, for all samples that are looked at
+        together.
+        """
 
     @property
     def kernel(self) -> Kernel:
@@ -353,20 +468,30 @@ class SDE:
         return _drift(self.kernel, self.params, self._check(x))
 
     def step_drift(self, x: PyTree, key: jax.Array) -> PyTree:
-        """An unbiased and cheap draw of `B(x)`, which is what a step uses; `B(x)` itself with `expectation="exact"`."""
+        """An unbiased and cheap draw of `B(x)`, which is what a step uses; `B(x)` itself with
+        `expectation="exact"`.
+        """
         return _step_drift(self.kernel, self.params, self._check(x), check_key(key))
 
     def apply_noise(self, x: PyTree, xi: jax.Array) -> PyTree:
         """`A(x) xi`, linear in `xi` (shape `noise_shape`)."""
         if jnp.shape(xi) != self.noise_shape:
-            raise ValueError(f"xi has shape {jnp.shape(xi)}: it must have noise_shape={self.noise_shape}")
+            raise ValueError(
+                f"xi has shape {jnp.shape(xi)}: it must have noise_shape={self.noise_shape}"
+            )
         return _apply_noise(self.kernel, self.params, self._check(x), jnp.asarray(xi))
 
     def step_noise(self, x: PyTree, xi: jax.Array, key: jax.Array) -> PyTree:
-        """A draw of `A(x) xi`, unbiased given `xi`, which is what a step uses; `A(x) xi` itself unless micro-batches are drawn afresh."""
+        """A draw of `A(x) xi`, unbiased given `xi`, which is what a step uses; `A(x) xi` itself
+        unless micro-batches are drawn afresh.
+        """
         if jnp.shape(xi) != self.noise_shape:
-            raise ValueError(f"xi has shape {jnp.shape(xi)}: it must have noise_shape={self.noise_shape}")
-        return _step_noise(self.kernel, self.params, self._check(x), jnp.asarray(xi), check_key(key))
+            raise ValueError(
+                f"xi has shape {jnp.shape(xi)}: it must have noise_shape={self.noise_shape}"
+            )
+        return _step_noise(
+            self.kernel, self.params, self._check(x), jnp.asarray(xi), check_key(key)
+        )
 
     def noise(self, x: PyTree, key: jax.Array) -> PyTree:
         """`A(x) xi` with `xi ~ N(0, I)` drawn from `key`; its covariance is :meth:`covariance`."""
@@ -374,7 +499,8 @@ class SDE:
         return self.step_noise(x, jax.random.normal(key_xi, self.noise_shape, _dtype(x)), key_step)
 
     def covariance(self, x: PyTree) -> jax.Array:
-        """The diffusion matrix `A A^T` per unit of SDE time, learning rate included; dense, shape `(d, d)`, for small problems.
+        """The diffusion matrix `A A^T` per unit of SDE time, learning rate included; dense, shape
+        `(d, d)`, for small problems.
 
         For a derived SDE it is `eta c_b Cov_i h(i)`, the square of `h`, not truncated in `rho`.
         """
@@ -382,16 +508,19 @@ class SDE:
         return matrix
 
     def to_diffrax(self, solver: Any, control: Any) -> Any:
-        """The SDE as diffrax terms, `MultiTerm(ODETerm(B), ControlTerm(A, W))`, for one diffrax solver.
+        """The SDE as diffrax terms, `MultiTerm(ODETerm(B), ControlTerm(A, W))`, for one diffrax
+        solver.
 
-        The drift is the exact expectation. `A` is a linear operator that is never formed; for `diffrax.ItoMilstein` alone, which differentiates
-        it, it is the dense matrix, and so for small problems (and, as diffrax says, for commutative noise).
+        The drift is the exact expectation. `A` is a linear operator that is never formed; for
+        `diffrax.ItoMilstein` alone, which differentiates it, it is the dense matrix, and so for
+        small problems (and, as diffrax says, for commutative noise).
 
         Args:
-            solver: the diffrax solver that the terms are for: an Ito one (`diffrax.Euler`, `diffrax.ItoMilstein`); a Stratonovich one where
-                the noise does not depend on `x`.
-            control: a diffrax path with increments of shape `noise_shape`, such as `diffrax.VirtualBrownianTree(0, 1, 1e-3,
-                sde.noise_shape, key)`. One key is one path: give each path its own.
+            solver: the diffrax solver that the terms are for: an Ito one (`diffrax.Euler`,
+                `diffrax.ItoMilstein`); a Stratonovich one where the noise does not depend on `x`.
+            control: a diffrax path with increments of shape `noise_shape`, such as
+                `diffrax.VirtualBrownianTree(0, 1, 1e-3, sde.noise_shape, key)`. One key is one
+                path: give each path its own.
 
         Returns:
             A `diffrax.MultiTerm`, to be used with `solver` and `y0=sde.x0`.
@@ -399,14 +528,19 @@ class SDE:
         Raises:
             ModuleNotFoundError: diffrax is not installed.
             TypeError: no SDE solver, or no diffrax path.
-            ValueError: a Stratonovich solver where the noise depends on `x` (the message tells the conversion); a control of another shape.
+            ValueError: a Stratonovich solver where the noise depends on `x` (the message tells the
+                conversion); a control of another shape.
 
         Source: Kidger 2021, arXiv 2202.02435, and the documentation of diffrax 0.7.
 
         >>> import diffrax
         >>> ou = SDE(lambda x: -x, lambda x, xi: 0.1 * xi, noise_shape=(2,), x0=jax.numpy.ones(2))
-        >>> solver, path = diffrax.Euler(), diffrax.VirtualBrownianTree(0, 1, 0.1, ou.noise_shape, jax.random.key(0))
-        >>> solution = diffrax.diffeqsolve(ou.to_diffrax(solver, path), solver, 0, 1, dt0=0.25, y0=ou.x0)
+        >>> solver, path = diffrax.Euler(), diffrax.VirtualBrownianTree(
+        ...     0, 1, 0.1, ou.noise_shape, jax.random.key(0)
+        ... )
+        >>> solution = diffrax.diffeqsolve(
+        ...     ou.to_diffrax(solver, path), solver, 0, 1, dt0=0.25, y0=ou.x0
+        ... )
         >>> solution.ys.shape
         (1, 2)
         """
@@ -444,42 +578,67 @@ def bind(
         rho: perturbation radius; left out for a variant without perturbation.
         batch: `b`.
         micro: `m`; left out, the mini-batch.
-        expectation: `"sampled"` steps with unbiased probes where the exact drift costs O(n^2), and with fresh micro-batches where a normalised
-            variant has too many to list; `"exact"` does not.
-        eps: of the normaliser `sqrt(|.|^2 + eps^2)`. At `eps = 0` a vanishing gradient perturbs nothing, and the theory, which asks for smooth
-            coefficients, holds only where no gradient vanishes.
+        expectation: `"sampled"` steps with unbiased probes where the exact drift costs O(n^2), and
+            with fresh micro-batches where a normalised variant has too many to list; `"exact"` does
+            not.
+        eps: of the normaliser `sqrt(|.|^2 + eps^2)`. At `eps = 0` a vanishing gradient perturbs
+            nothing, and the theory, which asks for smooth coefficients, holds only where no
+            gradient vanishes.
         lam: inverse temperature of the Gibbs weights, for rw-sam alone.
         norms: how rw-sam estimates gradient norms.
-        micro_batches: how many fresh micro-batches a step draws, for SAM, m-SAM and RW-SAM. Left out, all are listed where they are no more than
-            the samples (or 64), else `n/2` (at least 64) are drawn for the noise and an eighth of that for each drift. What is drawn is unbiased
-            in drift and noise; it adds to the noise's covariance a part of size `rho^2 n / micro_batches`, below the kept order: 5 % on digits
-            at `rho = 0.1`, where with an eighth as many, 43 %, it shifted the loss by 0.3 % (`experiments/fresh_micro_batches.py`).
+        micro_batches: how many fresh micro-batches a step draws, for SAM, m-SAM and RW-SAM. Left
+            out, all are listed where they are no more than the samples (or 64), else `n/2` (at
+            least 64) are drawn for the noise and an eighth of that for each drift. What is drawn is
+            unbiased in drift and noise; it adds to the noise's covariance a part of size
+            `rho^2 n / micro_batches`, below the kept order: 5 % on digits at `rho = 0.1`, where
+            with an eighth as many, 43 %, it shifted the loss by 0.3 %
+            (`experiments/fresh_micro_batches.py`).
 
     Raises:
-        ValueError: sizes that do not fit, `rho < 0`, `lr <= 0`, a loss that is not smooth enough for the order, too many micro-batches to list.
+        ValueError: sizes that do not fit, `rho < 0`, `lr <= 0`, a loss that is not smooth enough
+            for the order, too many micro-batches to list.
 
-    Changing `lr`, `rho`, `eps` or `lam` does not compile anew; nor does changing `batch` or `micro` but for SAM, m-SAM and RW-SAM.
+    Changing `lr`, `rho`, `eps` or `lam` does not compile anew; nor does changing `batch` or `micro`
+    but for SAM, m-SAM and RW-SAM.
 
     >>> import sdesam
-    >>> sde = sdesam.derive("m-usam").bind(sdesam.problems.quadratic(), lr=0.1, rho=0.1, batch=4, micro=2)
+    >>> sde = sdesam.derive("m-usam").bind(
+    ...     sdesam.problems.quadratic(), lr=0.1, rho=0.1, batch=4, micro=2
+    ... )
     >>> sde.drift(sde.x0).shape, sde.noise_shape
     ((2,), (8,))
     """
     check_problem(problem)
     if expectation not in ("exact", "sampled"):
         raise ValueError(f"expectation={expectation!r}: choose 'exact' or 'sampled'")
-    step = check_step(equation.variant, problem.n, lr, rho, batch, micro, equation.replace, eps, lam, norms)
+    step = check_step(
+        equation.variant, problem.n, lr, rho, batch, micro, equation.replace, eps, lam, norms
+    )
     check_delta_on(step.norms, problem)
     lr, rho, sampling = step.lr, step.rho, step.sampling
     full = derive(equation.variant, equation.order, equation.replace)
     listed, draw = _micro_batches(full, problem.n, step, expectation, micro_batches)
-    drift_trees, drift = _coefficients(equation.drift_parts, full.drift_parts, lr, rho, sampling, problem.n)
-    noise_trees, noise = _coefficients(equation.noise_parts, full.noise_parts, lr, rho, sampling, problem.n)
+    drift_trees, drift = _coefficients(
+        equation.drift_parts, full.drift_parts, lr, rho, sampling, problem.n
+    )
+    noise_trees, noise = _coefficients(
+        equation.noise_parts, full.noise_parts, lr, rho, sampling, problem.n
+    )
     _check_smooth(equation, problem, (*drift_trees, *noise_trees))
     factor = evaluate(equation.noise_factor, sampling.batch, sampling.m, problem.n)
-    kernel = _TreeKernel(problem.sample_loss, problem.chunk, drift_trees, noise_trees, expectation == "sampled", draw, step.norms)
+    kernel = _TreeKernel(
+        problem.sample_loss,
+        problem.chunk,
+        drift_trees,
+        noise_trees,
+        expectation == "sampled",
+        draw,
+        step.norms,
+    )
     normaliser = Normaliser(step.eps, step.lam)
-    numbers = _Numbers(problem.data, drift, noise, sqrt(lr * factor / problem.n), normaliser, listed)
+    numbers = _Numbers(
+        problem.data, drift, noise, sqrt(lr * factor / problem.n), normaliser, listed
+    )
     config = {
         "variant": equation.variant.name,
         "order": list(equation.order),
@@ -498,30 +657,50 @@ def bind(
     if equation.whole_micro_batches:
         config["micro_batches"] = "all" if draw is None else draw.count
     sde = SDE.__new__(SDE)
-    sde._set(kernel, numbers, (problem.n,), problem.x0, problem, config, _working_bytes(problem, kernel), problem.rest)
+    sde._set(
+        kernel,
+        numbers,
+        (problem.n,),
+        problem.x0,
+        problem,
+        config,
+        _working_bytes(problem, kernel),
+        problem.rest,
+    )
     return sde
 
 
 def _working_bytes(problem: FiniteSum, kernel: _TreeKernel) -> int:
-    """A vector for each sample of a chunk, or what the layers put out for it where no such vectors are formed."""
+    """A vector for each sample of a chunk, or what the layers put out for it where no such vectors
+    are formed.
+    """
     trees = (*kernel.drift_trees, *kernel.noise_trees)
     layers = dense_layers(problem.sample_loss, problem.x0, problem.sample(0))
     half = computes_in_half(problem.sample_loss, problem.x0, problem.data)
     if not layers or half or any(forms_vectors(tree, kernel.sampled) for tree in trees):
         return problem.vector_bytes * problem.chunk
     leaves = jax.tree.leaves(problem.x0)
-    each = sum(prod(out.shape) for out in layers.values()) + sum(leaf.size for k, leaf in enumerate(leaves) if k not in layers)
+    each = sum(prod(out.shape) for out in layers.values()) + sum(
+        leaf.size for k, leaf in enumerate(leaves) if k not in layers
+    )
     samples = min(problem.n, samples_without_vectors(layers, problem.chunk, problem.x0))
     return int(problem.vector_bytes + _dtype(problem.x0).itemsize * each * samples)
 
 
-def _micro_batches(equation: ModifiedEquation, n: int, step: Step, expectation: str, count: int | None) -> tuple[MicroBatches | None, _Draw | None]:
-    """The micro-batches that an expectation runs over, all listed or a way to draw some, or neither where there is none."""
-    if not equation.whole_micro_batches or not any(tree.micro_batches for part in equation.parts for tree in part.trees):
+def _micro_batches(
+    equation: ModifiedEquation, n: int, step: Step, expectation: str, count: int | None
+) -> tuple[MicroBatches | None, _Draw | None]:
+    """The micro-batches that an expectation runs over, all listed or a way to draw some, or neither
+    where there is none.
+    """
+    if not equation.whole_micro_batches or not any(
+        tree.micro_batches for part in equation.parts for tree in part.trees
+    ):
         if count is not None:
             raise ValueError(
-                f"micro_batches={count}: {equation.variant.name} at order {equation.order} has no expectation over whole micro-batches, so that none "
-                "are drawn; leave micro_batches out"
+                f"micro_batches={count}: {equation.variant.name} at order {equation.order} has no"
+                " expectation over whole micro-batches, so that none are drawn; leave"
+                " micro_batches out"
             )
         return None, None
     m = step.sampling.m
@@ -529,31 +708,50 @@ def _micro_batches(equation: ModifiedEquation, n: int, step: Step, expectation: 
     random = step.norms is not None and step.norms.random
     if expectation == "exact":
         if count is not None:
-            raise ValueError(f"micro_batches={count}: an exact expectation lists all micro-batches; leave micro_batches out")
+            raise ValueError(
+                f"micro_batches={count}: an exact expectation lists all micro-batches; leave"
+                " micro_batches out"
+            )
         if random:
             raise ValueError(
-                "the exact expectation over random directions is not known: use norms=NormEstimate(law='exact') or expectation='sampled'"
+                "the exact expectation over random directions is not known: use"
+                " norms=NormEstimate(law='exact') or expectation='sampled'"
             )
         if total > MOST_MICRO_BATCHES:
             raise ValueError(
-                f"n={n}, m={m} has {told_count(total)} micro-batches, more than the {MOST_MICRO_BATCHES} that are listed: "
-                "use expectation='sampled', or fewer samples"
+                f"n={n}, m={m} has {told_count(total)} micro-batches, more than the"
+                f" {MOST_MICRO_BATCHES} that are listed: use expectation='sampled', or fewer"
+                " samples"
             )
     if expectation == "exact" or (count is None and not random and total <= max(n, _FEW)):
         indices, chance = list_micro_batches(m, n, equation.replace)
         return MicroBatches(indices, chance), None
-    return None, _Draw(whole("micro_batches", max(_FEW, n // 2) if count is None else count, least=2), m, n, equation.replace, random)
+    return None, _Draw(
+        whole("micro_batches", max(_FEW, n // 2) if count is None else count, least=2),
+        m,
+        n,
+        equation.replace,
+        random,
+    )
 
 
 def _coefficients(
-    parts: tuple[Part, ...], full: tuple[Part, ...], lr: float, rho: float, sampling: Sampling, n: int
+    parts: tuple[Part, ...],
+    full: tuple[Part, ...],
+    lr: float,
+    rho: float,
+    sampling: Sampling,
+    n: int,
 ) -> tuple[tuple[Tree, ...], np.ndarray]:
     """The trees of some parts, each once, and their numbers.
 
-    Trees that only the `full` equation has get the number 0: an equation with a term left out then shares its compiled code.
+    Trees that only the `full` equation has get the number 0: an equation with a term left out then
+    shares its compiled code.
     """
     total: dict[Tree, float] = {tree: 0.0 for part in full for tree in part.trees} if parts else {}
-    silent = not sampling.replace and sampling.batch == n  # every batch is the whole set: the influence h is not needed
+    silent = (
+        not sampling.replace and sampling.batch == n
+    )  # every batch is the whole set: the influence h is not needed
     for part in parts:
         for tree, coefficient in part.trees.items():
             marked = any(node.colour == MARK for node in tree.nodes())
@@ -567,8 +765,9 @@ def _check_smooth(equation: ModifiedEquation, problem: FiniteSum, trees: tuple[T
     highest = max((len(node.children) + 1 for tree in trees for node in tree.nodes()), default=1)
     if (equation.order[0] == 2 or highest >= 3) and problem.nonsmooth:
         raise ValueError(
-            f"the loss of problem {problem.name!r} is not smooth enough for order {equation.order}, whose theory asks for three derivatives: "
-            f"it contains {', '.join(problem.nonsmooth)} (ReLU has such a kink); use tanh, gelu or softplus, or order (1, 2)"
+            f"the loss of problem {problem.name!r} is not smooth enough for order {equation.order},"
+            f" whose theory asks for three derivatives: it contains {', '.join(problem.nonsmooth)}"
+            " (ReLU has such a kink); use tanh, gelu or softplus, or order (1, 2)"
         )
 
 

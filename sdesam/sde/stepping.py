@@ -19,7 +19,18 @@ from sdesam._functions import check_known
 from sdesam._keys import seed_key
 from sdesam._names import unknown
 from sdesam._precision import lenient
-from sdesam.engine import Forecast, Keep, Normals, Plan, Result, forecast, machine, run, steps_of, time_grid
+from sdesam.engine import (
+    Forecast,
+    Keep,
+    Normals,
+    Plan,
+    Result,
+    forecast,
+    machine,
+    run,
+    steps_of,
+    time_grid,
+)
 from sdesam.problems.finite_sum import Observer, make_observer
 from sdesam.sampling import positive, whole
 from sdesam.sde.equation import SDE, Kernel
@@ -36,7 +47,8 @@ class _StepNumbers(NamedTuple):
 class Euler:
     """Euler-Maruyama: `X+ = X + dt B(X) + sqrt(dt) A(X) xi`; weak error `O(dt)`.
 
-    Uncorrected at `dt = eta` this IS the chain with Gaussian noise, so agreement with the chain proves nothing there.
+    Uncorrected at `dt = eta` this IS the chain with Gaussian noise, so agreement with the chain
+    proves nothing there.
     """
 
     kernel: Kernel
@@ -44,19 +56,22 @@ class Euler:
     def __call__(self, params: _StepNumbers, x: PyTree, key: jax.Array, xi: jax.Array) -> PyTree:
         """One step."""
         key_noise, key_drift, _ = jax.random.split(key, 3)
-        step = self.kernel.step_both(params.kernel, x, params.dt, _scaled(params, xi), (key_noise, key_drift))
+        step = self.kernel.step_both(
+            params.kernel, x, params.dt, _scaled(params, xi), (key_noise, key_drift)
+        )
         return jax.tree.map(jnp.add, x, step)
 
 
 @dataclass(frozen=True)
 class Heun:
-    """The small-noise Heun scheme: weak error `O(dt^2 + eta dt)`, so `O(eta^2)` at `dt = eta`, multiplicative noise included.
+    """The small-noise Heun scheme: weak error `O(dt^2 + eta dt)`, so `O(eta^2)` at `dt = eta`,
+    multiplicative noise included.
 
-    `X* = X + dt B(X) + sqrt(dt) A(X) xi`, `X+ = X + (dt/2) (B(X) + B(X*)) + sqrt(dt) A(X) xi`: noise in the predictor, diffusion at the
-    left point (Ito, not Stratonovich).
+    `X* = X + dt B(X) + sqrt(dt) A(X) xi`, `X+ = X + (dt/2) (B(X) + B(X*)) + sqrt(dt) A(X) xi`:
+    noise in the predictor, diffusion at the left point (Ito, not Stratonovich).
 
-    Source: Milstein & Tretyakov 1997, SIAM J. Sci. Comput. 18, "Numerical methods in the weak sense for stochastic differential
-    equations with small noise".
+    Source: Milstein & Tretyakov 1997, SIAM J. Sci. Comput. 18, "Numerical methods in the weak sense
+    for stochastic differential equations with small noise".
     """
 
     kernel: Kernel
@@ -67,31 +82,39 @@ class Heun:
         noise = self.kernel.step_noise(params.kernel, x, _scaled(params, xi), key_noise)
         drift = self.kernel.step_drift(params.kernel, x, key_drift)
         ahead = jax.tree.map(lambda x, b, s: x + params.dt * b + s, x, drift, noise)
-        # a probe of its own: with the same one, the predictor and the drift there would be correlated, which is a bias
+        # a probe of its own: with the same one, the predictor and the drift there would be
+        # correlated, which is a bias
         drift_ahead = self.kernel.step_drift(params.kernel, ahead, key_ahead)
-        return jax.tree.map(lambda x, b, c, s: x + 0.5 * params.dt * (b + c) + s, x, drift, drift_ahead, noise)
+        return jax.tree.map(
+            lambda x, b, c, s: x + 0.5 * params.dt * (b + c) + s, x, drift, drift_ahead, noise
+        )
 
 
 @dataclass(frozen=True)
 class Richardson:
     """Richardson extrapolation of Euler-Maruyama: weak error `O(dt^2)`, large noise and small.
 
-    The state is a pair: a path with one step of `dt` and one with two of `dt/2`, driven by the same Brownian motion. An observable is
-    `2 phi(fine) - phi(coarse)`, in which the term `O(dt)` of the weak error cancels and much of the variance with it; only means of
-    observables are extrapolated, not paths.
+    The state is a pair: a path with one step of `dt` and one with two of `dt/2`, driven by the same
+    Brownian motion. An observable is `2 phi(fine) - phi(coarse)`, in which the term `O(dt)` of the
+    weak error cancels and much of the variance with it; only means of observables are extrapolated,
+    not paths.
 
-    Source: Talay & Tubaro 1990, Stochastic Anal. Appl. 8, "Expansion of the global error for numerical schemes solving stochastic
-    differential equations".
+    Source: Talay & Tubaro 1990, Stochastic Anal. Appl. 8, "Expansion of the global error for
+    numerical schemes solving stochastic differential equations".
     """
 
     kernel: Kernel
 
-    def __call__(self, params: _StepNumbers, x: tuple[PyTree, PyTree], key: jax.Array, xi: jax.Array) -> tuple[PyTree, PyTree]:
+    def __call__(
+        self, params: _StepNumbers, x: tuple[PyTree, PyTree], key: jax.Array, xi: jax.Array
+    ) -> tuple[PyTree, PyTree]:
         """One step of `dt`; the last axis of `xi` are its halves."""
         coarse, fine = x
         whole_step, half_step = Euler(self.kernel), params._replace(dt=params.dt / 2)
         keys = jax.random.split(key, 3)
-        coarse = whole_step(params, coarse, keys[0], (xi[..., 0] + xi[..., 1]) * np.sqrt(0.5).astype(xi.dtype))
+        coarse = whole_step(
+            params, coarse, keys[0], (xi[..., 0] + xi[..., 1]) * np.sqrt(0.5).astype(xi.dtype)
+        )
         for half in (0, 1):
             fine = whole_step(half_step, fine, keys[1 + half], xi[..., half])
         return coarse, fine
@@ -114,7 +137,11 @@ class _Extrapolated:
         return {name: 2 * fine[name] - coarse[name] for name in fine}
 
 
-METHODS: dict[str, type[Euler] | type[Heun] | type[Richardson]] = {"euler": Euler, "heun": Heun, "richardson": Richardson}
+METHODS: dict[str, type[Euler] | type[Heun] | type[Richardson]] = {
+    "euler": Euler,
+    "heun": Heun,
+    "richardson": Richardson,
+}
 
 
 @lenient()
@@ -142,44 +169,59 @@ def simulate(
 
     Args:
         sde: the SDE.
-        key: a jax random key; the same key gives the same paths for any `chunk`, `devices`, number of processes and `times`.
+        key: a jax random key; the same key gives the same paths for any `chunk`, `devices`, number
+            of processes and `times`.
         paths: how many.
         horizon: SDE time to reach, a multiple of `dt`.
         dt: the step.
-        method: `"euler"` (Euler-Maruyama), `"heun"` (small-noise Heun) or `"richardson"` (two Euler paths of `dt` and `dt/2` with the same
-            noise, extrapolated: observables are `2 phi(fine) - phi(coarse)`, states those of the fine path).
+        method: `"euler"` (Euler-Maruyama), `"heun"` (small-noise Heun) or `"richardson"` (two Euler
+            paths of `dt` and `dt/2` with the same noise, extrapolated: observables are
+            `2 phi(fine) - phi(coarse)`, states those of the fine path).
         times: SDE times to observe at, multiples of `dt`; by default about ten even ones.
-        observe: names of the problem's observables (`"loss"`, `"grad_norm2"`, `"trace_cov"`, ...), or a mapping from names to functions
-            `x -> array`. They must be pure, as the functions of :class:`sdesam.SDE`. Define them once, and arrays that change as a
+        observe: names of the problem's observables (`"loss"`, `"grad_norm2"`, `"trace_cov"`, ...),
+            or a mapping from names to functions `x -> array`. They must be pure, as the functions
+            of :class:`sdesam.SDE`. Define them once, and arrays that change as a
             `jax.tree_util.Partial` or a module: what is compiled then serves again.
-        keep: `"statistics"` and the final states; `"means"`, statistics alone; `"values"` to keep each path's observables;
-            `"trajectories"` to keep each path's states too.
-        antithetic: paths `2j` and `2j+1` use opposite noise; standard errors are those of the pairs' means.
+        keep: `"statistics"` and the final states; `"means"`, statistics alone; `"values"` to keep
+            each path's observables; `"trajectories"` to keep each path's states too.
+        antithetic: paths `2j` and `2j+1` use opposite noise; standard errors are those of the
+            pairs' means.
         chunk: paths advanced together; by default as many as fit the cache.
-        devices: jax devices to spread paths over; by default all. Under `jax.distributed` every process advances its share of the paths and
-            returns the whole result.
+        devices: jax devices to spread paths over; by default all. Under `jax.distributed` every
+            process advances its share of the paths and returns the whole result.
         progress: show a bar; by default on a terminal, after two seconds.
         normals: `"counter"`, or `"jax"` for numbers from `jax.random`: slower, as a reference.
         dtype: precision of the state, `"float32"` or `"float64"`; by default that of `sde.x0`.
-        snapshot: a file to write the state of the run to; if it is there, the run goes on from it, to the same numbers. It stays when the
-            run is through.
+        snapshot: a file to write the state of the run to; if it is there, the run goes on from it,
+            to the same numbers. It stays when the run is through.
         snapshot_every: seconds between two snapshots.
 
     Returns:
         A :class:`sdesam.Result`.
 
     Raises:
-        ValueError: numbers that do not fit, an unknown observable or method, more devices than paths, a run that does not fit into memory, a
-            snapshot of another run or cut short, float64 where jax has 64 bits turned off, a gradient of the loss or an observable that is not
-            finite at the start.
-        TypeError: `sde` is no SDE, `key` no jax random key, an observable that returns no array; a call inside `jax.jit` or with traced numbers.
+        ValueError: numbers that do not fit, an unknown observable or method, more devices than
+            paths, a run that does not fit into memory, a snapshot of another run or cut short,
+            float64 where jax has 64 bits turned off, a gradient of the loss or an observable that
+            is not finite at the start.
+        TypeError: `sde` is no SDE, `key` no jax random key, an observable that returns no array; a
+            call inside `jax.jit` or with traced numbers.
         OSError: the snapshot cannot be written.
 
     Warns:
-        UserWarning: `dt` is beyond `2 / l`, `l` the largest curvature of the problem's loss at the start.
+        UserWarning: `dt` is beyond `2 / l`, `l` the largest curvature of the problem's loss at the
+        start.
 
     >>> ou = SDE(lambda x: -x, lambda x, xi: 0.1 * xi, noise_shape=(), x0=1.0)
-    >>> out = simulate(ou, jax.random.key(0), paths=100, horizon=1.0, dt=0.25, method="heun", observe={"x": lambda x: x})
+    >>> out = simulate(
+    ...     ou,
+    ...     jax.random.key(0),
+    ...     paths=100,
+    ...     horizon=1.0,
+    ...     dt=0.25,
+    ...     method="heun",
+    ...     observe={"x": lambda x: x},
+    ... )
     >>> out.time
     array([0.  , 0.25, 0.5 , 0.75, 1.  ])
     >>> bool(abs(out.mean["x"][-1] - (1 - 0.25 + 0.25**2 / 2) ** 4) < 4 * out.stderr["x"][-1])
@@ -201,7 +243,11 @@ def simulate(
         snapshot_every=positive("snapshot_every", snapshot_every, zero=True),
     )
     if method == "richardson":  # the coarse path was there for the observables
-        fine = {name: pair[1] for name, pair in (("final", out.final), ("trajectory", out.trajectory)) if pair is not None}
+        fine = {
+            name: pair[1]
+            for name, pair in (("final", out.final), ("trajectory", out.trajectory))
+            if pair is not None
+        }
         out = replace(out, **fine)
     return out
 
@@ -223,7 +269,8 @@ def plan(
     normals: Normals = "counter",
     dtype: str | None = None,
 ) -> Forecast:
-    """What :func:`simulate` would need with these arguments: steps, memory, and time, from a trial of a fraction of a second.
+    """What :func:`simulate` would need with these arguments: steps, memory, and time, from a trial
+    of a fraction of a second.
 
     Args and errors are those of :func:`simulate`; a run that cannot fit into memory is refused.
 
@@ -236,19 +283,37 @@ def plan(
     (4, 1, True)
     """
     made, grid = _plan("plan", sde, None, horizon, dt, method, times, observe, normals, dtype)
-    options: dict[str, Any] = {"keep": keep, "antithetic": antithetic, "chunk": chunk, "devices": devices}
+    options: dict[str, Any] = {
+        "keep": keep,
+        "antithetic": antithetic,
+        "chunk": chunk,
+        "devices": devices,
+    }
     return forecast(made, seed_key(0), paths=whole("paths", paths), grid=grid, **options)
 
 
 def _plan(
-    call: str, sde: SDE, key: Any, horizon: float, dt: float, method: str, times: Any, observe: Any, normals: Normals, dtype: str | None
+    call: str,
+    sde: SDE,
+    key: Any,
+    horizon: float,
+    dt: float,
+    method: str,
+    times: Any,
+    observe: Any,
+    normals: Normals,
+    dtype: str | None,
 ) -> tuple[Plan, np.ndarray]:
     """What to run and the steps at which to observe, or one sentence saying what does not fit."""
     check_sde(call, sde)
     dt, steps = check_stepping(horizon, dt, method)
     grid = time_grid(times, steps, dt, "dt")
     observer, data = _observer(sde, observe)
-    check_known(call, (sde.x0, sde.params, data, key), [*vars(sde.kernel).values(), *(fn for _, fn in observer.extra)])
+    check_known(
+        call,
+        (sde.x0, sde.params, data, key),
+        [*vars(sde.kernel).values(), *(fn for _, fn in observer.extra)],
+    )
     x0 = _in_precision(sde.x0, dtype)
     if grid[0] == 0:
         observer.check(data, x0)
@@ -268,7 +333,13 @@ def _plan(
         # about eight values of a size in a step, four vectors per sample of a chunk while observing
         step_bytes=(16 if extrapolate else 8) * sde.working_bytes,
         observe_bytes=4 * sde.vector_bytes * samples,
-        config={**sde.config, "method": method, "dt": dt, "horizon": steps * dt, "normals": normals},
+        config={
+            **sde.config,
+            "method": method,
+            "dt": dt,
+            "horizon": steps * dt,
+            "normals": normals,
+        },
         noise_shape=(*sde.noise_shape, 2) if extrapolate else sde.noise_shape,
         normals=normals,
     )
@@ -278,12 +349,21 @@ def _plan(
 def check_sde(call: str, sde: Any) -> None:
     """Say which call is meant."""
     meant = {
-        "ModifiedEquation": "an equation has no numbers: bind it first, sde = equation.bind(problem, lr=..., batch=...)",
+        "ModifiedEquation": (
+            "an equation has no numbers: bind it first, sde = equation.bind(problem, lr=...,"
+            " batch=...)"
+        ),
         "Chain": "an optimizer is run by sdesam.train(chain, key, runs, steps)",
-        "FiniteSum": "a problem has no dynamics: bind an equation to it, sde = sdesam.derive('m-usam').bind(problem, lr=..., ...)",
+        "FiniteSum": (
+            "a problem has no dynamics: bind an equation to it, sde ="
+            " sdesam.derive('m-usam').bind(problem, lr=..., ...)"
+        ),
     }
     if not isinstance(sde, SDE):
-        told = meant.get(type(sde).__name__, "make one by sdesam.SDE(...), or by binding a derived equation to a problem")
+        told = meant.get(
+            type(sde).__name__,
+            "make one by sdesam.SDE(...), or by binding a derived equation to a problem",
+        )
         raise TypeError(f"{call} takes a sdesam.SDE, not {type(sde).__name__}: {told}")
 
 
@@ -292,24 +372,31 @@ def _in_precision(x0: PyTree, dtype: str | None) -> PyTree:
     if dtype is None:
         return x0
     if dtype not in ("float32", "float64"):
-        raise ValueError(f"dtype={dtype!r}: choose 'float32' or 'float64', or leave it out for the precision of x0")
+        raise ValueError(
+            f"dtype={dtype!r}: choose 'float32' or 'float64', or leave it out for the precision"
+            " of x0"
+        )
     if dtype == "float64" and not machine.double_precision():
         raise ValueError(
-            "dtype='float64', but jax has 64 bits turned off and would compute in float32: make problem and SDE and simulate within "
-            "`with jax.enable_x64(True):`, or set JAX_ENABLE_X64=1 before jax starts"
+            "dtype='float64', but jax has 64 bits turned off and would compute in float32: make"
+            " problem and SDE and simulate within `with jax.enable_x64(True):`, or set"
+            " JAX_ENABLE_X64=1 before jax starts"
         )
     return jax.tree.map(lambda leaf: leaf.astype(dtype), x0)
 
 
 def _warn_if_unstable(curvature: float, dt: float, method: str) -> None:
-    """On a quadratic of curvature `l` the factor of a step is `1 - z` (Euler) or `1 - z + z^2/2` (Heun), `z = dt l`: below 1 for `z < 2`.
+    """On a quadratic of curvature `l` the factor of a step is `1 - z` (Euler) or `1 - z + z^2/2`
+    (Heun), `z = dt l`: below 1 for `z < 2`.
 
-    With Richardson's method the coarse path decides. A perturbation towards larger loss makes the drift steeper and the bound smaller.
+    With Richardson's method the coarse path decides. A perturbation towards larger loss makes the
+    drift steeper and the bound smaller.
     """
     if dt * curvature > 2:
         warnings.warn(
-            f"dt={dt:g} is beyond 2 / l = {2 / curvature:.3g}, where l = {curvature:.3g} is the largest curvature of the loss at the start: on a "
-            f"quadratic with it the {method} scheme grows without bound; choose a smaller dt",
+            f"dt={dt:g} is beyond 2 / l = {2 / curvature:.3g}, where l = {curvature:.3g} is the"
+            f" largest curvature of the loss at the start: on a quadratic with it the {method}"
+            " scheme grows without bound; choose a smaller dt",
             UserWarning,
             stacklevel=4,
         )
@@ -337,6 +424,9 @@ def _observer(sde: SDE, observe: Any) -> tuple[Observer, Any]:
     names = [observe] if isinstance(observe, str) else observe
     if sde.problem is None:
         if callable(names) or names:
-            raise ValueError("this SDE has no problem whose observables have names: give observe={name: function of x}")
+            raise ValueError(
+                "this SDE has no problem whose observables have names: give observe={name: function"
+                " of x}"
+            )
         return make_observer((), {})
     return sde.problem.observer(names)

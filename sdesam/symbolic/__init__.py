@@ -1,7 +1,8 @@
 """Algebra: from the declaration of a variant to its modified equation, exactly. No jax, no numbers.
 
-`trees` holds coloured rooted trees and their sums, `expectation` the averages over batches, `equation` the derivation, `potential` the
-question whether a drift is a gradient, `printing` text and LaTeX, `coordinates` the cross-check in explicit coordinates.
+`trees` holds coloured rooted trees and their sums, `expectation` the averages over batches,
+`equation` the derivation, `potential` the question whether a drift is a gradient, `printing` text
+and LaTeX, `coordinates` the cross-check in explicit coordinates.
 """
 
 from sdesam.symbolic.coordinates import coordinates

@@ -1,6 +1,8 @@
-"""Trees in coordinates: a combination of trees as explicit sympy expressions, for small losses given by formula.
+"""Trees in coordinates: a combination of trees as explicit sympy expressions, for small losses
+given by formula.
 
-This is the cross-check of the tree algebra, not a way to compute: it differentiates the losses in every coordinate.
+This is the cross-check of the tree algebra, not a way to compute: it differentiates the losses in
+every coordinate.
 """
 
 from __future__ import annotations
@@ -14,13 +16,18 @@ import sympy as sp
 from sdesam.symbolic.trees import MARK, WHOLE, Factor, Tree, TreeSum, eps
 
 
-def coordinates(field: TreeSum, losses: Sequence[sp.Expr], variables: Sequence[sp.Symbol], sample: int | None = None) -> list[sp.Expr]:
+def coordinates(
+    field: TreeSum,
+    losses: Sequence[sp.Expr],
+    variables: Sequence[sp.Symbol],
+    sample: int | None = None,
+) -> list[sp.Expr]:
     """The components of `field` for per-sample `losses` of `variables`.
 
     Args:
         field: a combination of rooted trees.
-        losses: `f_1 .. f_n`, expressions in `variables` (undefined functions are welcome); where a colour stands for a micro-batch, the mean
-            losses of all micro-batches, equally likely.
+        losses: `f_1 .. f_n`, expressions in `variables` (undefined functions are welcome); where a
+            colour stands for a micro-batch, the mean losses of all micro-batches, equally likely.
         variables: the `d` coordinates of the parameters.
         sample: the index of the marked sample, where `field` has one.
 
@@ -34,14 +41,21 @@ def coordinates(field: TreeSum, losses: Sequence[sp.Expr], variables: Sequence[s
     total: list[sp.Expr] = [sp.Integer(0)] * len(variables)
     for tree, coefficient in field.items():
         if any(node.weighted for node in tree.nodes()):
-            raise ValueError("a tree with Gibbs weights has no coordinates: they depend on how norms are estimated")
+            raise ValueError(
+                "a tree with Gibbs weights has no coordinates: they depend on how norms are"
+                " estimated"
+            )
         colours = sorted({node.colour for node in tree.nodes()} - {MARK, WHOLE})
         for indices in product(range(len(losses)), repeat=len(colours)):
             chosen = dict(zip(colours, indices, strict=True))
             if sample is not None:
                 chosen[MARK] = sample
-            loss = {colour: losses[k] for colour, k in chosen.items()} | {WHOLE: sum(losses) / sp.Integer(len(losses))}
-            number = reduce(sp.Mul, (_factor(factor, loss, variables) for factor in tree.factors), coefficient)
+            loss = {colour: losses[k] for colour, k in chosen.items()} | {
+                WHOLE: sum(losses) / sp.Integer(len(losses))
+            }
+            number = reduce(
+                sp.Mul, (_factor(factor, loss, variables) for factor in tree.factors), coefficient
+            )
             for k, component in enumerate(_vector(tree, loss, variables)):
                 total[k] += number * component / sp.Integer(len(losses)) ** len(colours)
     return total
@@ -54,7 +68,9 @@ def _vector(tree: Tree, loss: dict[int, sp.Expr], variables: Sequence[sp.Symbol]
         total = sp.Integer(0)
         for axes in product(range(len(variables)), repeat=len(children)):
             derivative = sp.diff(loss[tree.colour], free, *(variables[a] for a in axes))
-            total += derivative * sp.prod([child[a] for child, a in zip(children, axes, strict=True)])
+            total += derivative * sp.prod(
+                [child[a] for child, a in zip(children, axes, strict=True)]
+            )
         components.append(total)
     return components
 

@@ -1,12 +1,14 @@
-"""From a variant to its modified equation: expand one step in `rho`, take expectations, truncate, correct.
+"""From a variant to its modified equation: expand one step in `rho`, take expectations, truncate,
+correct.
 
-`G = sum_j rho^j G_j` is the step's direction, `Gbar = E G`. The SDE `dX = B dt + sqrt(eta) S dW` with
+`G = sum_j rho^j G_j` is the step's direction, `Gbar = E G`. The SDE `dX = B dt + sqrt(eta) S dW`
+with
 
     B     = -Gbar - (eta/2) (D Gbar) Gbar          (the correction is needed for alpha = 2)
     S S^T = Cov(G)
 
-matches the chain weakly with global error `O(eta^alpha + rho^beta)`; terms of size `eta^i rho^j` with `i/alpha + j/beta >= 1` are below
-that and are dropped (`docs/theory.md`, section 2).
+matches the chain weakly with global error `O(eta^alpha + rho^beta)`; terms of size `eta^i rho^j`
+with `i/alpha + j/beta >= 1` are below that and are dropped (`docs/theory.md`, section 2).
 """
 
 from __future__ import annotations
@@ -48,12 +50,16 @@ if TYPE_CHECKING:
     from sdesam.sde import SDE
 
 binder: Callable[..., SDE]
-"""What :meth:`ModifiedEquation.bind` calls. The algebra imports no jax, so `sdesam/__init__.py` says what it is."""
+"""What :meth:`ModifiedEquation.bind` calls. The algebra imports no jax, so `sdesam/__init__.py`
+says what it is.
+"""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One named part of an equation: `eta^i rho^j` times a combination of trees with coefficients in `b, m, n`."""
+    """One named part of an equation: `eta^i rho^j` times a combination of trees with coefficients
+    in `b, m, n`.
+    """
 
     name: str
     i: int
@@ -71,8 +77,9 @@ class Part:
 class ModifiedEquation:
     """The SDE of a SAM variant, symbolic in `eta, rho, b, m, n`; made by :func:`derive`.
 
-    ``dX = B(X) dt + sqrt(eta) S(X) dW`` with ``B`` = :attr:`drift` and ``S S^T = c_b Cov_i h(i)``, ``h`` = :attr:`noise`, ``c_b = 1/b``
-    with replacement and ``(n-b)/(b(n-1))`` without. Time is ``t = k eta``.
+    ``dX = B(X) dt + sqrt(eta) S(X) dW`` with ``B`` = :attr:`drift` and ``S S^T = c_b Cov_i h(i)``,
+    ``h`` = :attr:`noise`, ``c_b = 1/b`` with replacement and ``(n-b)/(b(n-1))`` without. Time is
+    ``t = k eta``.
 
     Two equations are equal where drift, noise and sampling are, whatever variant they came from.
     """
@@ -91,20 +98,25 @@ class ModifiedEquation:
 
     @property
     def drift(self) -> TreeSum:
-        """`B`: coloured trees with sympy coefficients, minus sign included, per unit of SDE time."""
+        """`B`: coloured trees with sympy coefficients, minus sign included, per unit of SDE
+        time.
+        """
         return sum((part.total for part in self.drift_parts), start=TreeSum())
 
     @property
     def noise(self) -> TreeSum:
-        """The influence `h(i)` of one sample on the step: `Cov(G) = c_b Cov_i h(i)`; the marked colour is `i`."""
+        """The influence `h(i)` of one sample on the step: `Cov(G) = c_b Cov_i h(i)`; the marked
+        colour is `i`.
+        """
         return sum((part.total for part in self.noise_parts), start=TreeSum())
 
     @property
     def terms(self) -> tuple[str, ...]:
         """The names that :meth:`without` takes.
 
-        `"rho^j"` is a drift term, `"rho^j variance"` that term minus its limit of independent samples, `"eta"` the whole correction and
-        `"eta rho^1"` its `rho^1` part, `"noise"` all noise and `"noise rho^1"` its `rho^1` part.
+        `"rho^j"` is a drift term, `"rho^j variance"` that term minus its limit of independent
+        samples, `"eta"` the whole correction and `"eta rho^1"` its `rho^1` part, `"noise"` all
+        noise and `"noise rho^1"` its `rho^1` part.
         """
         names = []
         for part in self.drift_parts:
@@ -132,27 +144,45 @@ class ModifiedEquation:
 
         drift = [part for part in self.drift_parts if keep(part)]
         if term.endswith(" variance"):
-            drift = [replace(part, trees=part.trees - _variance(part.trees)) if f"{part.name} variance" == term else part for part in drift]
+            drift = [
+                (
+                    replace(part, trees=part.trees - _variance(part.trees))
+                    if f"{part.name} variance" == term
+                    else part
+                )
+                for part in drift
+            ]
         noise = tuple(part for part in self.noise_parts if keep(part))
-        return replace(self, drift_parts=tuple(drift), noise_parts=noise, removed=(*self.removed, term))
+        return replace(
+            self, drift_parts=tuple(drift), noise_parts=noise, removed=(*self.removed, term)
+        )
 
     @property
     def whole_micro_batches(self) -> bool:
-        """Whether colours with a norm stand for micro-batches `I`, over which expectations are enumerated or sampled."""
+        """Whether colours with a norm stand for micro-batches `I`, over which expectations are
+        enumerated or sampled.
+        """
         return _whole_micro_batches(self.variant)
 
     @property
     def noise_factor(self) -> sp.Expr:
-        """`c_b` of `Cov(G) = c_b Cov_i h(i)`: how a mini-batch mean's covariance follows from that of one sample."""
+        """`c_b` of `Cov(G) = c_b Cov_i h(i)`: how a mini-batch mean's covariance follows from that
+        of one sample.
+        """
         product = mean(Skeleton(True, (Skeleton(True),)), batch, self.replace)
         return product[Tree(1, (Tree(1),))]
 
     def subs(self, old: sp.Symbol, new: Any) -> ModifiedEquation:
-        """The equation with one of the sizes `b, m, n` (:data:`sdesam.symbolic.micro`, ...) replaced, say `m` by `b` or by 1."""
+        """The equation with one of the sizes `b, m, n` (:data:`sdesam.symbolic.micro`, ...)
+        replaced, say `m` by `b` or by 1.
+        """
         if old not in (batch, micro, samples):
             raise ValueError(f"{old} cannot be replaced: only the sizes b, m and n can")
         if self.whole_micro_batches and old == _size(self.variant):
-            raise ValueError(f"{old} cannot be replaced: in {self.variant.name} it is also the size of the micro-batches I; bind with another size")
+            raise ValueError(
+                f"{old} cannot be replaced: in {self.variant.name} it is also the size of the"
+                " micro-batches I; bind with another size"
+            )
 
         def swap(parts: tuple[Part, ...]) -> tuple[Part, ...]:
             swapped = (replace(part, trees=part.trees.subs({old: new})) for part in parts)
@@ -161,9 +191,11 @@ class ModifiedEquation:
         return replace(self, drift_parts=swap(self.drift_parts), noise_parts=swap(self.noise_parts))
 
     def potential(self) -> TreeSum | None:
-        """The modified loss `U` with `drift = -grad U` for every loss and dimension, as free trees; None where there is none.
+        """The modified loss `U` with `drift = -grad U` for every loss and dimension, as free trees;
+        None where there is none.
 
-        :attr:`obstruction` says why there is none. Leave the offending term out to see the modified loss of the rest.
+        :attr:`obstruction` says why there is none. Leave the offending term out to see the modified
+        loss of the rest.
 
         >>> print(derive("m-usam", order=(1, 2)).describe_potential())
         f + (rho/2) |gbar|^2 + (rho/(2*m)) mean_i(|g~_i|^2)
@@ -198,7 +230,9 @@ class ModifiedEquation:
 
     def __repr__(self) -> str:
         left_out = "".join(f".without({term!r})" for term in self.removed)
-        return f"derive({self.variant.name!r}, order={self.order}, replace={self.replace}){left_out}"
+        return (
+            f"derive({self.variant.name!r}, order={self.order}, replace={self.replace}){left_out}"
+        )
 
     def text(self) -> str:
         """The equation for a person to read, in plain text."""
@@ -206,7 +240,10 @@ class ModifiedEquation:
         factor = printing.coefficient(self.noise_factor)
         alpha, beta = self.order
         lines = [
-            f"{self.variant.title}, batches {sampling}, order (alpha, beta) = {self.order}: weak error O(eta^{alpha} + rho^{beta})",
+            (
+                f"{self.variant.title}, batches {sampling}, order (alpha, beta) = {self.order}:"
+                f" weak error O(eta^{alpha} + rho^{beta})"
+            ),
             *(f"left out: {term}" for term in self.removed),
             "",
             "dX = B(X) dt + sqrt(eta) S(X) dW,   time t = k eta",
@@ -218,20 +255,38 @@ class ModifiedEquation:
         def row(part: Part, body: str) -> str:
             return printing.wrap(f"    {part.name:<{width}}   ", body)
 
-        lines += [row(part, printing.text(printing.centred(part.total), deviations=True)) for part in self.drift_parts]
-        lines += ["", f"S S^T = c_b Cov_i h(i),   c_b = {factor},   h(i) =" if self.noise_parts else "S = 0"]
+        lines += [
+            row(part, printing.text(printing.centred(part.total), deviations=True))
+            for part in self.drift_parts
+        ]
+        lines += [
+            "",
+            f"S S^T = c_b Cov_i h(i),   c_b = {factor},   h(i) =" if self.noise_parts else "S = 0",
+        ]
         lines += [row(part, printing.text(part.total)) for part in self.noise_parts]
         if self.order[0] == 1 and self.noise_parts:
             lines.append("    (customary: at alpha = 1 no weak error can see the noise)")
         lines += ["", printing.wrap("modified loss U, B = -grad U:   ", self.describe_potential())]
         if self.potential() is None:
-            gradients = [part for part in self.drift_parts if not isinstance(find_potential(-part.total), Obstruction)]
+            gradients = [
+                part
+                for part in self.drift_parts
+                if not isinstance(find_potential(-part.total), Obstruction)
+            ]
             rest = replace(self, drift_parts=tuple(gradients))
-            lines.append(printing.wrap("    the other parts have U =   ", rest.describe_potential()))
+            lines.append(
+                printing.wrap("    the other parts have U =   ", rest.describe_potential())
+            )
         lines += [
             "",
-            "g, H, T: first, second, third derivative of a per-sample loss; bar: mean over the data set; tilde: deviation from it;",
-            "mean_i: over the data set. mean_i(|g~_i|^2) is tr V, the trace of the covariance of stochastic gradient noise.",
+            (
+                "g, H, T: first, second, third derivative of a per-sample loss; bar: mean over the"
+                " data set; tilde: deviation from it;"
+            ),
+            (
+                "mean_i: over the data set. mean_i(|g~_i|^2) is tr V, the trace of the covariance"
+                " of stochastic gradient noise."
+            ),
             *self._norms(),
         ]
         return "\n".join(lines)
@@ -241,19 +296,37 @@ class ModifiedEquation:
         hat = "^" if self.variant.weights != "equal" else ""
         lines = []
         if self.whole_micro_batches:
-            lines.append(f"I: a micro-batch of {_size(self.variant)} samples, mean_I: over all of them; g_I, H_I, T_I: derivatives of f_I;")
+            lines.append(
+                f"I: a micro-batch of {_size(self.variant)} samples, mean_I: over all of them; g_I,"
+                " H_I, T_I: derivatives of f_I;"
+            )
         if self.variant.normaliser != "none":
-            r, g = (f"r{hat}_I", f"g{hat}_I") if self.variant.normaliser == "own" and self.whole_micro_batches else ("r", "gbar")
-            lines.append(f"{r} = sqrt(|{g}|^2 + eps^2); where it vanishes (eps = 0) the perturbation is 0.")
+            r, g = (
+                (f"r{hat}_I", f"g{hat}_I")
+                if self.variant.normaliser == "own" and self.whole_micro_batches
+                else ("r", "gbar")
+            )
+            lines.append(
+                f"{r} = sqrt(|{g}|^2 + eps^2); where it vanishes (eps = 0) the perturbation is 0."
+            )
         if hat:
-            lines.append("g^_I = sum_i p_i g_i with Gibbs weights p_i proportional to exp(lam nu_i), nu_i an estimate of |g_i|; D: its derivative.")
+            lines.append(
+                "g^_I = sum_i p_i g_i with Gibbs weights p_i proportional to exp(lam nu_i), nu_i an"
+                " estimate of |g_i|; D: its derivative."
+            )
         return lines
 
     def latex(self) -> str:
         """The equation as a LaTeX `align*` environment."""
         factor = printing.coefficient(self.noise_factor, latex=True)
-        rows = [printing.latex(printing.centred(part.total), deviations=True) + rf" && \text{{{_math(part.name)}}}" for part in self.drift_parts]
-        drift = "B &= " + " \\\\\n  &\\quad ".join(_signed(row, first=not k) for k, row in enumerate(rows))
+        rows = [
+            printing.latex(printing.centred(part.total), deviations=True)
+            + rf" && \text{{{_math(part.name)}}}"
+            for part in self.drift_parts
+        ]
+        drift = "B &= " + " \\\\\n  &\\quad ".join(
+            _signed(row, first=not k) for k, row in enumerate(rows)
+        )
         lines = [r"\mathrm{d}X &= B(X)\,\mathrm{d}t + \sqrt{\eta}\,S(X)\,\mathrm{d}W", drift]
         if self.noise_parts:
             lines.append(rf"S S^{{\mathsf T}} &= {factor}\,\operatorname{{Cov}}_i\, h(i)")
@@ -261,10 +334,12 @@ class ModifiedEquation:
         return "\\begin{align*}\n" + " \\\\\n".join(lines) + "\n\\end{align*}"
 
     def to_json(self) -> dict[str, Any]:
-        """The equation as plain data: trees as nested lists `[colour, child, ...]`, coefficients as text.
+        """The equation as plain data: trees as nested lists `[colour, child, ...]`, coefficients as
+        text.
 
-        The marked colour is 0, that of the whole data set -1; a weighted node has the colour `"1w"`. A tree's `factors` are norms
-        `sqrt(|g|^2 + eps^2)` or inner products, with their powers.
+        The marked colour is 0, that of the whole data set -1; a weighted node has the colour
+        `"1w"`. A tree's `factors` are norms `sqrt(|g|^2 + eps^2)` or inner products, with their
+        powers.
         """
 
         def parts(many: tuple[Part, ...]) -> list[dict[str, Any]]:
@@ -272,7 +347,10 @@ class ModifiedEquation:
                 {
                     "term": part.name,
                     "text": printing.text(part.total),
-                    "trees": [{"tree": _nested(tree), "coefficient": str(c), **_factors(tree)} for tree, c in part.total.items()],
+                    "trees": [
+                        {"tree": _nested(tree), "coefficient": str(c), **_factors(tree)}
+                        for tree, c in part.total.items()
+                    ],
                 }
                 for part in many
             ]
@@ -309,26 +387,33 @@ class ModifiedEquation:
         return binder(self, problem, lr, rho, batch, micro, expectation, **options)  # noqa: F821
 
 
-def derive(variant: str | Variant, order: tuple[int, int] = (2, 3), replace: bool = True) -> ModifiedEquation:
+def derive(
+    variant: str | Variant, order: tuple[int, int] = (2, 3), replace: bool = True
+) -> ModifiedEquation:
     """The SDE of a SAM variant at order `(alpha, beta)`: weak error `O(eta^alpha + rho^beta)`.
 
     Args:
         variant: a name in :data:`sdesam.variants.VARIANTS`.
-        order: `alpha` in {1, 2}, `beta` in 1..4. At `alpha = 1` the leading noise is kept by custom: no weak error of that order sees it.
+        order: `alpha` in {1, 2}, `beta` in 1..4. At `alpha = 1` the leading noise is kept by
+            custom: no weak error of that order sees it.
         replace: whether mini-batches are drawn with replacement.
 
     Raises:
         ValueError: an unknown variant, or an order that is not available, with the reason.
 
-    Source: Li, Tai & E 2019 (SGD); Luo et al., arXiv 2509.18001, theorems 3.3 to 3.5; `docs/theory.md`, sections 2 to 4.
+    Source: Li, Tai & E 2019 (SGD); Luo et al., arXiv 2509.18001, theorems 3.3 to 3.5;
+    `docs/theory.md`, sections 2 to 4.
 
     >>> print(derive("m-usam").terms)
-    ('rho^1', 'rho^1 variance', 'rho^2', 'rho^2 variance', 'eta', 'eta rho^1', 'noise', 'noise rho^1')
+    ('rho^1', 'rho^1 variance', 'rho^2', 'rho^2 variance', 'eta', 'eta rho^1', 'noise',
+     'noise rho^1')
     """
     declared = find_variant(variant)
     alpha, beta = check_order(order)
     if not isinstance(replace, bool):
-        raise TypeError(f"replace={replace!r}: it must be True (with replacement) or False (without)")
+        raise TypeError(
+            f"replace={replace!r}: it must be True (with replacement) or False (without)"
+        )
     return _derive(declared, alpha, beta, replace)
 
 
@@ -337,21 +422,26 @@ def check_order(order: tuple[int, int]) -> tuple[int, int]:
     try:
         alpha, beta = order
     except (TypeError, ValueError):
-        raise ValueError(f"order={order!r}: it must be a pair (alpha, beta), for example (2, 3)") from None
+        raise ValueError(
+            f"order={order!r}: it must be a pair (alpha, beta), for example (2, 3)"
+        ) from None
     if any(isinstance(part, bool) or not isinstance(part, int) for part in (alpha, beta)):
-        raise ValueError(f"order={order!r}: alpha and beta must be whole numbers, for example (2, 3)")
+        raise ValueError(
+            f"order={order!r}: alpha and beta must be whole numbers, for example (2, 3)"
+        )
     if alpha > 2:
         raise ValueError(
-            f"order={order!r}: no SDE driven by Brownian motion has alpha > 2, because the logarithm of the one-step operator contains "
-            "-eta^3 kappa_3(G) D^3/6 (-eta^2 per unit of SDE time), a third derivative that only a vanishing third cumulant of the step "
-            "would remove; choose alpha 1 or 2"
+            f"order={order!r}: no SDE driven by Brownian motion has alpha > 2, because the"
+            " logarithm of the one-step operator contains -eta^3 kappa_3(G) D^3/6 (-eta^2 per unit"
+            " of SDE time), a third derivative that only a vanishing third cumulant of the step"
+            " would remove; choose alpha 1 or 2"
         )
     if alpha < 1:
         raise ValueError(f"order={order!r}: alpha must be 1 or 2")
     if not 1 <= beta <= 4:
         raise ValueError(
-            f"order={order!r}: beta must be 1, 2, 3 or 4; beyond 4 the rho^2 part of the noise covariance would be needed, "
-            "which the first Hoeffding projection does not give"
+            f"order={order!r}: beta must be 1, 2, 3 or 4; beyond 4 the rho^2 part of the noise"
+            " covariance would be needed, which the first Hoeffding projection does not give"
         )
     return alpha, beta
 
@@ -362,7 +452,9 @@ def _derive(variant: Variant, alpha: int, beta: int, with_replacement: bool) -> 
         return Fraction(i, alpha) + Fraction(j, beta) < 1
 
     orders = [j for j in range(beta) if variant.perturbation != "none" or j == 0]
-    mean_step = {j: _mean(variant, j, with_replacement) * sp.Rational(1, factorial(j)) for j in orders}
+    mean_step = {
+        j: _mean(variant, j, with_replacement) * sp.Rational(1, factorial(j)) for j in orders
+    }
     drift = [Part(f"rho^{j}", 0, j, -mean_step[j]) for j in orders if kept(0, j)]
     for j in orders:
         if kept(1, j):
@@ -370,7 +462,13 @@ def _derive(variant: Variant, alpha: int, beta: int, with_replacement: bool) -> 
             name = "eta" if j == 0 else f"eta rho^{j}"
             drift.append(Part(name, 1, j, sum(grafted, start=TreeSum()) * sp.Rational(-1, 2)))
     # at alpha = 1 no noise is above the weak error; its leading part is kept by custom
-    noise = [Part("noise" if j == 0 else f"noise rho^{j}", 0, j, _influence(variant, j, with_replacement)) for j in orders if kept(1, j) or j == 0]
+    noise = [
+        Part(
+            "noise" if j == 0 else f"noise rho^{j}", 0, j, _influence(variant, j, with_replacement)
+        )
+        for j in orders
+        if kept(1, j) or j == 0
+    ]
     return ModifiedEquation(
         variant=variant,
         order=(alpha, beta),
@@ -400,14 +498,20 @@ def _size(variant: Variant) -> sp.Symbol:
 
 
 def _skeleton(variant: Variant, j: int) -> Skeleton:
-    """`D^(j+1) f_I [v_I, ..., v_I]` of one micro-batch, where that is a polynomial of batch means."""
+    """`D^(j+1) f_I [v_I, ..., v_I]` of one micro-batch, where that is a polynomial of batch
+    means.
+    """
     perturbation = Skeleton(sampled=variant.perturbation == "micro-batch")
     return Skeleton(sampled=True, children=(perturbation,) * j)
 
 
 def _whole_micro_batches(variant: Variant) -> bool:
-    """Whether `u_I` is no polynomial of batch means, so that micro-batches stay whole in the trees."""
-    return variant.perturbation == "micro-batch" and (variant.normaliser == "own" or variant.weights != "equal")
+    """Whether `u_I` is no polynomial of batch means, so that micro-batches stay whole in the
+    trees.
+    """
+    return variant.perturbation == "micro-batch" and (
+        variant.normaliser == "own" or variant.weights != "equal"
+    )
 
 
 def _of_micro_batch(variant: Variant, j: int, colour: int, scale: sp.Expr) -> TreeSum:
@@ -420,10 +524,17 @@ def _of_micro_batch(variant: Variant, j: int, colour: int, scale: sp.Expr) -> Tr
 
 
 def _divided(trees: TreeSum, variant: Variant, j: int) -> TreeSum:
-    """`trees` over the `j`-th power of the norm of the whole data set's gradient, where that is the normaliser."""
+    """`trees` over the `j`-th power of the norm of the whole data set's gradient, where that is the
+    normaliser.
+    """
     if variant.normaliser == "none" or j == 0:
         return trees
-    return TreeSum({canonical(tree._replace(factors=(Factor(True, Tree(WHOLE), -j),))): c for tree, c in trees.items()})
+    return TreeSum(
+        {
+            canonical(tree._replace(factors=(Factor(True, Tree(WHOLE), -j),))): c
+            for tree, c in trees.items()
+        }
+    )
 
 
 def _variance(trees: TreeSum) -> TreeSum:
@@ -434,17 +545,23 @@ def _variance(trees: TreeSum) -> TreeSum:
 def evaluate(coefficient: sp.Expr, b: int, m: int, n: int) -> Fraction:
     """A coefficient at concrete sizes, exactly.
 
-    Sizes of batches go in first and common factors are cancelled before `n` does: the falling factorials of a micro-batch vanish
-    where those of the population do, so that `n = 1` and `n = 2` without replacement are defined.
+    Sizes of batches go in first and common factors are cancelled before `n` does: the falling
+    factorials of a micro-batch vanish where those of the population do, so that `n = 1` and `n = 2`
+    without replacement are defined.
     """
     value = sp.cancel(coefficient.subs({batch: b, micro: m})).subs({samples: n})
     if not value.is_Rational:
-        raise ValueError(f"the coefficient {coefficient} has no rational value at b={b}, m={m}, n={n}")
+        raise ValueError(
+            f"the coefficient {coefficient} has no rational value at b={b}, m={m}, n={n}"
+        )
     return Fraction(int(value.p), int(value.q))
 
 
 def _nested(tree: Tree) -> list[Any]:
-    return [f"{tree.colour}w" if tree.weighted else tree.colour, *(_nested(child) for child in tree.children)]
+    return [
+        f"{tree.colour}w" if tree.weighted else tree.colour,
+        *(_nested(child) for child in tree.children),
+    ]
 
 
 def _factors(tree: Tree) -> dict[str, Any]:
@@ -457,7 +574,9 @@ def _factors(tree: Tree) -> dict[str, Any]:
 
 def _math(name: str) -> str:
     words = {"eta": r"$\eta$"}
-    return " ".join(words.get(word, f"${word.replace('rho', chr(92) + 'rho')}$") for word in name.split())
+    return " ".join(
+        words.get(word, f"${word.replace('rho', chr(92) + 'rho')}$") for word in name.split()
+    )
 
 
 def _signed(row: str, first: bool) -> str:

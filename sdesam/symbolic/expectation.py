@@ -1,8 +1,9 @@
 """Expectations over random batches, exactly, by set partitions of a tree's nodes.
 
-Each node that carries a micro-batch mean picks one of the `m` positions of the micro-batch; nodes that pick the same position share a
-sample. Without replacement distinct positions hold distinct samples, and means over distinct indices become products of plain means
-by inclusion-exclusion (the Moebius function of the partition lattice).
+Each node that carries a micro-batch mean picks one of the `m` positions of the micro-batch; nodes
+that pick the same position share a sample. Without replacement distinct positions hold distinct
+samples, and means over distinct indices become products of plain means by inclusion-exclusion (the
+Moebius function of the partition lattice).
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def falling(number: Any, count: int) -> Any:
 
 
 def mean(skeleton: Skeleton, size: sp.Expr, replace: bool) -> TreeSum:
-    """The expectation of a tree whose sampled nodes carry the mean of one micro-batch of `size` samples."""
+    """The expectation of a tree whose sampled nodes carry the mean of one micro-batch of `size`
+    samples.
+    """
     nodes = _sampled(skeleton)
     terms = []
     for positions in set_partitions(nodes):
@@ -51,13 +54,16 @@ def mean(skeleton: Skeleton, size: sp.Expr, replace: bool) -> TreeSum:
 
 
 def projection(skeleton: Skeleton, size: sp.Expr, replace: bool) -> TreeSum:
-    """The influence `h(i)` of a sample on a tree: the first Hoeffding projection, up to a constant in `i`.
+    """The influence `h(i)` of a sample on a tree: the first Hoeffding projection, up to a constant
+    in `i`.
 
-    `h(i) = m (E[tree | i in I] - E tree)`, times `(n-1)/(n-m)` without replacement, so that the mean over the `b/m` micro-batches has
-    the leading covariance `c_b Cov_i h(i)`. With replacement `i in I` means that `i` stands at one given position. Constants drop out of a
-    covariance and are left out.
+    `h(i) = m (E[tree | i in I] - E tree)`, times `(n-1)/(n-m)` without replacement, so that the
+    mean over the `b/m` micro-batches has the leading covariance `c_b Cov_i h(i)`. With replacement
+    `i in I` means that `i` stands at one given position. Constants drop out of a covariance and are
+    left out.
 
-    Source: W. Hoeffding 1948 (iid); for finite populations M. Bloznelis & F. Goetze 2001, Ann. Statist. 29, 899-917.
+    Source: W. Hoeffding 1948 (iid); for finite populations M. Bloznelis & F. Goetze 2001, Ann.
+    Statist. 29, 899-917.
     """
     nodes = _sampled(skeleton)
     scale = conditional_scale(size, replace)
@@ -78,11 +84,15 @@ def conditional_scale(size: sp.Expr, replace: bool) -> sp.Expr:
     return size if replace else size * (samples - 1) / (samples - size)
 
 
-def _plain_means(positions: list[list[int]], anchor: list[int] | None, replace: bool) -> Iterator[tuple[list[int], list[list[int]], Any]]:
-    """A mean over samples at distinct positions as a sum of products of plain means: `(marked nodes, blocks, weight)`.
+def _plain_means(
+    positions: list[list[int]], anchor: list[int] | None, replace: bool
+) -> Iterator[tuple[list[int], list[list[int]], Any]]:
+    """A mean over samples at distinct positions as a sum of products of plain means:
+    `(marked nodes, blocks, weight)`.
 
-    `anchor` holds the nodes at one more position, whose sample is given (the marked one); None where no sample is given. Without
-    replacement the mean over distinct indices is `sum_sigma mu(sigma) n^|free| / (population)_p` over coarsenings `sigma`.
+    `anchor` holds the nodes at one more position, whose sample is given (the marked one); None
+    where no sample is given. Without replacement the mean over distinct indices is
+    `sum_sigma mu(sigma) n^|free| / (population)_p` over coarsenings `sigma`.
     """
     if replace:
         yield anchor or [], positions, 1
@@ -92,7 +102,9 @@ def _plain_means(positions: list[list[int]], anchor: list[int] | None, replace: 
     population = samples if anchor is None else samples - 1
     for coarsening in set_partitions(range(len(groups))):
         moebius = prod((-1) ** (len(part) - 1) * factorial(len(part) - 1) for part in coarsening)
-        joined = [[node for k in part for node in groups[k]] for part in coarsening if given not in part]
+        joined = [
+            [node for k in part for node in groups[k]] for part in coarsening if given not in part
+        ]
         marked = [node for part in coarsening if given in part for k in part for node in groups[k]]
         yield marked, joined, moebius * samples ** len(joined) / falling(population, len(positions))
 
@@ -109,12 +121,18 @@ def _sampled(skeleton: Skeleton) -> list[int]:
 
 
 def _coloured(skeleton: Skeleton, marked: list[int], blocks: list[list[int]]) -> Tree:
-    """The tree whose nodes take their colour from their block; nodes in no block get a colour of their own."""
-    colour = dict.fromkeys(marked, MARK) | {node: k + 1 for k, block in enumerate(blocks) for node in block}
+    """The tree whose nodes take their colour from their block; nodes in no block get a colour of
+    their own.
+    """
+    colour = dict.fromkeys(marked, MARK) | {
+        node: k + 1 for k, block in enumerate(blocks) for node in block
+    }
     counter = iter(range(10**6))
 
     def visit(node: Skeleton) -> Tree:
         here = next(counter)
-        return Tree(colour.get(here, len(blocks) + 1 + here), tuple(visit(child) for child in node.children))
+        return Tree(
+            colour.get(here, len(blocks) + 1 + here), tuple(visit(child) for child in node.children)
+        )
 
     return canonical(visit(skeleton))

@@ -1,8 +1,9 @@
 """Is a drift a gradient, for every loss and every dimension? Linear algebra on trees.
 
-A *free* tree has no root: contracted along its edges it is a scalar, and its gradient is the sum over all its nodes of the tree hung from
-that node. Each rooted tree belongs to one free tree, so a combination of rooted trees is a gradient exactly where, within each free
-tree, its coefficients are proportional to how often each rooting occurs.
+A *free* tree has no root: contracted along its edges it is a scalar, and its gradient is the sum
+over all its nodes of the tree hung from that node. Each rooted tree belongs to one free tree, so a
+combination of rooted trees is a gradient exactly where, within each free tree, its coefficients are
+proportional to how often each rooting occurs.
 """
 
 from __future__ import annotations
@@ -20,12 +21,17 @@ from sdesam.symbolic.trees import ONE, WHOLE, Factor, Tree, TreeSum, canonical, 
 def free(tree: Tree) -> Tree:
     """The representative of the scalar that `tree` is a part of the gradient of, up to a number.
 
-    It is the tree contracted along its edges, times its factors; where the tree is `H g` and a factor the norm `r` of that `g`, it is
-    `r^2` times them, because the gradient of `r^p` is `p r^(p-2) H g`, and for `H g / r^2` it is `log r`.
+    It is the tree contracted along its edges, times its factors; where the tree is `H g` and a
+    factor the norm `r` of that `g`, it is `r^2` times them, because the gradient of `r^p` is
+    `p r^(p-2) H g`, and for `H g / r^2` it is `log r`.
     """
     norm = _own_norm(tree)
     if norm is not None:
-        scalar = norm._replace(power=1, log=True) if norm.power == -2 else norm._replace(power=norm.power + 2)
+        scalar = (
+            norm._replace(power=1, log=True)
+            if norm.power == -2
+            else norm._replace(power=norm.power + 2)
+        )
         return closed(Tree(ONE, (), tuple(scalar if f is norm else f for f in tree.factors)))
     return closed(tree)
 
@@ -41,7 +47,11 @@ def _gradient(scalar: Tree) -> Iterator[tuple[int, Tree]]:
     if scalar.colour != ONE:
         yield from ((1, rooted) for rooted in reroot(scalar))
     for k, factor in enumerate(scalar.factors):
-        number, lower = factor.derivative() if factor.norm else (factor.power, (factor._replace(power=factor.power - 1),))
+        number, lower = (
+            factor.derivative()
+            if factor.norm
+            else (factor.power, (factor._replace(power=factor.power - 1),))
+        )
         others = (*scalar.factors[:k], *scalar.factors[k + 1 :], *lower)
         if scalar.colour != ONE:
             others = (*others, Factor(False, bare, 1))
@@ -71,7 +81,9 @@ def _own_norm(tree: Tree) -> Factor | None:
 
 @dataclass(frozen=True)
 class Obstruction:
-    """Why a combination of trees is no gradient: within one free tree the rootings stand in another ratio."""
+    """Why a combination of trees is no gradient: within one free tree the rootings stand in another
+    ratio.
+    """
 
     tree: Tree
     found: TreeSum
@@ -79,15 +91,21 @@ class Obstruction:
 
     def __str__(self) -> str:
         if self.needed is None:
-            return f"{text(self.found)} follows the weighted gradient g^_I, whose weights move with the parameters: in general it is no gradient"
-        return f"{text(self.found)} would have to be a multiple of {text(self.needed)}, the gradient of the only scalar with these trees"
+            return (
+                f"{text(self.found)} follows the weighted gradient g^_I, whose weights move with"
+                " the parameters: in general it is no gradient"
+            )
+        return (
+            f"{text(self.found)} would have to be a multiple of {text(self.needed)}, the gradient"
+            " of the only scalar with these trees"
+        )
 
 
 def potential(field: TreeSum) -> TreeSum | Obstruction:
     """Free trees whose gradient is `field`, or what stands in the way.
 
-    Rooted trees are linearly independent as functions of the losses, and each belongs to one free tree, once `|g|^2` beside its own norm
-    is written as `r^2 - eps^2`.
+    Rooted trees are linearly independent as functions of the losses, and each belongs to one free
+    tree, once `|g|^2` beside its own norm is written as `r^2 - eps^2`.
     """
     rootings: dict[Tree, dict[Tree, sp.Expr]] = {}
     written = TreeSum([(t, k * c) for rooted, c in field.items() for k, t in _by_norms(rooted)])
@@ -100,28 +118,44 @@ def potential(field: TreeSum) -> TreeSum | Obstruction:
         needed = gradient(TreeSum({scalar: sp.Integer(1)}))
         ratios = {tree: found.get(tree, sp.Integer(0)) / count for tree, count in needed.items()}
         coefficient = next(iter(ratios.values()))
-        if set(found) - set(needed) or any(sp.cancel(ratio - coefficient) != 0 for ratio in ratios.values()):
+        if set(found) - set(needed) or any(
+            sp.cancel(ratio - coefficient) != 0 for ratio in ratios.values()
+        ):
             return Obstruction(scalar, TreeSum(found), needed)
         result[scalar] = coefficient
     return TreeSum(result)
 
 
 def _by_norms(tree: Tree) -> Iterator[tuple[sp.Expr, Tree]]:
-    """`tree` with `|g|^2` beside a norm of that `g` written as `r^2 - eps^2`, as pairs of a coefficient and a tree."""
+    """`tree` with `|g|^2` beside a norm of that `g` written as `r^2 - eps^2`, as pairs of a
+    coefficient and a tree.
+    """
     for square in tree.factors:
-        norm = next((f for f in tree.factors if f.norm and not f.tree.weighted and _is_square(square, f.tree.colour, tree)), None)
+        norm = next(
+            (
+                f
+                for f in tree.factors
+                if f.norm and not f.tree.weighted and _is_square(square, f.tree.colour, tree)
+            ),
+            None,
+        )
         if norm is not None:
             others = tuple(f for f in tree.factors if f is not square)
             for k in range(square.power + 1):
                 raised = Factor(True, norm.tree, 2 * k)
                 number = sp.binomial(square.power, k) * (-(eps**2)) ** (square.power - k)
-                yield from ((number * c, t) for c, t in _by_norms(canonical(tree._replace(factors=(*others, raised)))))
+                yield from (
+                    (number * c, t)
+                    for c, t in _by_norms(canonical(tree._replace(factors=(*others, raised))))
+                )
             return
     yield sp.Integer(1), tree
 
 
 def _is_square(factor: Factor, colour: int, tree: Tree) -> bool:
-    """Whether a factor is a power of `|g|^2`, `g` the gradient of a colour, or of the whole data set: then of two means, a colour each."""
+    """Whether a factor is a power of `|g|^2`, `g` the gradient of a colour, or of the whole data
+    set: then of two means, a colour each.
+    """
     if factor.norm or len(factor.tree.children) != 1 or factor.tree.children[0].children:
         return False
     ends = factor.tree.colour, factor.tree.children[0].colour

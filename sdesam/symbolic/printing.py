@@ -1,7 +1,8 @@
 """Trees as text and LaTeX that a person can read.
 
-Drifts print in *centred* moments: a colour with several nodes is split into means and deviations from the mean (`g~_i = g_i - gbar`), so
-that a covariance shows as one. Then `mean_i |g~_i|^2` is the trace of the covariance of stochastic gradient noise, `tr V`.
+Drifts print in *centred* moments: a colour with several nodes is split into means and deviations
+from the mean (`g~_i = g_i - gbar`), so that a covariance shows as one. Then `mean_i |g~_i|^2` is
+the trace of the covariance of stochastic gradient noise, `tr V`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,21 @@ from itertools import chain, combinations
 
 import sympy as sp
 
-from sdesam.symbolic.trees import MARK, ONE, WHOLE, Factor, Tree, TreeSum, batch, block_sizes, canonical, closed, micro, reroot, samples
+from sdesam.symbolic.trees import (
+    MARK,
+    ONE,
+    WHOLE,
+    Factor,
+    Tree,
+    TreeSum,
+    batch,
+    block_sizes,
+    canonical,
+    closed,
+    micro,
+    reroot,
+    samples,
+)
 
 _LETTERS = "ijkl"
 _MICRO_BATCHES = "IJKL"
@@ -20,18 +35,28 @@ _TYPICAL = {batch: 16, micro: 4, samples: 1000}
 
 
 def centred(total: TreeSum, *, scalar: bool = False) -> TreeSum:
-    """`total` in centred moments: in the result a colour with several nodes stands for deviations from the mean."""
+    """`total` in centred moments: in the result a colour with several nodes stands for deviations
+    from the mean.
+    """
     representative = closed if scalar else canonical
-    return TreeSum([(representative(split), c) for tree, c in total.items() for split in _split(tree)])
+    return TreeSum(
+        [(representative(split), c) for tree, c in total.items() for split in _split(tree)]
+    )
 
 
 def _split(tree: Tree) -> Iterator[Tree]:
-    """Every way to take the nodes of repeated colours as mean or as deviation; a lone deviation averages to zero."""
+    """Every way to take the nodes of repeated colours as mean or as deviation; a lone deviation
+    averages to zero.
+    """
     numbered: list[int] = []
     for node in tree.nodes():
         numbered.append(node.colour)
     whole = tree.micro_batches  # a norm is no polynomial: such a colour has no moments
-    repeated = [colour for colour, size in block_sizes(tree).items() if size > 1 and colour != MARK and colour not in whole]
+    repeated = [
+        colour
+        for colour, size in block_sizes(tree).items()
+        if size > 1 and colour != MARK and colour not in whole
+    ]
 
     def choices(remaining: list[int]) -> Iterator[dict[int, int]]:
         if not remaining:
@@ -46,17 +71,24 @@ def _split(tree: Tree) -> Iterator[Tree]:
     for deviations in choices(repeated):
         counter = iter(range(len(numbered)))
 
-        def visit(node: Tree, kept: dict[int, int] = deviations, counter: Iterator[int] = counter) -> Tree:
+        def visit(
+            node: Tree, kept: dict[int, int] = deviations, counter: Iterator[int] = counter
+        ) -> Tree:
             here = next(counter)
             lone = node.colour not in repeated
             colour = node.colour if lone or here in kept else 1000 + here
-            return node._replace(colour=colour, children=tuple(visit(child, kept, counter) for child in node.children))
+            return node._replace(
+                colour=colour,
+                children=tuple(visit(child, kept, counter) for child in node.children),
+            )
 
         yield visit(tree)
 
 
 def text(total: TreeSum, *, deviations: bool = False, scalar: bool = False) -> str:
-    """A combination of trees as one line of text; `deviations` where it is in centred moments, `scalar` for free trees."""
+    """A combination of trees as one line of text; `deviations` where it is in centred moments,
+    `scalar` for free trees.
+    """
     return _sum(total, _Style(deviations, scalar, latex=False))
 
 
@@ -85,7 +117,9 @@ def coefficient(value: sp.Expr, latex: bool = False) -> str:
     """A coefficient as text or LaTeX, `n - m` rather than `-m + n`."""
     negative, size = _oriented(value)
     printed = str(sp.latex(size)) if latex else str(size).replace("**", "^")
-    return ("-" if negative else "") + re.sub(r"- ?((?:\d+[* ])?[bm]) \+ n", r"n - \1", printed)  # sympy sorts by name
+    return ("-" if negative else "") + re.sub(
+        r"- ?((?:\d+[* ])?[bm]) \+ n", r"n - \1", printed
+    )  # sympy sorts by name
 
 
 class _Style:
@@ -109,15 +143,21 @@ def _sum(total: TreeSum, style: _Style) -> str:
 
 
 def _reading_order(tree: Tree) -> tuple[int, int, int, Tree]:
-    """Small trees first, and among these products of means before moments; norms count as edges of their own."""
+    """Small trees first, and among these products of means before moments; norms count as edges of
+    their own.
+    """
     bare = tree._replace(factors=())
     sizes = block_sizes(bare)
-    nodes = sum(sizes.values()) + (2 if tree.colour == ONE else sum(not f.norm for f in tree.factors))
+    nodes = sum(sizes.values()) + (
+        2 if tree.colour == ONE else sum(not f.norm for f in tree.factors)
+    )
     return nodes, -len(sizes), len(tree.factors), tree
 
 
 def _oriented(coefficient: sp.Expr) -> tuple[bool, sp.Expr]:
-    """The sign and the size of a coefficient, every factor written so that it is positive where 1 < m < n (`n - m`, not `m - n`)."""
+    """The sign and the size of a coefficient, every factor written so that it is positive where 1 <
+    m < n (`n - m`, not `m - n`).
+    """
     negative, size = False, sp.Integer(1)
     for factor in sp.Mul.make_args(coefficient):
         base, power = factor.as_base_exp()
@@ -144,23 +184,37 @@ def _tree(tree: Tree, style: _Style) -> str:
     colours = dict.fromkeys(n.colour for n in tree.nodes())
     repeated = [colour for colour in colours if sizes[colour] > 1 and colour not in (MARK, *whole)]
     marked = MARK in sizes
-    letters = dict(zip(repeated, _LETTERS[1:] if marked else _LETTERS, strict=False)) | dict(zip(whole, _MICRO_BATCHES, strict=False))
+    letters = dict(zip(repeated, _LETTERS[1:] if marked else _LETTERS, strict=False)) | dict(
+        zip(whole, _MICRO_BATCHES, strict=False)
+    )
     if marked:
         letters[MARK] = _MICRO_BATCHES[0] if MARK in tree.micro_batches else "i"
     deviating = set(repeated) if style.deviations else set()
     name = _namer(letters, deviating, style.latex)
     bare = tree._replace(factors=())
-    body = "" if tree.colour == ONE else (_scalar if style.scalar else _vector)(bare, name, style.latex)
+    body = (
+        ""
+        if tree.colour == ONE
+        else (_scalar if style.scalar else _vector)(bare, name, style.latex)
+    )
     body = _with_factors(body, tree.factors, name, letters, style.latex)
     if MARK in tree.micro_batches:
-        return rf"\mathbb{{E}}[{body} \mid i \in {letters[MARK]}]" if style.latex else f"E[{body} | i in {letters[MARK]}]"
+        return (
+            rf"\mathbb{{E}}[{body} \mid i \in {letters[MARK]}]"
+            if style.latex
+            else f"E[{body} | i in {letters[MARK]}]"
+        )
     if repeated or whole:
         averaged = "".join(letters[c] for c in (*repeated, *whole))
-        return rf"\langle {body} \rangle_{{{averaged}}}" if style.latex else f"mean_{averaged}({body})"
+        return (
+            rf"\langle {body} \rangle_{{{averaged}}}" if style.latex else f"mean_{averaged}({body})"
+        )
     return body
 
 
-def _with_factors(body: str, factors: tuple[Factor, ...], name: Namer, letters: dict[int, str], latex: bool) -> str:
+def _with_factors(
+    body: str, factors: tuple[Factor, ...], name: Namer, letters: dict[int, str], latex: bool
+) -> str:
     """`body` times inner products and norms, over norms."""
     over: list[str] = []
     under: list[str] = []
@@ -168,7 +222,9 @@ def _with_factors(body: str, factors: tuple[Factor, ...], name: Namer, letters: 
         if factor.norm:
             hat = factor.tree.weighted
             symbol = (r"\hat r" if latex else "r^") if hat else "r"
-            text = symbol if factor.tree.colour == WHOLE else f"{symbol}_{letters[factor.tree.colour]}"
+            text = (
+                symbol if factor.tree.colour == WHOLE else f"{symbol}_{letters[factor.tree.colour]}"
+            )
             if factor.log:
                 text = rf"\log {text}" if latex else f"log({text})"
         else:
@@ -176,14 +232,18 @@ def _with_factors(body: str, factors: tuple[Factor, ...], name: Namer, letters: 
         size = abs(factor.power)
         powered = text if size == 1 else f"{text}^{size}"
         (over if factor.power > 0 else under).append(powered)
-    return " ".join([part for part in (body, *over) if part] or ["1"]) + "".join(f" / {text}" for text in under)
+    return " ".join([part for part in (body, *over) if part] or ["1"]) + "".join(
+        f" / {text}" for text in under
+    )
 
 
 Namer = Callable[[Tree, int], str]
 
 
 def _namer(letters: dict[int, str], deviating: set[int], latex: bool) -> Namer:
-    """The symbol of a node: its derivative's letter with a bar (mean), a tilde (deviation) or an index (a sample)."""
+    """The symbol of a node: its derivative's letter with a bar (mean), a tilde (deviation) or an
+    index (a sample).
+    """
 
     def name(node: Tree, order: int) -> str:
         if node.weighted:
@@ -195,7 +255,11 @@ def _namer(letters: dict[int, str], deviating: set[int], latex: bool) -> Namer:
         if node.colour not in letters:
             if order == 0:
                 return letter
-            return (rf"\bar {letter}" if plain else rf"\overline{{{letter}}}") if latex else f"{letter}bar"
+            return (
+                (rf"\bar {letter}" if plain else rf"\overline{{{letter}}}")
+                if latex
+                else f"{letter}bar"
+            )
         index = letters[node.colour]
         if node.colour in deviating:
             return rf"\tilde {letter}_{index}" if latex else f"{letter}~_{index}"

@@ -1,13 +1,17 @@
 """Coloured rooted trees, and linear combinations of them.
 
-A node with `k` children is the `(k+1)`-th derivative of a per-sample loss, contracted with its children and with one free index: a
-leaf is a gradient `g`, a node with one child `H` applied to it, a node with two children `T[., .]`. Its *colour* says which sample:
-nodes of one colour share a sample, and the tree's value averages each colour over the data set on its own. So `[1 [1]]` is
-`mean_i H_i g_i` and `[1 [2]]` is `Hbar gbar`. The colour `MARK` is left open: it is the argument `i` of a function `h(i)`.
+A node with `k` children is the `(k+1)`-th derivative of a per-sample loss, contracted with its
+children and with one free index: a leaf is a gradient `g`, a node with one child `H` applied to it,
+a node with two children `T[., .]`. Its *colour* says which sample: nodes of one colour share a
+sample, and the tree's value averages each colour over the data set on its own. So `[1 [1]]` is
+`mean_i H_i g_i` and `[1 [2]]` is `Hbar gbar`. The colour `MARK` is left open: it is the argument
+`i` of a function `h(i)`.
 
-Normalised gradients bring *factors*, scalars that multiply a tree: powers of a gradient's norm `r = sqrt(|g|^2 + eps^2)` and, once these are
-differentiated, inner products such as `g . H v`. A norm is no polynomial of a batch mean, so a colour whose norm occurs stands for a
-whole micro-batch `I`: its nodes are derivatives of `f_I`, and it is averaged over micro-batches (MARK: over those that contain `i`).
+Normalised gradients bring *factors*, scalars that multiply a tree: powers of a gradient's norm
+`r = sqrt(|g|^2 + eps^2)` and, once these are differentiated, inner products such as `g . H v`. A
+norm is no polynomial of a batch mean, so a colour whose norm occurs stands for a whole micro-batch
+`I`: its nodes are derivatives of `f_I`, and it is averaged over micro-batches (MARK: over those
+that contain `i`).
 """
 
 from __future__ import annotations
@@ -27,7 +31,9 @@ WHOLE = -1
 """In a norm, the colour of the whole data set."""
 
 ONE = -2
-"""The colour of a tree without nodes, the number 1: what factors multiply in a scalar that is all factors."""
+"""The colour of a tree without nodes, the number 1: what factors multiply in a scalar that is all
+factors.
+"""
 
 eta, rho, batch, micro, samples = sp.symbols("eta rho b m n", positive=True)
 """Learning rate, perturbation radius, mini-batch, micro-batch and data-set size."""
@@ -43,8 +49,9 @@ class Tree(NamedTuple):
         colour: of the node.
         children: the subtrees that it is contracted with.
         factors: scalars that multiply the tree; at its root.
-        weighted: whether the node is the Gibbs-weighted gradient `sum_i p_i g_i` of a micro-batch, whose weights move with the parameters, or
-            with `k` children the `k`-th derivative of that field.
+        weighted: whether the node is the Gibbs-weighted gradient `sum_i p_i g_i` of a micro-batch,
+            whose weights move with the parameters, or with `k` children the `k`-th derivative of
+            that field.
     """
 
     colour: int
@@ -62,7 +69,9 @@ class Tree(NamedTuple):
 
     @property
     def micro_batches(self) -> frozenset[int]:
-        """The colours that stand for micro-batches: those whose norm is a factor, and those of weighted nodes."""
+        """The colours that stand for micro-batches: those whose norm is a factor, and those of
+        weighted nodes.
+        """
         norms = {f.tree.colour for f in self.factors if f.norm and f.tree.colour != WHOLE}
         return frozenset(norms | {node.colour for node in self.nodes() if node.weighted})
 
@@ -71,8 +80,10 @@ class Factor(NamedTuple):
     """A power of a scalar.
 
     Args:
-        norm: whether the scalar is the smoothed norm `sqrt(|g|^2 + eps^2)` of the leaf `tree`; else it is `tree` contracted along its edges.
-        tree: a leaf (its colour may be WHOLE, for the gradient of the mean loss), or a tree hung from any of its nodes.
+        norm: whether the scalar is the smoothed norm `sqrt(|g|^2 + eps^2)` of the leaf `tree`; else
+            it is `tree` contracted along its edges.
+        tree: a leaf (its colour may be WHOLE, for the gradient of the mean loss), or a tree hung
+            from any of its nodes.
         power: of the scalar.
         log: whether the scalar is the logarithm of the norm, as in the potential of `H g / r^2`.
     """
@@ -83,29 +94,49 @@ class Factor(NamedTuple):
     log: bool = False
 
     def derivative(self) -> tuple[int, tuple[Factor, ...]]:
-        """What multiplies `g . (D g)[v]` in the derivative of a norm's power along `v`: `D r^p = p r^(p-2) g . D g`."""
+        """What multiplies `g . (D g)[v]` in the derivative of a norm's power along `v`:
+        `D r^p = p r^(p-2) g . D g`.
+        """
         if self.log:
-            return self.power, (self._replace(power=self.power - 1), self._replace(power=-2, log=False))
+            return self.power, (
+                self._replace(power=self.power - 1),
+                self._replace(power=-2, log=False),
+            )
         return self.power, (self._replace(power=self.power - 2),)
 
 
 class Skeleton(NamedTuple):
-    """A tree before its expectation is taken: `sampled` nodes carry a micro-batch mean, the others a mean over the data set."""
+    """A tree before its expectation is taken: `sampled` nodes carry a micro-batch mean, the others
+    a mean over the data set.
+    """
 
     sampled: bool
     children: tuple[Skeleton, ...] = ()
 
 
 def relabel(tree: Tree, colours: Callable[[int], int]) -> Tree:
-    """`tree` with every colour but WHOLE and ONE replaced, children and factors in canonical order."""
+    """`tree` with every colour but WHOLE and ONE replaced, children and factors in canonical
+    order.
+    """
     children = tuple(sorted(relabel(child, colours) for child in tree.children))
     powers: Counter[tuple[bool, Tree, bool]] = Counter()
     for factor in tree.factors:
         scalar = relabel(factor.tree, colours)
         scalar = scalar if factor.norm else min(_ordered(rooted) for rooted in rootings(scalar))
         powers[factor.norm, scalar, factor.log] += factor.power
-    factors = tuple(sorted(Factor(norm, scalar, power, log) for (norm, scalar, log), power in powers.items() if power))
-    return Tree(tree.colour if tree.colour in (WHOLE, ONE) else colours(tree.colour), children, factors, tree.weighted)
+    factors = tuple(
+        sorted(
+            Factor(norm, scalar, power, log)
+            for (norm, scalar, log), power in powers.items()
+            if power
+        )
+    )
+    return Tree(
+        tree.colour if tree.colour in (WHOLE, ONE) else colours(tree.colour),
+        children,
+        factors,
+        tree.weighted,
+    )
 
 
 def _ordered(tree: Tree) -> Tree:
@@ -115,7 +146,9 @@ def _ordered(tree: Tree) -> Tree:
 
 @cache
 def canonical(tree: Tree) -> Tree:
-    """The representative of `tree` up to the order of children and the names of unmarked colours."""
+    """The representative of `tree` up to the order of children and the names of unmarked
+    colours.
+    """
     old = sorted({node.colour for node in tree.nodes()} - {MARK, WHOLE, ONE})
     candidates = []
     for new in permutations(range(1, len(old) + 1)):
@@ -135,7 +168,9 @@ def graft(tree: Tree, branch: Tree) -> Iterator[Tree]:
 
 
 def derivative(tree: Tree, branch: Tree) -> Iterator[tuple[int, Tree]]:
-    """The derivative of `tree` in the direction of `branch`, as pairs of a number and a tree: the branch on each node, and on each factor."""
+    """The derivative of `tree` in the direction of `branch`, as pairs of a number and a tree: the
+    branch on each node, and on each factor.
+    """
     yield from ((1, grown) for grown in graft(tree, branch))
     apart = _apart(tree, branch)
     bare = apart._replace(factors=())
@@ -144,11 +179,17 @@ def derivative(tree: Tree, branch: Tree) -> Iterator[tuple[int, Tree]]:
         if factor.norm:
             number, lower = factor.derivative()
             inner = _gradient_dot(factor.tree, bare)
-            yield number, canonical(tree._replace(factors=(*others, *lower, Factor(False, inner, 1))))
+            yield (
+                number,
+                canonical(tree._replace(factors=(*others, *lower, Factor(False, inner, 1)))),
+            )
         else:
             lower = (factor._replace(power=factor.power - 1),)
             for grown in _attached(factor.tree, bare):
-                yield factor.power, canonical(tree._replace(factors=(*others, *lower, Factor(False, grown, 1))))
+                yield (
+                    factor.power,
+                    canonical(tree._replace(factors=(*others, *lower, Factor(False, grown, 1)))),
+                )
 
 
 def _apart(tree: Tree, branch: Tree) -> Tree:
@@ -174,13 +215,17 @@ def _gradient_dot(leaf: Tree, branch: Tree) -> Tree:
 
 
 def reroot(tree: Tree) -> Iterator[Tree]:
-    """`tree` hung from each of its nodes in turn: the gradient of the scalar that contracts it along its edges, factors left alone."""
+    """`tree` hung from each of its nodes in turn: the gradient of the scalar that contracts it
+    along its edges, factors left alone.
+    """
     for rooted in rootings(tree):
         yield canonical(rooted)
 
 
 def rootings(tree: Tree) -> Iterator[Tree]:
-    """`reroot` without new names for the colours. A weighted node is no derivative of a scalar, so nothing is hung from it."""
+    """`reroot` without new names for the colours. A weighted node is no derivative of a scalar, so
+    nothing is hung from it.
+    """
     yield tree
     for k, child in enumerate(tree.children):
         if child.weighted:
@@ -197,11 +242,15 @@ def _rootings_below(tree: Tree) -> Iterator[Tree]:
         if child.weighted:
             continue
         rest = tree._replace(children=(*tree.children[:k], *tree.children[k + 1 :]), factors=())
-        yield from _rootings_below(child._replace(children=(*child.children, rest), factors=tree.factors))
+        yield from _rootings_below(
+            child._replace(children=(*child.children, rest), factors=tree.factors)
+        )
 
 
 def closed(tree: Tree) -> Tree:
-    """The representative of a product of scalars: the first inner product, if there is one, as the tree, the rest as its factors."""
+    """The representative of a product of scalars: the first inner product, if there is one, as the
+    tree, the rest as its factors.
+    """
     main = () if tree.colour == ONE else (Factor(False, tree._replace(factors=()), 1),)
     product = canonical(Tree(ONE, (), (*tree.factors, *main)))
     dots = [factor for factor in product.factors if not factor.norm and factor.power > 0]
@@ -212,9 +261,11 @@ def closed(tree: Tree) -> Tree:
 
 
 def independent(tree: Tree) -> Tree:
-    """`tree` with a colour of its own for each node, norms of the mean gradient: its value were all samples independent.
+    """`tree` with a colour of its own for each node, norms of the mean gradient: its value were all
+    samples independent.
 
-    For a micro-batch's colour it is the limit of large micro-batches. A weighted mean has another limit, so its tree is left as it is.
+    For a micro-batch's colour it is the limit of large micro-batches. A weighted mean has another
+    limit, so its tree is left as it is.
     """
     if any(node.weighted for node in tree.nodes()):
         return tree
@@ -228,7 +279,8 @@ def independent(tree: Tree) -> Tree:
 
 
 class TreeSum(Mapping[Tree, sp.Expr]):
-    """A linear combination of coloured trees with sympy coefficients; a mapping from tree to coefficient, in a fixed order.
+    """A linear combination of coloured trees with sympy coefficients; a mapping from tree to
+    coefficient, in a fixed order.
 
     >>> gbar = TreeSum({Tree(1): sp.Integer(1)})
     >>> gbar * rho + gbar * rho == gbar * (2 * rho)
@@ -243,7 +295,9 @@ class TreeSum(Mapping[Tree, sp.Expr]):
             total[tree] = total.get(tree, 0) + coefficient
         # factor() is a normal form of rational functions, so that equal sums are equal as data
         normal = {tree: sp.factor(total[tree]) for tree in sorted(total)}
-        self._terms = {tree: coefficient for tree, coefficient in normal.items() if coefficient != 0}
+        self._terms = {
+            tree: coefficient for tree, coefficient in normal.items() if coefficient != 0
+        }
 
     def __getitem__(self, tree: Tree) -> sp.Expr:
         return self._terms[tree]
@@ -290,13 +344,23 @@ def _brackets(tree: Tree) -> str:
     '[1 [2]]'
     """
     name = f"{'p' if tree.weighted else ''}{tree.colour}"
-    scalars = (f" {'log ' if f.log else ''}{'r' if f.norm else ''}{_brackets(f.tree)}^{f.power}" for f in tree.factors)
+    scalars = (
+        f" {'log ' if f.log else ''}{'r' if f.norm else ''}{_brackets(f.tree)}^{f.power}"
+        for f in tree.factors
+    )
     return f"[{' '.join([name, *map(_brackets, tree.children)])}]{''.join(scalars)}"
 
 
 def directional_derivative(field: TreeSum, direction: TreeSum) -> TreeSum:
     """`(D field) direction`, by grafting."""
-    return TreeSum([(t, k * a * c) for tree, a in field.items() for branch, c in direction.items() for k, t in derivative(tree, branch)])
+    return TreeSum(
+        [
+            (t, k * a * c)
+            for tree, a in field.items()
+            for branch, c in direction.items()
+            for k, t in derivative(tree, branch)
+        ]
+    )
 
 
 def block_sizes(tree: Tree) -> Counter[int]:

@@ -1,4 +1,6 @@
-"""Training networks with batch norm, with the variants of the family: ResNet-18 on CIFAR-10 and smaller ones."""
+"""Training networks with batch norm, with the variants of the family: ResNet-18 on CIFAR-10 and
+smaller ones.
+"""
 
 from sdesam.training.resnet import ResNet
 from sdesam.training.throughput import steps_in_turn

@@ -1,7 +1,8 @@
-"""Residual networks for small images in plain jax: parameters and running statistics are pytrees, images are (n, height, width, channels).
+"""Residual networks for small images in plain jax: parameters and running statistics are pytrees,
+images are (n, height, width, channels).
 
-ResNet-18 as it is used on CIFAR: a 3x3 stem without pooling, four stages of two blocks, batch norm. Parameters, statistics and the norms'
-arithmetic are float32; convolutions compute in `dtype`.
+ResNet-18 as it is used on CIFAR: a 3x3 stem without pooling, four stages of two blocks, batch norm.
+Parameters, statistics and the norms' arithmetic are float32; convolutions compute in `dtype`.
 """
 
 from __future__ import annotations
@@ -32,20 +33,23 @@ class ResNet:
     """A residual network with batch norm.
 
     Args:
-        blocks: residual blocks of each stage; each stage after the first halves height and width and doubles the channels.
+        blocks: residual blocks of each stage; each stage after the first halves height and width
+            and doubles the channels.
         width: channels of the first stage.
         classes: scores that it gives.
         dtype: what convolutions compute in, `"float32"` or `"bfloat16"`.
         decay: of the running statistics: `new = decay * old + (1 - decay) * batch`.
-        convolution: `"direct"`, the library's; `"patches"`, a matrix product with the shifted images side by side, nine times the memory;
-            `"auto"`, patches on CPU and direct elsewhere. XLA's weight gradients inside compiled loops on CPU take tens of times what they
-            take outside (jax issue 12868), and weights of their own for each micro-batch make direct convolutions grouped ones, but
-            matrix products batched ones.
+        convolution: `"direct"`, the library's; `"patches"`, a matrix product with the shifted
+            images side by side, nine times the memory; `"auto"`, patches on CPU and direct
+            elsewhere. XLA's weight gradients inside compiled loops on CPU take tens of times what
+            they take outside (jax issue 12868), and weights of their own for each micro-batch make
+            direct convolutions grouped ones, but matrix products batched ones.
 
     Raises:
         ValueError: a size below 1, `decay` outside [0, 1), an unknown `dtype` or `convolution`.
 
-    Source: He, Zhang, Ren & Sun, "Deep residual learning", 2016; the CIFAR form of ResNet-18 with widths 64 to 512 is the one of the SAM papers.
+    Source: He, Zhang, Ren & Sun, "Deep residual learning", 2016; the CIFAR form of ResNet-18 with
+    widths 64 to 512 is the one of the SAM papers.
 
     >>> network = ResNet()  # ResNet-18
     >>> params, statistics = jax.eval_shape(network.init, jax.random.key(0))
@@ -63,7 +67,9 @@ class ResNet:
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", tuple(whole("blocks", number) for number in self.blocks))
         if not self.blocks:
-            raise ValueError("blocks=(): give the number of blocks of each stage, such as (2, 2, 2, 2)")
+            raise ValueError(
+                "blocks=(): give the number of blocks of each stage, such as (2, 2, 2, 2)"
+            )
         whole("width", self.width)
         whole("classes", self.classes, least=2)
         if self.dtype not in get_args(Compute):
@@ -74,16 +80,23 @@ class ResNet:
             raise ValueError(f"decay={self.decay!r}: it must be at least 0 and below 1")
 
     def init(self, key: jax.Array) -> tuple[PyTree, PyTree]:
-        """`(parameters, running statistics)`: kernels normal of variance 2/(k k channels out), scales 1, biases 0, the last layer uniform."""
+        """`(parameters, running statistics)`: kernels normal of variance 2/(k k channels out),
+        scales 1, biases 0, the last layer uniform.
+        """
         number = iter(range(10_000))
 
         def kernel(size: int, inward: int, outward: int) -> jax.Array:
-            draw = jax.random.normal(jax.random.fold_in(key, next(number)), (size, size, inward, outward), _FLOAT)
+            draw = jax.random.normal(
+                jax.random.fold_in(key, next(number)), (size, size, inward, outward), _FLOAT
+            )
             return draw * jnp.sqrt(_FLOAT(2 / (size * size * outward)))
 
         def norm(channels: int) -> tuple[PyTree, PyTree]:
             params = {"scale": jnp.ones(channels, _FLOAT), "bias": jnp.zeros(channels, _FLOAT)}
-            return params, {"mean": jnp.zeros(channels, _FLOAT), "variance": jnp.ones(channels, _FLOAT)}
+            return params, {
+                "mean": jnp.zeros(channels, _FLOAT),
+                "variance": jnp.ones(channels, _FLOAT),
+            }
 
         def layer(size: int, inward: int, outward: int) -> tuple[PyTree, PyTree]:
             norm_params, norm_statistics = norm(outward)
@@ -105,24 +118,38 @@ class ResNet:
         limit = inward**-0.5
         weight_key, bias_key = jax.random.split(jax.random.fold_in(key, next(number)))
         params["head"] = {
-            "weight": jax.random.uniform(weight_key, (inward, self.classes), _FLOAT, minval=-limit, maxval=limit),
-            "bias": jax.random.uniform(bias_key, (self.classes,), _FLOAT, minval=-limit, maxval=limit),
+            "weight": jax.random.uniform(
+                weight_key, (inward, self.classes), _FLOAT, minval=-limit, maxval=limit
+            ),
+            "bias": jax.random.uniform(
+                bias_key, (self.classes,), _FLOAT, minval=-limit, maxval=limit
+            ),
         }
         return params, statistics
 
-    def __call__(self, params: PyTree, statistics: PyTree, images: jax.Array, *, train: bool, ghost: int | None = None) -> tuple[jax.Array, PyTree]:
+    def __call__(
+        self,
+        params: PyTree,
+        statistics: PyTree,
+        images: jax.Array,
+        *,
+        train: bool,
+        ghost: int | None = None,
+    ) -> tuple[jax.Array, PyTree]:
         """`(scores, new running statistics)`.
 
         Args:
             params: from :meth:`init`.
             statistics: running means and variances.
             images: uint8, shape (n, height, width, 3).
-            train: whether the statistics to normalise with are those of these images; else the running ones.
-            ghost: in training, how many consecutive images share them (ghost batch norm); None for all. The running statistics take the mean
-                over the groups.
+            train: whether the statistics to normalise with are those of these images; else the
+                running ones.
+            ghost: in training, how many consecutive images share them (ghost batch norm); None for
+                all. The running statistics take the mean over the groups.
 
         Returns:
-            Scores in float32, shape (n, classes), and the running statistics after these images (unchanged to evaluate).
+            Scores in float32, shape (n, classes), and the running statistics after these images
+            (unchanged to evaluate).
 
         Raises:
             ValueError: `ghost` does not divide the images.
@@ -131,17 +158,25 @@ class ResNet:
         if group is not None and len(images) % group:
             raise ValueError(f"ghost={ghost} does not divide the {len(images)} images")
         compute = jnp.dtype(self.dtype)
-        by_patches = self.convolution == "patches" or (self.convolution == "auto" and jax.default_backend() == "cpu")
+        by_patches = self.convolution == "patches" or (
+            self.convolution == "auto" and jax.default_backend() == "cpu"
+        )
         convolve = convolution_by_patches if by_patches else convolution
 
         def layer(p: PyTree, s: PyTree, x: jax.Array, stride: int = 1) -> tuple[jax.Array, PyTree]:
-            return batch_norm(p, s, convolve(x, p["kernel"].astype(compute), stride), group, self.decay)
+            return batch_norm(
+                p, s, convolve(x, p["kernel"].astype(compute), stride), group, self.decay
+            )
 
         x = (images.astype(jnp.float32) / 255 - _MEAN) / _STD
         new: PyTree = {"stages": []}
         x, new["stem"] = layer(params["stem"], statistics["stem"], x.astype(compute))
         x = jax.nn.relu(x)
-        places = [self._stride(stage, repeat) for stage, repeats in enumerate(self.blocks) for repeat in range(repeats)]
+        places = [
+            self._stride(stage, repeat)
+            for stage, repeats in enumerate(self.blocks)
+            for repeat in range(repeats)
+        ]
         for stride, p, s in zip(places, params["stages"], statistics["stages"], strict=True):
             after: PyTree = {}
             y, after["first"] = layer(p["first"], s["first"], x, stride)
@@ -159,9 +194,17 @@ class ResNet:
 
 
 def convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """The convolution of images, shape (n, height, width, channels), with an odd `kernel`, shape (k, k, in, out), as many zeros around as needed."""
+    """The convolution of images, shape (n, height, width, channels), with an odd `kernel`, shape
+    (k, k, in, out), as many zeros around as needed.
+    """
     border = kernel.shape[0] // 2
-    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), [(border, border)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(border, border)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
 
 
 def convolution_by_patches(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -170,15 +213,22 @@ def convolution_by_patches(x: jax.Array, kernel: jax.Array, stride: int) -> jax.
     border = size // 2
     height, width = x.shape[1], x.shape[2]
     padded = jnp.pad(x, ((0, 0), (border, border), (border, border), (0, 0)))
-    shifted = [padded[:, row : row + height : stride, column : column + width : stride] for row in range(size) for column in range(size)]
+    shifted = [
+        padded[:, row : row + height : stride, column : column + width : stride]
+        for row in range(size)
+        for column in range(size)
+    ]
     return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, outward)
 
 
-def batch_norm(p: PyTree, s: PyTree, x: jax.Array, group: int | None, decay: float) -> tuple[jax.Array, PyTree]:
-    """`scale (x - mean) / sqrt(variance + 1e-5) + bias` by channel, in float32, given back in the dtype of `x`; and the running statistics.
+def batch_norm(
+    p: PyTree, s: PyTree, x: jax.Array, group: int | None, decay: float
+) -> tuple[jax.Array, PyTree]:
+    """`scale (x - mean) / sqrt(variance + 1e-5) + bias` by channel, in float32, given back in the
+    dtype of `x`; and the running statistics.
 
-    Statistics are those of `group` consecutive images, or the running ones if it is None. The running variance takes the unbiased one,
-    as is customary.
+    Statistics are those of `group` consecutive images, or the running ones if it is None. The
+    running variance takes the unbiased one, as is customary.
     """
     wide = x.astype(jnp.float32)
     if group is None:
@@ -187,10 +237,15 @@ def batch_norm(p: PyTree, s: PyTree, x: jax.Array, group: int | None, decay: flo
         groups = wide.reshape(-1, group, *x.shape[1:])
         axes = (1, 2, 3)
         mean = jnp.mean(groups, axes, keepdims=True)
-        variance = jnp.maximum(jnp.mean(groups**2, axes, keepdims=True) - mean**2, 0)  # one pass over memory
+        variance = jnp.maximum(
+            jnp.mean(groups**2, axes, keepdims=True) - mean**2, 0
+        )  # one pass over memory
         count = group * x.shape[1] * x.shape[2]
         seen = {"mean": mean, "variance": variance * (count / max(count - 1, 1))}
-        new = {name: decay * s[name] + (1 - decay) * jnp.mean(value, axis=(0, 1, 2, 3)) for name, value in seen.items()}
+        new = {
+            name: decay * s[name] + (1 - decay) * jnp.mean(value, axis=(0, 1, 2, 3))
+            for name, value in seen.items()
+        }
         wide = groups
     factor = _by_channel(p["scale"], wide) * jax.lax.rsqrt(variance + _EPS)
     normal = wide * factor + (_by_channel(p["bias"], wide) - mean * factor)

@@ -27,11 +27,14 @@ _SECONDS = 1.0  # of a contender's turn: long enough for a clock, short enough f
 _MOST_STEPS = 50
 
 
-def steps_in_turn(trainers: Mapping[str, Trainer], images: Images, rounds: int = 5) -> dict[str, list[float]]:
+def steps_in_turn(
+    trainers: Mapping[str, Trainer], images: Images, rounds: int = 5
+) -> dict[str, list[float]]:
     """Seconds per step of each trainer, in turn, `rounds` times; compilation apart.
 
-    First in each round is :data:`PLAIN`: `jax.jit` of gradient, momentum and weight decay on one batch that lies ready on the device, with the
-    library's convolutions, called from a python loop that waits at the end. The trainers also draw, shift and mirror their batches.
+    First in each round is :data:`PLAIN`: `jax.jit` of gradient, momentum and weight decay on one
+    batch that lies ready on the device, with the library's convolutions, called from a python loop
+    that waits at the end. The trainers also draw, shift and mirror their batches.
 
     Args:
         trainers: by name; all of one network (but for how it convolves) and one batch size.
@@ -39,7 +42,8 @@ def steps_in_turn(trainers: Mapping[str, Trainer], images: Images, rounds: int =
         rounds: how many.
 
     Returns:
-        By name, a list of `rounds` times; the ratio of two names within a round does not see what slows the machine from round to round.
+        By name, a list of `rounds` times; the ratio of two names within a round does not see what
+        slows the machine from round to round.
 
     Raises:
         ValueError: trainers of different batch sizes.
@@ -58,7 +62,9 @@ def steps_in_turn(trainers: Mapping[str, Trainer], images: Images, rounds: int =
         with jax.default_device(device):
             timer(1)
 
-    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as pool:  # a compilation takes memory, too
+    with ThreadPoolExecutor(
+        max(1, (os.cpu_count() or 1) // 2)
+    ) as pool:  # a compilation takes memory, too
         list(pool.map(compiled, timers.values()))
     for name, timer in timers.items():
         steps[name] = int(np.clip(_SECONDS / timer(1), 1, most))
@@ -74,7 +80,9 @@ def _of(trainer: Trainer, data: Any) -> Timer:
 
     def seconds(steps: int) -> float:
         began = time.perf_counter()
-        kept[0], _, _ = trainer.epoch(kept[0], data, 0, total=10**6, steps=steps)  # reads the loss: waits
+        kept[0], _, _ = trainer.epoch(
+            kept[0], data, 0, total=10**6, steps=steps
+        )  # reads the loss: waits
         return time.perf_counter() - began
 
     return seconds
@@ -82,7 +90,10 @@ def _of(trainer: Trainer, data: Any) -> Timer:
 
 def _plain(network: ResNet, recipe: Recipe, images: jax.Array, labels: jax.Array) -> Timer:
     network = replace(network, convolution="direct")
-    optimizer = optax.chain(optax.add_decayed_weights(recipe.weight_decay), optax.sgd(recipe.lr, momentum=recipe.momentum))
+    optimizer = optax.chain(
+        optax.add_decayed_weights(recipe.weight_decay),
+        optax.sgd(recipe.lr, momentum=recipe.momentum),
+    )
     images, labels = images[: recipe.batch], labels[: recipe.batch]
 
     def step(params: Any, statistics: Any, state: Any, images: jax.Array, labels: jax.Array) -> Any:

@@ -1,13 +1,16 @@
-"""Training networks with batch norm: the steps of `sdesam.optim`, whole epochs in one compiled loop, the data on the device.
+"""Training networks with batch norm: the steps of `sdesam.optim`, whole epochs in one compiled
+loop, the data on the device.
 
 Conventions on which papers differ:
 
-* In training, batch norm normalises with the statistics of `ghost` consecutive images (ghost batch norm), by default of a micro-batch. m-SAM so run
-  changes two things with `m`, the perturbation and the norm; one `ghost <= m` for all leaves the perturbation alone. Running statistics come
-  from the unperturbed pass only, and take the mean over groups.
-* Weight decay is added to the gradient `G` before momentum, for every parameter. It is no part of the loss and does not enter the perturbation.
-* Images are padded with 4 black pixels, cut out at random and mirrored with probability 1/2. Each epoch orders the data anew; images left
-  over after its last whole batch wait for the next.
+* In training, batch norm normalises with the statistics of `ghost` consecutive images (ghost batch
+  norm), by default of a micro-batch. m-SAM so run changes two things with `m`, the perturbation and
+  the norm; one `ghost <= m` for all leaves the perturbation alone. Running statistics come from the
+  unperturbed pass only, and take the mean over groups.
+* Weight decay is added to the gradient `G` before momentum, for every parameter. It is no part of
+  the loss and does not enter the perturbation.
+* Images are padded with 4 black pixels, cut out at random and mirrored with probability 1/2. Each
+  epoch orders the data anew; images left over after its last whole batch wait for the next.
 * Learning rate: `lr (1 + cos(pi k / K)) / 2` at step `k` of `K`, or constant. No warm-up.
 """
 
@@ -40,7 +43,8 @@ PyTree = Any
 Schedule = Literal["cosine", "constant"]
 
 PADDING = 4  # pixels on each side, customary on CIFAR
-FORWARD = 1 / 3  # of the arithmetic of a forward and a backward pass: backward makes two products for each one of forward
+FORWARD = 1 / 3
+"""The part of a pass forward and backward that is forward: backward makes two products for each."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ class Recipe:
     """How a network is trained.
 
     Args:
-        variant: a name in :data:`sdesam.VARIANTS`, or a variant of your own, that needs no gradient of the whole data set.
+        variant: a name in :data:`sdesam.VARIANTS`, or a variant of your own, that needs no gradient
+            of the whole data set.
         rho: perturbation radius.
         micro: `m`, for m-sam and m-usam.
         lam: inverse temperature of rw-sam's weights.
@@ -58,10 +63,12 @@ class Recipe:
         weight_decay: added to the gradient as `weight_decay * x`.
         schedule: `"cosine"` or `"constant"`.
         augment: whether images are shifted and mirrored.
-        ghost: how many images share batch-norm statistics; None: a micro-batch, or the mini-batch where there is none.
+        ghost: how many images share batch-norm statistics; None: a micro-batch, or the mini-batch
+            where there is none.
 
     Raises:
-        ValueError: numbers out of range or that do not fit the variant, sizes that do not divide each other, an unknown schedule.
+        ValueError: numbers out of range or that do not fit the variant, sizes that do not divide
+            each other, an unknown schedule.
         TypeError: a size that is no whole number.
 
     >>> Recipe("m-sam", rho=0.1, micro=32, batch=100)
@@ -85,10 +92,17 @@ class Recipe:
     def __post_init__(self) -> None:
         rule = find_variant(self.variant)
         if rule.needs_whole_set:
-            raise ValueError(f"{rule.name} needs the gradient of the whole data set at each step: train it with sdesam.optim or as a sdesam.Chain")
+            raise ValueError(
+                f"{rule.name} needs the gradient of the whole data set at each step: train it with"
+                " sdesam.optim or as a sdesam.Chain"
+            )
         check_perturbation(rule, self.rho, 0.0, self.lam, None)
         if rule.micro != (self.micro is not None):
-            words = "needs micro, the samples of a micro-batch" if rule.micro else "has no micro-batches; leave micro out"
+            words = (
+                "needs micro, the samples of a micro-batch"
+                if rule.micro
+                else "has no micro-batches; leave micro out"
+            )
             raise ValueError(f"micro={self.micro!r}: {rule.name} {words}")
         positive("lr", self.lr)
         positive("weight_decay", self.weight_decay, zero=True)
@@ -101,17 +115,30 @@ class Recipe:
         for (larger, number), (smaller, size) in pairwise(given):
             if number % size:
                 divisors = ", ".join(str(k) for k in range(1, number + 1) if number % k == 0)
-                raise ValueError(f"{smaller}={size} does not divide {larger}={number}: choose one of {divisors}")
+                raise ValueError(
+                    f"{smaller}={size} does not divide {larger}={number}: choose one of {divisors}"
+                )
 
     @property
     def passes(self) -> float:
-        """The arithmetic of a step in forward-and-backward passes over the mini-batch; a forward pass alone counts 1/3.
+        """The arithmetic of a step in forward-and-backward passes over the mini-batch; a forward
+        pass alone counts 1/3.
 
-        >>> [round(Recipe(*given).passes, 2) for given in [("sgd",), ("sam", 0.1), ("m-sam", 0.1, 32), ("rw-sam", 0.1, None, 1.0)]]
+        >>> [
+        ...     round(Recipe(*given).passes, 2)
+        ...     for given in [
+        ...         ("sgd",),
+        ...         ("sam", 0.1),
+        ...         ("m-sam", 0.1, 32),
+        ...         ("rw-sam", 0.1, None, 1.0),
+        ...     ]
+        ... ]
         [1, 2, 2, 2.33]
         """
         rule = find_variant(self.variant)
-        return (1 if rule.perturbation == "none" else 2) + (FORWARD if rule.weights == "gibbs" else 0)
+        return (1 if rule.perturbation == "none" else 2) + (
+            FORWARD if rule.weights == "gibbs" else 0
+        )
 
 
 class State(NamedTuple):
@@ -133,11 +160,14 @@ class Run:
     """A training run.
 
     Args:
-        records: by name, one number for each epoch, the start included (epoch 0, where what is of an epoch is NaN): `epoch`, `step`,
-            `train_loss` and `train_accuracy` (means over the epoch's mini-batches as they were drawn and shifted, unperturbed, before each
-            step), `test_loss`, `test_accuracy` (with running statistics), `trace_cov` and `trace_cov_stderr` (tr V), `gradient_norm`,
-            `seconds` (of the epoch's steps) and `images_per_second`.
-        diverged: the epoch in which the loss left the finite numbers; the run ends there. None if it did not.
+        records: by name, one number for each epoch, the start included (epoch 0, where what is of
+            an epoch is NaN): `epoch`, `step`, `train_loss` and `train_accuracy` (means over the
+            epoch's mini-batches as they were drawn and shifted, unperturbed, before each step),
+            `test_loss`, `test_accuracy` (with running statistics), `trace_cov` and
+            `trace_cov_stderr` (tr V), `gradient_norm`, `seconds` (of the epoch's steps) and
+            `images_per_second`.
+        diverged: the epoch in which the loss left the finite numbers; the run ends there. None if
+            it did not.
         state: after the last step, on the device.
     """
 
@@ -152,14 +182,20 @@ class Trainer:
     Args:
         network: what is trained.
         recipe: how.
-        groups: how micro-batches are run, `"accumulate"`, one after the other, or `"vmap"`, all at once. With weights of its own for each
-            micro-batch the library's convolutions become grouped ones; `network.convolution="patches"` makes them batched products.
+        groups: how micro-batches are run, `"accumulate"`, one after the other, or `"vmap"`, all at
+            once. With weights of its own for each micro-batch the library's convolutions become
+            grouped ones; `network.convolution="patches"` makes them batched products.
 
     Raises:
         ValueError: an unknown `groups`.
 
-    >>> trainer = Trainer(ResNet(blocks=(1,), width=2), Recipe("m-sam", rho=0.05, micro=8, batch=16))
-    >>> data = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3), np.uint8), np.arange(32) % 10
+    >>> trainer = Trainer(
+    ...     ResNet(blocks=(1,), width=2), Recipe("m-sam", rho=0.05, micro=8, batch=16)
+    ... )
+    >>> data = (
+    ...     np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3), np.uint8),
+    ...     np.arange(32) % 10,
+    ... )
     >>> state, loss, accuracy = trainer.epoch(trainer.start(seed=0), data, seed=0, total=2)
     >>> int(state.optimizer.count), round(loss)
     (2, 2)
@@ -170,7 +206,11 @@ class Trainer:
         self.optimizer = Optimizer(
             recipe.variant,
             partial(_losses, network, recipe.ghost),
-            optax.chain(optax.add_decayed_weights(recipe.weight_decay), optax.trace(recipe.momentum), _times_rate()),
+            optax.chain(
+                optax.add_decayed_weights(recipe.weight_decay),
+                optax.trace(recipe.momentum),
+                _times_rate(),
+            ),
             recipe.rho,
             micro=recipe.micro,
             lam=recipe.lam,
@@ -181,12 +221,16 @@ class Trainer:
         self._steps = jax.jit(self._some_steps, donate_argnums=0)
 
     def start(self, seed: int, of: State | None = None) -> State:
-        """The state before the first step: drawn from `seed`, or with a copy of the parameters and running statistics `of` another state."""
+        """The state before the first step: drawn from `seed`, or with a copy of the parameters and
+        running statistics `of` another state.
+        """
         if of is None:
             key = jax.random.fold_in(seed_key(seed), 0)
             params, statistics = _init(self.network, key)
         else:
-            params, statistics = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), (of.params, of.statistics))
+            params, statistics = jax.tree.map(
+                lambda leaf: jnp.array(leaf, copy=True), (of.params, of.statistics)
+            )
         return State(params, statistics, self.optimizer.init(params))
 
     def steps_per_epoch(self, images: int) -> int:
@@ -199,8 +243,11 @@ class Trainer:
             raise ValueError(f"batch={self.recipe.batch} exceeds the {images} images to train on")
         return images // self.recipe.batch
 
-    def epoch(self, state: State, data: tuple[Any, Any], seed: int, total: int, steps: int | None = None) -> tuple[State, float, float]:
-        """An epoch, or its first `steps`: `(state, train loss, train accuracy)`. The given state is used up.
+    def epoch(
+        self, state: State, data: tuple[Any, Any], seed: int, total: int, steps: int | None = None
+    ) -> tuple[State, float, float]:
+        """An epoch, or its first `steps`: `(state, train loss, train accuracy)`. The given state is
+        used up.
 
         Args:
             state: before.
@@ -217,48 +264,84 @@ class Trainer:
         state, loss, accuracy = self._steps(state, data, key, jnp.int32(steps), jnp.float32(total))
         return state, float(loss) / steps, float(accuracy) / steps
 
-    def run(self, images: Images, seed: int, epochs: int, start: State | None = None, until: float | None = None, samples: int = 256) -> Run:
+    def run(
+        self,
+        images: Images,
+        seed: int,
+        epochs: int,
+        start: State | None = None,
+        until: float | None = None,
+        samples: int = 256,
+    ) -> Run:
         """Train for `epochs`.
 
         Args:
             images: the data; copied to the device.
             seed: of the start, the order of the data, their shifts and random directions.
             epochs: at least 1.
-            start: start from its parameters and running statistics; momentum and schedule begin anew.
+            start: start from its parameters and running statistics; momentum and schedule begin
+                anew.
             until: stop after the first epoch whose `train_accuracy` reaches this.
-            samples: training images, always the same, whose gradients estimate tr V and the gradient norm; at most all.
+            samples: training images, always the same, whose gradients estimate tr V and the
+                gradient norm; at most all.
 
         Raises:
             ValueError: no epochs, fewer images than a batch, fewer than two samples.
         """
         steps = self.steps_per_epoch(len(images.train_labels))
         total = whole("epochs", epochs) * steps
-        some = np.random.default_rng(0).permutation(len(images.train_labels))[: whole("samples", samples, least=2)]
+        some = np.random.default_rng(0).permutation(len(images.train_labels))[
+            : whole("samples", samples, least=2)
+        ]
         state = self.start(seed, start)
         train, test = (
             (jnp.asarray(pixels), jnp.asarray(labels, jnp.int32))
-            for pixels, labels in ((images.train_images, images.train_labels), (images.test_images, images.test_labels))
+            for pixels, labels in (
+                (images.train_images, images.train_labels),
+                (images.test_images, images.test_labels),
+            )
         )
         sample = train[0][some], train[1][some]
         rows: list[dict[str, float]] = []
         diverged = None
         for epoch in range(epochs + 1):
-            row: dict[str, float] = {"epoch": epoch, "step": epoch * steps, "train_loss": math.nan, "train_accuracy": math.nan, "seconds": math.nan}
+            row: dict[str, float] = {
+                "epoch": epoch,
+                "step": epoch * steps,
+                "train_loss": math.nan,
+                "train_accuracy": math.nan,
+                "seconds": math.nan,
+            }
             if epoch:
                 began = time.perf_counter()
-                state, row["train_loss"], row["train_accuracy"] = self.epoch(state, train, seed, total)
+                state, row["train_loss"], row["train_accuracy"] = self.epoch(
+                    state, train, seed, total
+                )
                 row["seconds"] = time.perf_counter() - began
                 diverged = None if math.isfinite(row["train_loss"]) else epoch
             row["images_per_second"] = steps * self.recipe.batch / row["seconds"]
             rows.append({**row, **measure(self.network, state, test, sample)})
             if diverged is not None or (until is not None and row["train_accuracy"] >= until):
                 break
-        return Run({name: np.array([row[name] for row in rows]) for name in rows[0]}, diverged, state)
+        return Run(
+            {name: np.array([row[name] for row in rows]) for name in rows[0]}, diverged, state
+        )
 
-    def _some_steps(self, state: State, data: tuple[jax.Array, jax.Array], key: jax.Array, steps: jax.Array, total: jax.Array) -> Any:
-        """The first `steps` steps of an epoch; losses and accuracies summed over them. The number is a runtime value: trials compile nothing new."""
+    def _some_steps(
+        self,
+        state: State,
+        data: tuple[jax.Array, jax.Array],
+        key: jax.Array,
+        steps: jax.Array,
+        total: jax.Array,
+    ) -> Any:
+        """The first `steps` steps of an epoch; losses and accuracies summed over them. The number
+        is a runtime value: trials compile nothing new.
+        """
         b, n = self.recipe.batch, len(data[1])
-        order_key, step_key = jax.random.split(jax.random.fold_in(key, state.optimizer.count // (n // b)))
+        order_key, step_key = jax.random.split(
+            jax.random.fold_in(key, state.optimizer.count // (n // b))
+        )
         order = jax.random.permutation(order_key, n)
 
         def step(k: jax.Array, carry: Any) -> Any:
@@ -274,7 +357,10 @@ class Trainer:
                 {"image": pixels, "label": labels},
                 state.statistics,
                 key=directions if self._random else None,
-                rate=self.recipe.lr * (0.5 * (1 + jnp.cos(jnp.pi * share)) if self.recipe.schedule == "cosine" else 1.0),
+                rate=self.recipe.lr
+                * (
+                    0.5 * (1 + jnp.cos(jnp.pi * share)) if self.recipe.schedule == "cosine" else 1.0
+                ),
             )
             statistics, right = info.aux
             return State(params, statistics, optimizer), loss + info.loss, accuracy + right
@@ -283,14 +369,21 @@ class Trainer:
 
 
 def augmented(images: jax.Array, key: jax.Array) -> jax.Array:
-    """Each image cut at random out of itself with a border of `PADDING` black pixels, and mirrored with probability 1/2."""
+    """Each image cut at random out of itself with a border of `PADDING` black pixels, and mirrored
+    with probability 1/2.
+    """
     place, mirror = jax.random.split(key)
     rows, columns = jax.random.randint(place, (2, len(images)), 0, 2 * PADDING + 1)
-    return shift_and_mirror(images, rows, columns, jax.random.bernoulli(mirror, shape=(len(images),)))
+    return shift_and_mirror(
+        images, rows, columns, jax.random.bernoulli(mirror, shape=(len(images),))
+    )
 
 
-def shift_and_mirror(images: jax.Array, rows: jax.Array, columns: jax.Array, mirror: jax.Array) -> jax.Array:
-    """Cut each image out of itself with a border of `PADDING` black pixels, from a row and a column on, and mirror it left to right.
+def shift_and_mirror(
+    images: jax.Array, rows: jax.Array, columns: jax.Array, mirror: jax.Array
+) -> jax.Array:
+    """Cut each image out of itself with a border of `PADDING` black pixels, from a row and a column
+    on, and mirror it left to right.
 
     Args:
         images: shape (n, height, width, channels).
@@ -299,16 +392,21 @@ def shift_and_mirror(images: jax.Array, rows: jax.Array, columns: jax.Array, mir
         mirror: shape (n,), boolean.
     """
     padded = jnp.pad(images, ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0)))
-    cut = jax.vmap(lambda image, row, column: jax.lax.dynamic_slice(image, (row, column, 0), images.shape[1:]))(padded, rows, columns)
+    cut = jax.vmap(
+        lambda image, row, column: jax.lax.dynamic_slice(image, (row, column, 0), images.shape[1:])
+    )(padded, rows, columns)
     return jnp.where(mirror[:, None, None, None], cut[:, :, ::-1], cut)
 
 
-def measure(network: ResNet, state: State, test: tuple[Any, Any], sample: tuple[Any, Any], chunk: int = 500) -> dict[str, float]:
+def measure(
+    network: ResNet, state: State, test: tuple[Any, Any], sample: tuple[Any, Any], chunk: int = 500
+) -> dict[str, float]:
     """What is known of a state, all of it with the running statistics.
 
-    With `S` samples of gradients `g_i` and mean `g`: `trace_cov = (mean |g_i|^2 - |g|^2) S/(S-1)`, unbiased for tr V of one sample, and
-    `gradient_norm = sqrt(max(|g|^2 - trace_cov/S, 0))`, without the part of `|g|^2` that is due to the sample being small.
-    The standard error is that of `mean |g_i|^2`, nearly all of the trace.
+    With `S` samples of gradients `g_i` and mean `g`: `trace_cov = (mean |g_i|^2 - |g|^2) S/(S-1)`,
+    unbiased for tr V of one sample, and `gradient_norm = sqrt(max(|g|^2 - trace_cov/S, 0))`,
+    without the part of `|g|^2` that is due to the sample being small. The standard error is that of
+    `mean |g_i|^2`, nearly all of the trace.
 
     Args:
         network: the network.
@@ -320,7 +418,9 @@ def measure(network: ResNet, state: State, test: tuple[Any, Any], sample: tuple[
     Returns:
         `test_loss`, `test_accuracy`, `trace_cov`, `trace_cov_stderr`, `gradient_norm`.
     """
-    loss, right = _evaluate(network, state.params, state.statistics, *test, min(chunk, len(test[1])))
+    loss, right = _evaluate(
+        network, state.params, state.statistics, *test, min(chunk, len(test[1]))
+    )
     squares, square_of_mean = _gradient_noise(network, state.params, state.statistics, *sample)
     norms2, size = np.asarray(squares, float), len(sample[1])
     trace = (norms2.mean() - float(square_of_mean)) * size / (size - 1)
@@ -329,7 +429,11 @@ def measure(network: ResNet, state: State, test: tuple[Any, Any], sample: tuple[
         "test_accuracy": float(right),
         "trace_cov": float(trace),
         "trace_cov_stderr": float(norms2.std(ddof=1) / math.sqrt(size)),
-        "gradient_norm": math.sqrt(max(float(square_of_mean) - trace / size, 0.0)) if math.isfinite(trace) else math.nan,
+        "gradient_norm": (
+            math.sqrt(max(float(square_of_mean) - trace / size, 0.0))
+            if math.isfinite(trace)
+            else math.nan
+        ),
     }
 
 
@@ -339,11 +443,20 @@ def _init(network: ResNet, key: jax.Array) -> tuple[PyTree, PyTree]:
 
 
 @partial(jax.jit, static_argnums=(0, 5))
-def _evaluate(network: ResNet, params: PyTree, statistics: PyTree, images: jax.Array, labels: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
+def _evaluate(
+    network: ResNet,
+    params: PyTree,
+    statistics: PyTree,
+    images: jax.Array,
+    labels: jax.Array,
+    chunk: int,
+) -> tuple[jax.Array, jax.Array]:
     """Mean loss and accuracy."""
     n = len(labels)
     filled = -(-n // chunk) * chunk
-    images = jnp.pad(images, ((0, filled - n), (0, 0), (0, 0), (0, 0))).reshape(-1, chunk, *images.shape[1:])
+    images = jnp.pad(images, ((0, filled - n), (0, 0), (0, 0), (0, 0))).reshape(
+        -1, chunk, *images.shape[1:]
+    )
     labels = jnp.pad(labels, (0, filled - n), constant_values=-1).reshape(-1, chunk)
 
     def add(total: Any, part: Any) -> tuple[Any, None]:
@@ -357,8 +470,12 @@ def _evaluate(network: ResNet, params: PyTree, statistics: PyTree, images: jax.A
 
 
 @partial(jax.jit, static_argnums=0)
-def _gradient_noise(network: ResNet, params: PyTree, statistics: PyTree, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`|g_i|^2` of each sample, and the square of the norm of their mean. One sample at a time: per-sample kernels would be grouped convolutions."""
+def _gradient_noise(
+    network: ResNet, params: PyTree, statistics: PyTree, images: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`|g_i|^2` of each sample, and the square of the norm of their mean. One sample at a time:
+    per-sample kernels would be grouped convolutions.
+    """
 
     def loss(params: PyTree, image: jax.Array, label: jax.Array) -> jax.Array:
         scores, _ = network(params, statistics, image[None], train=False)
@@ -374,21 +491,34 @@ def _gradient_noise(network: ResNet, params: PyTree, statistics: PyTree, images:
 
 
 def _norm2(tree: PyTree) -> jax.Array:
-    total: jax.Array = sum((jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)), start=jnp.float32(0))
+    total: jax.Array = sum(
+        (jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)), start=jnp.float32(0)
+    )
     return total
 
 
-def _losses(network: ResNet, ghost: int | None, params: PyTree, batch: PyTree, statistics: PyTree) -> tuple[jax.Array, Any]:
+def _losses(
+    network: ResNet, ghost: int | None, params: PyTree, batch: PyTree, statistics: PyTree
+) -> tuple[jax.Array, Any]:
     """Per-sample losses in training; beside them the new running statistics and the accuracy."""
     scores, new = network(params, statistics, batch["image"], train=True, ghost=ghost)
     losses = optax.softmax_cross_entropy_with_integer_labels(scores, batch["label"])
-    return losses, (new, jnp.mean((jnp.argmax(scores, axis=-1).astype(jnp.int32) == batch["label"]).astype(jnp.float32)))
+    return losses, (
+        new,
+        jnp.mean(
+            (jnp.argmax(scores, axis=-1).astype(jnp.int32) == batch["label"]).astype(jnp.float32)
+        ),
+    )
 
 
 def _times_rate() -> optax.GradientTransformationExtraArgs:
-    """`- rate * updates`, with the rate as an argument of each step: a run of another length compiles nothing new."""
+    """`- rate * updates`, with the rate as an argument of each step: a run of another length
+    compiles nothing new.
+    """
 
-    def update(updates: PyTree, state: PyTree, params: PyTree = None, *, rate: Any, **extra: Any) -> tuple[PyTree, PyTree]:
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree = None, *, rate: Any, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
         return jax.tree.map(lambda leaf: -rate * leaf, updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)

@@ -1,4 +1,6 @@
-"""Reweighted SAM: the perturbation follows the samples of large gradient, and stays parallel in the mini-batch."""
+"""Reweighted SAM: the perturbation follows the samples of large gradient, and stays parallel in the
+mini-batch.
+"""
 
 from sdesam.variants._base import Variant
 
@@ -10,7 +12,10 @@ VARIANTS = (
         normaliser="own",
         weights="gibbs",
         micro=False,
-        summary="SAM with Gibbs weights, u = sum_i p_i g_i / |sum_i p_i g_i|, p_i proportional to exp(lam nu_i), nu_i an estimate of |g_i|",
+        summary=(
+            "SAM with Gibbs weights, u = sum_i p_i g_i / |sum_i p_i g_i|, p_i proportional to"
+            " exp(lam nu_i), nu_i an estimate of |g_i|"
+        ),
         source="Luo et al., arXiv 2509.18001, section 4",
     ),
 )

@@ -1,4 +1,6 @@
-"""Normalised SAM: the perturbation is a gradient of unit length, of the mini-batch, the micro-batch or the whole data set."""
+"""Normalised SAM: the perturbation is a gradient of unit length, of the mini-batch, the micro-batch
+or the whole data set.
+"""
 
 from sdesam.variants._base import Variant
 
@@ -21,7 +23,9 @@ VARIANTS = (
         perturbation="micro-batch",
         normaliser="own",
         micro=True,
-        summary="SAM with a perturbation of its own for each micro-batch, u = grad f_I / |grad f_I|",
+        summary=(
+            "SAM with a perturbation of its own for each micro-batch, u = grad f_I / |grad f_I|"
+        ),
         source=f"{_FORET}, section 4.1; {_LUO}",
     ),
     Variant(

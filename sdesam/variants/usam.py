@@ -1,4 +1,6 @@
-"""Unnormalised SAM: the perturbation is a plain gradient, of the mini-batch, the micro-batch or the whole data set."""
+"""Unnormalised SAM: the perturbation is a plain gradient, of the mini-batch, the micro-batch or the
+whole data set.
+"""
 
 from sdesam.variants._base import Variant
 

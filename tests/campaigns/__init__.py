@@ -2,6 +2,6 @@
 
     python -m tests.campaigns.NAME --count N --seed S [--first K]
 
-prints counts and every violation with what repeats it; exit status 1 if there is one. They take minutes, so the suite runs a handful of
-seeds of each, and plants violations to see that they are found.
-"""
+prints counts and every violation with what repeats it; exit status 1 if there is one. They take
+minutes, so the suite runs a handful of seeds of each, and plants violations to see that they are
+found."""

@@ -19,7 +19,12 @@ from PIL import Image
 
 MEGABYTES = 400
 """What a bomb expands to."""
-OPENERS: dict[str, Callable[..., Any]] = {"": open, ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+OPENERS: dict[str, Callable[..., Any]] = {
+    "": open,
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+}
 
 
 def damage(place: Path, rng: np.random.Generator, other: bytes = b"") -> str:
@@ -33,7 +38,9 @@ def damage(place: Path, rng: np.random.Generator, other: bytes = b"") -> str:
         "empty": lambda: place.write_bytes(b""),
         "flip": lambda: place.write_bytes(flipped(content, rng, 1)),
         "flip many": lambda: place.write_bytes(flipped(content, rng, 40)),
-        "zeros": lambda: place.write_bytes(content[:at] + bytes(min(512, size - at)) + content[at + 512 :]),
+        "zeros": lambda: place.write_bytes(
+            content[:at] + bytes(min(512, size - at)) + content[at + 512 :]
+        ),
         "more": lambda: place.write_bytes(content + rng.bytes(100)),
         "before": lambda: place.write_bytes(rng.bytes(10) + content),
         "a piece is gone": lambda: place.write_bytes(content[:at] + content[at + 17 :]),
@@ -46,7 +53,14 @@ def damage(place: Path, rng: np.random.Generator, other: bytes = b"") -> str:
         "endless device": lambda: (place.unlink(), place.symlink_to("/dev/zero")),
         "gone": lambda: place.unlink(),
         "bomb": lambda: bomb(place),
-        "pickle": lambda: np.savez(place, np.array([Evil(place.parent / "executed")], object), allow_pickle=True) or named(place),
+        "pickle": (
+            lambda: (
+                np.savez(
+                    place, np.array([Evil(place.parent / "executed")], object), allow_pickle=True
+                )
+                or named(place)
+            )
+        ),
     }
     way = str(rng.choice(list(ways)))
     ways[way]()
@@ -68,9 +82,14 @@ def flipped(content: bytes, rng: np.random.Generator, count: int) -> bytes:
 
 def bomb(place: Path) -> None:
     """An npz of zeros, a few hundred kilobytes."""
-    with zipfile.ZipFile(place, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive, archive.open("__meta__.npy", "w") as member:
+    with (
+        zipfile.ZipFile(place, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("__meta__.npy", "w") as member,
+    ):
         header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (MEGABYTES << 20,)})
+        np.lib.format.write_array_header_1_0(
+            header, {"descr": "|u1", "fortran_order": False, "shape": (MEGABYTES << 20,)}
+        )
         member.write(header.getvalue())
         for _ in range(MEGABYTES):
             member.write(bytes(1 << 20))
@@ -85,7 +104,11 @@ class Evil:
     def __reduce__(self) -> Any:
         if self.call is not None:
             return self.call
-        return (Path.touch, (self.target,)) if os.getpid() % 2 else (os.system, (f"touch {self.target}",))
+        return (
+            (Path.touch, (self.target,))
+            if os.getpid() % 2
+            else (os.system, (f"touch {self.target}",))
+        )
 
 
 def pickles(target: Path, rows: np.ndarray, labels: list[int]) -> dict[str, bytes]:
@@ -104,7 +127,9 @@ def pickles(target: Path, rows: np.ndarray, labels: list[int]) -> dict[str, byte
         "opens": batch(Evil(target, (open, (str(target), "w")))),
         "in the labels": batch(rows, Evil(target)),
         "array of objects": batch(np.array([None] * len(rows), object)),
-        "array at a pointer": batch(Evil(target, (np.ndarray, ((4, 3072), np.dtype("u1"), b"short", 0, None)))),
+        "array at a pointer": batch(
+            Evil(target, (np.ndarray, ((4, 3072), np.dtype("u1"), b"short", 0, None)))
+        ),
         "reconstructs a class": batch(Evil(target, (reconstruct, (dict, *arguments[1:])))),
         "huge array": batch(Evil(target, (reconstruct, (np.ndarray, (1 << 40,), b"b")))),
         "deep": b"\x80\x02}U\x04data" + b"]" * 100_000 + b"a" * 99_999 + b"s.",
@@ -193,7 +218,20 @@ def add_hostile(archive: tarfile.TarFile, way: str, outside: Path) -> None:
         archive.fileobj.write(header(member))  # type: ignore[union-attr]
 
 
-HOSTILE = ["climbs", "absolute", "link", "hard link", "device", "pipe", "said to be huge", "negative", "sparse", "expands", "many", "long name"]
+HOSTILE = [
+    "climbs",
+    "absolute",
+    "link",
+    "hard link",
+    "device",
+    "pipe",
+    "said to be huge",
+    "negative",
+    "sparse",
+    "expands",
+    "many",
+    "long name",
+]
 
 
 def header(member: tarfile.TarInfo) -> bytes:

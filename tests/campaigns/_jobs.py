@@ -1,4 +1,6 @@
-"""What the campaign of kills runs in processes of its own: simulations, trainings, sweeps, and a switch that kills the process that it is in."""
+"""What the campaign of kills runs in processes of its own: simulations, trainings, sweeps, and a
+switch that kills the process that it is in.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Kill:
-    """When: after `seconds`, when a new file is seen, or at the `number`-th call of a function of `os`, before or after it."""
+    """When: after `seconds`, when a new file is seen, or at the `number`-th call of a function of
+    `os`, before or after it.
+    """
 
     way: str
     seconds: float = 0.0
@@ -69,18 +73,61 @@ def noise(x, xi):
 def run(job: Job, folder: Path, target: Path) -> None:
     """A simulation or a training with a snapshot, its numbers written to `target`."""
     options: dict[str, Any] = {
-        **{"keep": job.keep, "chunk": job.chunk, "devices": jax.devices()[: job.devices], "progress": False},
+        **{
+            "keep": job.keep,
+            "chunk": job.chunk,
+            "devices": jax.devices()[: job.devices],
+            "progress": False,
+        },
         **{"snapshot": folder / "snapshot", "snapshot_every": job.every},
     }
     if job.kind == "simulate":
-        sde = sdesam.SDE(wild_drift if job.wild else drift, noise, (2,), {"a": jnp.ones(2), "b": jnp.float32(0.5)})
+        sde = sdesam.SDE(
+            wild_drift if job.wild else drift,
+            noise,
+            (2,),
+            {"a": jnp.ones(2), "b": jnp.float32(0.5)},
+        )
         observe = {"b": lambda x: x["b"], "a": lambda x: x["a"], "log": lambda x: jnp.log(x["b"])}
-        out = sdesam.simulate(sde, jax.random.key(1), 10, 8.0, 1 / 64, times=np.arange(0, 65) / 8, observe=observe, **options)
+        out = sdesam.simulate(
+            sde,
+            jax.random.key(1),
+            10,
+            8.0,
+            1 / 64,
+            times=np.arange(0, 65) / 8,
+            observe=observe,
+            **options,
+        )
     else:
-        chain = sdesam.Chain("m-usam", sdesam.problems.quadratic(), lr=0.1, rho=0.1, batch=4, micro=2)
-        out = sdesam.train(chain, jax.random.key(1), 10, 120, times=np.arange(0, 61) * 0.2, observe=["loss", "trace_cov"], **options)
-    found = {"mean": out.mean, "stderr": out.stderr, "final": out.final, "values": out.values, "lost": out.nonfinite, "paths": out.diverged.paths}
-    target.write_text(json.dumps([np.asarray(leaf).tobytes().hex() for leaf in jax.tree.leaves({**found, "time": out.diverged.time})]))
+        chain = sdesam.Chain(
+            "m-usam", sdesam.problems.quadratic(), lr=0.1, rho=0.1, batch=4, micro=2
+        )
+        out = sdesam.train(
+            chain,
+            jax.random.key(1),
+            10,
+            120,
+            times=np.arange(0, 61) * 0.2,
+            observe=["loss", "trace_cov"],
+            **options,
+        )
+    found = {
+        "mean": out.mean,
+        "stderr": out.stderr,
+        "final": out.final,
+        "values": out.values,
+        "lost": out.nonfinite,
+        "paths": out.diverged.paths,
+    }
+    target.write_text(
+        json.dumps(
+            [
+                np.asarray(leaf).tobytes().hex()
+                for leaf in jax.tree.leaves({**found, "time": out.diverged.time})
+            ]
+        )
+    )
 
 
 def execute(config: Any, needed: Any, device: Any) -> Numbers:
@@ -88,7 +135,9 @@ def execute(config: Any, needed: Any, device: Any) -> Numbers:
     with jax.default_device(device):
         draws = jax.random.normal(jax.random.key(config["seed"]), (2000,))
     sleep(0.02)
-    return Numbers({"mean": float(draws.mean()), "needed": len(needed)}, {"draws": np.asarray(draws)})
+    return Numbers(
+        {"mean": float(draws.mean()), "needed": len(needed)}, {"draws": np.asarray(draws)}
+    )
 
 
 def needs(config: Any) -> list[Any]:
@@ -96,13 +145,25 @@ def needs(config: Any) -> list[Any]:
 
 
 CONFIGS = [{"seed": seed, "part": "end"} for seed in range(8)]
-EXPERIMENT = Experiment("kills", "A sweep to kill", "", lambda preset: CONFIGS, execute, lambda runs: {}, lambda data: None, needs=needs)
+EXPERIMENT = Experiment(
+    "kills",
+    "A sweep to kill",
+    "",
+    lambda preset: CONFIGS,
+    execute,
+    lambda runs: {},
+    lambda data: None,
+    needs=needs,
+)
 
 
 def child(job: Job, folder: Path, target: Path, kill: Kill | None) -> None:
     """The process that is killed."""
     # compiled for as many devices as the job has, so that every job is quick
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={max(job.devices, 1)} --xla_backend_optimization_level=0"
+    os.environ["XLA_FLAGS"] = (
+        f"--xla_force_host_platform_device_count={max(job.devices, 1)}"
+        " --xla_backend_optimization_level=0"
+    )
     tqdm.set_lock(threading.RLock())  # the one between processes outlives a kill
     if kill is not None and kill.way.split()[-1] in ("fsync", "replace", "rename"):
         kill_at(kill)
@@ -114,7 +175,16 @@ def child(job: Job, folder: Path, target: Path, kill: Kill | None) -> None:
             made = sweep(EXPERIMENT, CONFIGS, RunStore(folder), progress=False)
             target.write_text(json.dumps(made.done))
         else:
-            words = ["reproduce", "fisher_hessian", "--option", "seeds=1", "--store", str(folder), "--output", str(target.parent / "figures")]
+            words = [
+                "reproduce",
+                "fisher_hessian",
+                "--option",
+                "seeds=1",
+                "--store",
+                str(folder),
+                "--output",
+                str(target.parent / "figures"),
+            ]
             try:
                 command_line(words)
             except SystemExit as ended:

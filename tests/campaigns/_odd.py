@@ -42,13 +42,97 @@ def branches(x, *_):
     return jnp.sum(jax.tree.leaves(x)[0]) if jax.tree.leaves(x)[0].sum() > 0 else 0.0
 
 
-NUMBERS = [float("nan"), float("inf"), -1.0, 0, 0.0, "0.1", None, 1e300, 1e-300, True, 0.1 + 0.1j, [0.1], np.ones(2), jnp.ones(2), Fraction(1, 3), {}]
-COUNTS = [0, -1, 2.5, "3", None, True, 10**15, 2**40, float("nan"), float("inf"), np.ones(2, int), [2], 3 + 0j, 1.0, "many", {}]
-KEYS = [0, None, "key", 1.5, np.zeros(3, np.uint32), jnp.zeros(2), np.zeros((2, 2), np.uint32), object(), jnp.uint32(3)]
-FUNCTIONS = [None, 3, "loss", jnp.ones(2), [len], lambda: 0.0, lambda *_: None, lambda *_: "text", lambda *_: (1.0, 2.0), fails, branches]
-FUNCTIONS += [lambda *_: 1, lambda *_: jnp.nan, lambda *_: jnp.ones((2, 3)), lambda *_: {"a": 1.0}, lambda x, *_: x, lambda *_: True, dict, print]
-FUNCTIONS += [lambda *_: jnp.ones(()) * 1j, lambda *_: np.array("text"), lambda x, *_: np.sin(np.asarray(jax.tree.leaves(x)[0])), Module]
-TREES = [{}, None, "start", [], (), 3, True, {"a": "text"}, {"a": object()}, [1, 2], np.arange(3), {"a": np.ones(2), "b": np.ones(2, bool)}, len]
+NUMBERS = [
+    float("nan"),
+    float("inf"),
+    -1.0,
+    0,
+    0.0,
+    "0.1",
+    None,
+    1e300,
+    1e-300,
+    True,
+    0.1 + 0.1j,
+    [0.1],
+    np.ones(2),
+    jnp.ones(2),
+    Fraction(1, 3),
+    {},
+]
+COUNTS = [
+    0,
+    -1,
+    2.5,
+    "3",
+    None,
+    True,
+    10**15,
+    2**40,
+    float("nan"),
+    float("inf"),
+    np.ones(2, int),
+    [2],
+    3 + 0j,
+    1.0,
+    "many",
+    {},
+]
+KEYS = [
+    0,
+    None,
+    "key",
+    1.5,
+    np.zeros(3, np.uint32),
+    jnp.zeros(2),
+    np.zeros((2, 2), np.uint32),
+    object(),
+    jnp.uint32(3),
+]
+FUNCTIONS = [
+    None,
+    3,
+    "loss",
+    jnp.ones(2),
+    [len],
+    lambda: 0.0,
+    lambda *_: None,
+    lambda *_: "text",
+    lambda *_: (1.0, 2.0),
+    fails,
+    branches,
+]
+FUNCTIONS += [
+    lambda *_: 1,
+    lambda *_: jnp.nan,
+    lambda *_: jnp.ones((2, 3)),
+    lambda *_: {"a": 1.0},
+    lambda x, *_: x,
+    lambda *_: True,
+    dict,
+    print,
+]
+FUNCTIONS += [
+    lambda *_: jnp.ones(()) * 1j,
+    lambda *_: np.array("text"),
+    lambda x, *_: np.sin(np.asarray(jax.tree.leaves(x)[0])),
+    Module,
+]
+TREES = [
+    {},
+    None,
+    "start",
+    [],
+    (),
+    3,
+    True,
+    {"a": "text"},
+    {"a": object()},
+    [1, 2],
+    np.arange(3),
+    {"a": np.ones(2), "b": np.ones(2, bool)},
+    len,
+]
 TREES += [
     {1: 2.0, "b": 3.0},
     np.array([1.0, np.nan]),
@@ -67,8 +151,34 @@ TREES += [
     range(3),
     {"a": {1.0}},
 ]
-DATA = [*TREES, {"a": np.ones(3), "b": np.ones(4)}, [[1.0, 2.0], [3.0]], "abc", ["a", "b"], np.ones(()), np.ones((0, 2)), {"a": []}]
-TIMES = [[], [0.3333], [0.0, 0.0], [0.5, 0.25], [float("nan")], "0", ["a"], [[0.0, 0.5]], [-0.5], [1e9], {}, 0.25, [True], [None], [0j], lambda: 0]
+DATA = [
+    *TREES,
+    {"a": np.ones(3), "b": np.ones(4)},
+    [[1.0, 2.0], [3.0]],
+    "abc",
+    ["a", "b"],
+    np.ones(()),
+    np.ones((0, 2)),
+    {"a": []},
+]
+TIMES = [
+    [],
+    [0.3333],
+    [0.0, 0.0],
+    [0.5, 0.25],
+    [float("nan")],
+    "0",
+    ["a"],
+    [[0.0, 0.5]],
+    [-0.5],
+    [1e9],
+    {},
+    0.25,
+    [True],
+    [None],
+    [0j],
+    lambda: 0,
+]
 OBSERVE = [
     None,
     3,
@@ -100,7 +210,23 @@ ODD = {
     "times rates": TIMES,
     "observe observables": OBSERVE,
     "method keep normals dtype expectation without judged devices variant snapshot norms": WORDS,
-    "noise_shape order": [3, "2", None, (2.5,), (-1,), [2, 3], (0,), (1, 1, 1), ("a",), (3, 4), (True, 2), (2, 1), (10**6, 10**6), {}, (0, 2)],
+    "noise_shape order": [
+        3,
+        "2",
+        None,
+        (2.5,),
+        (-1,),
+        [2, 3],
+        (0,),
+        (1, 1, 1),
+        ("a",),
+        (3, 4),
+        (True, 2),
+        (2, 1),
+        (10**6, 10**6),
+        {},
+        (0, 2),
+    ],
     "replace antithetic": [None, "no", 2, [], np.ones(2), jnp.ones(2)],
     "problem equation sde chain hypothesis": [None, 3, "digits", len, {}, Pair(1, 2)],
 }
@@ -128,8 +254,18 @@ class Draw:
         def leaf() -> Any:
             return self.leaf(self.pick([(), (1,), (2,), (3, 1), (2, 2)]))
 
-        makers: list[Callable[[], Any]] = [leaf, leaf, lambda: {"w": leaf(), "b": leaf()}, lambda: (leaf(), [leaf()]), lambda: Pair(leaf(), None)]
-        makers += [lambda: [leaf(), None, leaf()], lambda: {"z": {"y": {"x": leaf()}}, "empty": {}}, lambda: Box(leaf(), {"a": leaf()})]
+        makers: list[Callable[[], Any]] = [
+            leaf,
+            leaf,
+            lambda: {"w": leaf(), "b": leaf()},
+            lambda: (leaf(), [leaf()]),
+            lambda: Pair(leaf(), None),
+        ]
+        makers += [
+            lambda: [leaf(), None, leaf()],
+            lambda: {"z": {"y": {"x": leaf()}}, "empty": {}},
+            lambda: Box(leaf(), {"a": leaf()}),
+        ]
         makers += [
             lambda: Module(leaf(), leaf()),
             lambda: {"some": leaf(), "none": self.leaf((0, 2))},
@@ -149,15 +285,21 @@ class Draw:
 
     def key(self) -> Any:
         seed = int(self.rng.integers(1000))
-        return self.pick([jax.random.key(seed), jax.random.PRNGKey(seed), np.asarray(jax.random.PRNGKey(seed))])
+        return self.pick(
+            [jax.random.key(seed), jax.random.PRNGKey(seed), np.asarray(jax.random.PRNGKey(seed))]
+        )
 
     def close(self, found: Any, wanted: Any, stderr: Any = 0.0, paths: int = 1) -> bool:
-        """Within rounding, and the standard errors of paths that one right mean in a million exceeds; fewer than ten paths say nothing."""
+        """Within rounding, and the standard errors of paths that one right mean in a million
+        exceeds; fewer than ten paths say nothing.
+        """
         if 1 < paths < 10:
             return True
         gap = np.abs(np.asarray(found, float) - np.asarray(wanted, float))
         wide = stats.t.ppf(1 - 5e-7, max(paths - 1, 1)) * np.asarray(stderr, float)
-        return bool((gap <= DIGITS[self.dtype] * (1 + np.abs(np.asarray(wanted, float))) + wide).all())
+        return bool(
+            (gap <= DIGITS[self.dtype] * (1 + np.abs(np.asarray(wanted, float))) + wide).all()
+        )
 
 
 def first(x: Any) -> Any:
@@ -171,5 +313,8 @@ def number(tree: Any) -> float:
 
 def squares(x: Any, sample: Any) -> Any:
     """`|x - a|^2 / 2`, whose gradient is affine, so that means are known."""
-    parts = [jnp.sum((leaf - jax.tree.leaves(sample)[0].astype(jnp.result_type(leaf))) ** 2) / 2 for leaf in jax.tree.leaves(x)]
+    parts = [
+        jnp.sum((leaf - jax.tree.leaves(sample)[0].astype(jnp.result_type(leaf))) ** 2) / 2
+        for leaf in jax.tree.leaves(x)
+    ]
     return sum(parts)

@@ -1,4 +1,6 @@
-"""What the campaigns share: a worker process that may hang or crash, what a good refusal is, and the report."""
+"""What the campaigns share: a worker process that may hang or crash, what a good refusal is, and
+the report.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,16 @@ from typing import Any
 from tqdm import tqdm
 
 REFUSALS = (TypeError, ValueError, OSError, LookupError, ImportError)
-"""What bad input may raise; `NotImplementedError`, `AssertionError`, `RecursionError` and `StopIteration` are none of these."""
+"""What bad input may raise; `NotImplementedError`, `AssertionError`, `RecursionError` and
+`StopIteration` are none of these.
+"""
 LONGEST = 700
 """Characters of a sentence."""
 RAW = re.compile(
-    r"Traced|Tracer|Concretization|jaxpr|ShapedArray|\blax\.|shard_map|dot_general|while_loop|pjit|vmap was|JAX-traced"
-    r"|PyTreeDef|traced for jit|not a valid JAX|valid value for jnp|unsupported operand|has no attribute|out of range|too many values to unpack"
+    r"Traced|Tracer|Concretization|jaxpr|ShapedArray|\blax\.|shard_map|dot_general|while_loop|pjit|vmap"
+    r" was|JAX-traced"
+    r"|PyTreeDef|traced for jit|not a valid JAX|valid value for jnp|unsupported operand|has no"
+    r" attribute|out of range|too many values to unpack"
 )
 """Words of jax and of Python that say nothing to who made the call."""
 
@@ -54,7 +60,8 @@ def fault_of(error: BaseException, names: Iterable[str] = ()) -> str | None:
 
     Args:
         error: what was raised.
-        names: words of the call, of which the sentence must have one; none are asked for if there are none.
+        names: words of the call, of which the sentence must have one; none are asked for if there
+            are none.
     """
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if not isinstance(error, REFUSALS):
@@ -76,7 +83,9 @@ def fault_of(error: BaseException, names: Iterable[str] = ()) -> str | None:
 def tell(error: BaseException) -> str:
     """The error and the lines where it comes from."""
     last = traceback.extract_tb(error.__traceback__)[-3:]
-    where = " < ".join(f"{os.path.basename(frame.filename)}:{frame.lineno}" for frame in reversed(last))
+    where = " < ".join(
+        f"{os.path.basename(frame.filename)}:{frame.lineno}" for frame in reversed(last)
+    )
     return f"{type(error).__name__}: {str(error)[:1500]} [{where}]"
 
 
@@ -92,9 +101,15 @@ def _serve(pipe: Any, work: Callable[[int], Outcome], environment: dict[str, str
 
 
 def tries(
-    work: Callable[[int], Outcome], seeds: Iterable[int], *, seconds: float = 60.0, environment: dict[str, str] | None = None, renew: int = 100
+    work: Callable[[int], Outcome],
+    seeds: Iterable[int],
+    *,
+    seconds: float = 60.0,
+    environment: dict[str, str] | None = None,
+    renew: int = 100,
 ) -> Iterator[tuple[int, Outcome]]:
-    """The outcome of each seed, worked out in another process; a hang or a crash is an outcome, and ends that process alone.
+    """The outcome of each seed, worked out in another process; a hang or a crash is an outcome, and
+    ends that process alone.
 
     Args:
         work: a function of a module, so that the other process finds it.
@@ -108,13 +123,20 @@ def tries(
     for seed in seeds:
         if worker is None:
             pipe, theirs = context.Pipe()
-            worker, done = context.Process(target=_serve, args=(theirs, work, environment or {}), daemon=True), 0
+            worker, done = (
+                context.Process(target=_serve, args=(theirs, work, environment or {}), daemon=True),
+                0,
+            )
             worker.start()
             theirs.close()
         pipe.send(seed)
         try:
             # the first try of a process waits for imports too
-            outcome = pipe.recv() if pipe.poll(seconds if done else seconds + 30) else wrong("unknown", f"hangs for {seconds:g} s", "")
+            outcome = (
+                pipe.recv()
+                if pipe.poll(seconds if done else seconds + 30)
+                else wrong("unknown", f"hangs for {seconds:g} s", "")
+            )
         except (EOFError, ConnectionResetError):
             worker.join()
             outcome = wrong("unknown", f"crashes its process (exit code {worker.exitcode})", "")
@@ -140,10 +162,16 @@ def planted(seed: int) -> Outcome:
 
 def arguments(doc: str | None, count: int) -> argparse.Namespace:
     """`--count`, `--seed`, `--first`."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=count, help=f"how many tries (default {count})")
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--count", type=int, default=count, help=f"how many tries (default {count})"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the campaign (default 0)")
-    parser.add_argument("--first", type=int, default=0, help="number of the first try, to repeat one (default 0)")
+    parser.add_argument(
+        "--first", type=int, default=0, help="number of the first try, to repeat one (default 0)"
+    )
     return parser.parse_args()
 
 
@@ -154,7 +182,8 @@ def seeds(given: argparse.Namespace) -> range:
 
 
 def report(name: str, outcomes: Iterable[tuple[int, Outcome]], single: bool = True) -> int:
-    """Print violations as they come, with what repeats each, and counts at the end; the exit status.
+    """Print violations as they come, with what repeats each, and counts at the end; the exit
+    status.
 
     Args:
         name: of the campaign's module.

@@ -1,17 +1,20 @@
 """Random calls of the command line, right ones and wrong ones, and what must hold of each.
 
     python -m tests.campaigns.command_line --count 300 --seed 0
-    python -m tests.campaigns.command_line --seed 0 --only 17         call 17 again, with all that it printed
+    python -m tests.campaigns.command_line --seed 0 --only 17         call 17 again, with all that
+    it printed
 
-A worker process makes the calls one after the other, each in a folder of its own; every twentieth is a program of its own. Of every call must hold:
+A worker process makes the calls one after the other, each in a folder of its own; every twentieth
+is a program of its own. Of every call must hold:
 
 * it ends within a minute, with a status that is documented, and without a traceback;
 * status 2 or 3 comes with one sentence, and after status 2 there is no new file;
-* status 0 comes with no number that is not finite, neither in a table nor among the means of the JSON;
+* status 0 comes with no number that is not finite, neither in a table nor among the means of the
+  JSON;
 * with `--json -` the standard output is JSON and nothing else, whatever the problem prints.
 
-The calls depend on the seed and their number alone. It ends with status 1 if any call violates a rule.
-"""
+The calls depend on the seed and their number alone. It ends with status 1 if any call violates a
+rule."""
 
 from __future__ import annotations
 
@@ -51,7 +54,10 @@ def good(n=6):
     print("printed when it is made")
     return _sum(n=n, x=lambda x: x)
 def vector(): return _sum(x0=jnp.ones(3), x=lambda x: x, size=lambda x: jnp.sum(x))
-def pytree(): return _sum(lambda x, a: jnp.sum(jnp.cos(x["w"] - a)) + x["b"] ** 2, x0={"w": jnp.ones(2), "b": 0.5})
+def pytree():
+    return _sum(
+        lambda x, a: jnp.sum(jnp.cos(x["w"] - a)) + x["b"] ** 2, x0={"w": jnp.ones(2), "b": 0.5}
+    )
 def one(): return _sum(n=1)
 def outside(): return _sum(log=lambda x: jnp.log(x - 5))
 def sometimes(): return _sum(x0=0.05, root=lambda x: jnp.sqrt(x))
@@ -95,7 +101,10 @@ def execute(config, needed, device):
 
 def summarise(stored):
     total = sum(run.numbers.values["end"] for run in stored)
-    return {"lines": [f"sum {total:.3g}"], "verdicts": {"NAME": {"status": "confirmed", "reason": "it ends"}}}
+    return {
+        "lines": [f"sum {total:.3g}"],
+        "verdicts": {"NAME": {"status": "confirmed", "reason": "it ends"}},
+    }
 
 def figure(data):
     from matplotlib.figure import Figure
@@ -107,45 +116,189 @@ EXPERIMENT = Experiment("NAME", "Numbers", "nothing", runs, execute, summarise, 
 """
 
 VARIANTS = ["sgd", "usam", "m-usam", "n-usam", "sam", "m-sam", "n-sam", "dnsam", "rw-sam"]
-PROBLEMS = ["quadratic", "linear-regression", "torus1d", "torus2d", "mine:good", "./mine.py:vector", "mine:pytree", "mine:one", "mine:noisy"]
-BAD_PROBLEMS = [f"mine:{name}" for name in re.findall(r"^def ([a-z]\w+)", MINE, re.M)] + [
-    *("digit", "", ":", "mine", "mine.py", "mine:", ":good", "none:good", "./none.py:good", "broken:make", "./syntax.py:make", "mine:nowhere"),
-    *("mine:problem", "json:loads", "os:getcwd", "wave:make", "./mine.py:good:x", "sub/mine:good", "sub/mine.py:good", ".x:y", "digits:x"),
+PROBLEMS = [
+    "quadratic",
+    "linear-regression",
+    "torus1d",
+    "torus2d",
+    "mine:good",
+    "./mine.py:vector",
+    "mine:pytree",
+    "mine:one",
+    "mine:noisy",
 ]
-BAD_NUMBERS = ["nan", "inf", "-inf", "-1", "0", "1e300", "1e-300", "-0.0", "x", "", "1e999", "0x10", "1_0", "٣", "1,2", " 1", "99999999999999999999"]
-BAD_INTEGERS = [*BAD_NUMBERS, "1.5", "2147483648", "4294967295", "4294967296", "9223372036854775808", "-9223372036854775809", "1" * 400, "1" * 5000]
-_TOO_MANY = [value for value in BAD_INTEGERS if value not in ("2147483648", "4294967295", "4294967296")]  # these are asked for rightly, and take days
-BAD_NAMES = [",", "", "loss,loss", "los", "loss,", "nope,loss", "loss;grad_norm2", "LOSS", "x", "log", "trace_cov,", "word", "a" * 300]
+BAD_PROBLEMS = [f"mine:{name}" for name in re.findall(r"^def ([a-z]\w+)", MINE, re.M)] + [
+    *(
+        "digit",
+        "",
+        ":",
+        "mine",
+        "mine.py",
+        "mine:",
+        ":good",
+        "none:good",
+        "./none.py:good",
+        "broken:make",
+        "./syntax.py:make",
+        "mine:nowhere",
+    ),
+    *(
+        "mine:problem",
+        "json:loads",
+        "os:getcwd",
+        "wave:make",
+        "./mine.py:good:x",
+        "sub/mine:good",
+        "sub/mine.py:good",
+        ".x:y",
+        "digits:x",
+    ),
+]
+BAD_NUMBERS = [
+    "nan",
+    "inf",
+    "-inf",
+    "-1",
+    "0",
+    "1e300",
+    "1e-300",
+    "-0.0",
+    "x",
+    "",
+    "1e999",
+    "0x10",
+    "1_0",
+    "٣",
+    "1,2",
+    " 1",
+    "99999999999999999999",
+]
+BAD_INTEGERS = [
+    *BAD_NUMBERS,
+    "1.5",
+    "2147483648",
+    "4294967295",
+    "4294967296",
+    "9223372036854775808",
+    "-9223372036854775809",
+    "1" * 400,
+    "1" * 5000,
+]
+_TOO_MANY = [
+    value for value in BAD_INTEGERS if value not in ("2147483648", "4294967295", "4294967296")
+]  # these are asked for rightly, and take days
+BAD_NAMES = [
+    ",",
+    "",
+    "loss,loss",
+    "los",
+    "loss,",
+    "nope,loss",
+    "loss;grad_norm2",
+    "LOSS",
+    "x",
+    "log",
+    "trace_cov,",
+    "word",
+    "a" * 300,
+]
 BAD_FILES = [
-    *("", ".", "..", "a/b/c/d.out", "a" * 246, "a" * 256, "é" * 130, "folder", "file/below", "nowhere/x", "-", "x\n", "./mine.py/x", "link", "~"),
-    *("same", "./same", "folder/../same", "/proc/nowhere/x", "same.json", "a b", ".hidden", "*", "\udcff"),
+    *(
+        "",
+        ".",
+        "..",
+        "a/b/c/d.out",
+        "a" * 246,
+        "a" * 256,
+        "é" * 130,
+        "folder",
+        "file/below",
+        "nowhere/x",
+        "-",
+        "x\n",
+        "./mine.py/x",
+        "link",
+        "~",
+    ),
+    *(
+        "same",
+        "./same",
+        "folder/../same",
+        "/proc/nowhere/x",
+        "same.json",
+        "a b",
+        ".hidden",
+        "*",
+        "\udcff",
+    ),
 ]
 BAD_LISTS = [",", "", "1,,2", "4,4", "3", "0", "-1", "1.5", "2,x", "16,4,1", "1" * 30, "2,3,4"]
-ORDERS = ["1,2", "2,3", "1,1", "2,2", "1,3", "2", "3,3", "0,0", "-1,2", "1,20", "x,y", "2,3,4", "", "2,4", "1,100000"]
+ORDERS = [
+    "1,2",
+    "2,3",
+    "1,1",
+    "2,2",
+    "1,3",
+    "2",
+    "3,3",
+    "0,0",
+    "-1,2",
+    "1,20",
+    "x,y",
+    "2,3,4",
+    "",
+    "2,4",
+    "1,100000",
+]
 
 
 _OWN_OBSERVABLES = [
     *((f"mine:{name}", name) for name in ("late", "nothing")),
-    *(("mine:leaves", "ends"), ("mine:wordless", "fails"), ("mine:words", "word"), ("mine:outside", "log,loss"), ("mine:sometimes", "root,loss")),
-    *(("mine:noisy", "x"), ("mine:steep", "loss"), ("mine:vector", "x,size"), ("mine:nan_gradient", "loss"), ("mine:kink", "loss")),
+    *(
+        ("mine:leaves", "ends"),
+        ("mine:wordless", "fails"),
+        ("mine:words", "word"),
+        ("mine:outside", "log,loss"),
+        ("mine:sometimes", "root,loss"),
+    ),
+    *(
+        ("mine:noisy", "x"),
+        ("mine:steep", "loss"),
+        ("mine:vector", "x,size"),
+        ("mine:nan_gradient", "loss"),
+        ("mine:kink", "loss"),
+    ),
 ]
 
 
 def call(rng: random.Random) -> list[str]:
     """A call: right but for what is then made wrong in every second."""
-    command = rng.choices(["derive", "simulate", "train", "compare", "verify", "reproduce", "figures"], [2, 6, 6, 4, 4, 3, 2])[0]
+    command = rng.choices(
+        ["derive", "simulate", "train", "compare", "verify", "reproduce", "figures"],
+        [2, 6, 6, 4, 4, 3, 2],
+    )[0]
     words, options = {
-        "derive": _derive, "simulate": _simulate, "train": _train, "compare": _compare,
-        "verify": _verify, "reproduce": _reproduce, "figures": _figures,
-    }[command](rng)  # fmt: skip
+        "derive": _derive,
+        "simulate": _simulate,
+        "train": _train,
+        "compare": _compare,
+        "verify": _verify,
+        "reproduce": _reproduce,
+        "figures": _figures,
+    }[command](rng)
     for _ in range(rng.choice([0, 0, 1, 1, 1, 2])):
         words, options = _spoilt(rng, command, words, options)
-    told = [word for name, value in options for word in ([name] if value is None else [name, value])]
+    told = [
+        word for name, value in options for word in ([name] if value is None else [name, value])
+    ]
     return [command, *words, *told]
 
 
 def _derive(rng):
-    return [rng.choice(VARIANTS)], [("--order", rng.choice(["1,2", "2,3"])), ("--format", rng.choice(["text", "latex", "json"]))]
+    return [rng.choice(VARIANTS)], [
+        ("--order", rng.choice(["1,2", "2,3"])),
+        ("--format", rng.choice(["text", "latex", "json"])),
+    ]
 
 
 def _numbers(rng, variant):
@@ -161,7 +314,9 @@ def _numbers(rng, variant):
     if rng.random() < 0.3:
         found.append(("--no-replace", None))
     if rng.random() < 0.5:
-        own = {"mine:good": "x", "./mine.py:vector": "x", "mine:noisy": "x"}.get(problem, "grad_norm2")
+        own = {"mine:good": "x", "./mine.py:vector": "x", "mine:noisy": "x"}.get(
+            problem, "grad_norm2"
+        )
         found.append(("--observe", rng.choice(["loss", f"{own},loss", "trace_cov,loss"])))
     if rng.random() < 0.4:
         found.append(("--seed", str(rng.randrange(2**32))))
@@ -177,17 +332,28 @@ def _simulate(rng):
     variant = rng.choice(VARIANTS)
     found = [*_numbers(rng, variant), ("--paths", str(rng.choice([1, 2, 5, 8])))]
     lr = float(dict(found)["--lr"])
-    found += [("--horizon", f"{lr * rng.choice([1, 4, 10]):g}"), ("--method", rng.choice(["heun", "euler", "richardson"]))]
+    found += [
+        ("--horizon", f"{lr * rng.choice([1, 4, 10]):g}"),
+        ("--method", rng.choice(["heun", "euler", "richardson"])),
+    ]
     if variant.startswith("m-"):
         found.append(("--micro", rng.choice(["1", "2", "4"])))
     if rng.random() < 0.2:
         found.append(("--normals", "jax"))
-    return [variant], [*found, ("--order", rng.choice(["1,2", "2,3"])), *_outputs(rng, "--save", "--snapshot")]
+    return [variant], [
+        *found,
+        ("--order", rng.choice(["1,2", "2,3"])),
+        *_outputs(rng, "--save", "--snapshot"),
+    ]
 
 
 def _train(rng):
     variant = rng.choice(VARIANTS)
-    found = [*_numbers(rng, variant), ("--runs", str(rng.choice([1, 2, 5]))), ("--steps", str(rng.choice([1, 3, 10])))]
+    found = [
+        *_numbers(rng, variant),
+        ("--runs", str(rng.choice([1, 2, 5]))),
+        ("--steps", str(rng.choice([1, 3, 10]))),
+    ]
     if variant.startswith("m-"):
         found.append(("--micro", rng.choice(["1", "2", "4"])))
     return [variant], [*found, *_outputs(rng, "--save", "--snapshot")]
@@ -195,8 +361,16 @@ def _train(rng):
 
 def _compare(rng):
     variant = rng.choice(VARIANTS)
-    found = [(name, value) for name, value in _numbers(rng, variant) if name != "--observe" or value == "loss"]
-    found += [("--runs", rng.choice(["8", "16"])), ("--steps", rng.choice(["1", "4"])), ("--judge", rng.choice(["loss", "trace_cov"]))]
+    found = [
+        (name, value)
+        for name, value in _numbers(rng, variant)
+        if name != "--observe" or value == "loss"
+    ]
+    found += [
+        ("--runs", rng.choice(["8", "16"])),
+        ("--steps", rng.choice(["1", "4"])),
+        ("--judge", rng.choice(["loss", "trace_cov"])),
+    ]
     if variant.startswith("m-"):
         found.append(("--micro", rng.choice(["4", "2,1"])))
     return [variant], [*found, *_outputs(rng)]
@@ -208,7 +382,11 @@ def _verify(rng):
     output = [("--output", "report")] if rng.random() < 0.4 else []
     if rng.random() < 0.3:
         return [rng.choice(["LTE", "L-3.9", "L-RW2", "L-FIM", "L-3.5n"])], [*output, *_outputs(rng)]
-    found = [("--variant", rng.choice(VARIANTS)), ("--problem", rng.choice(["torus1d", "quadratic"])), ("--problem-arg", "samples=3")]
+    found = [
+        ("--variant", rng.choice(VARIANTS)),
+        ("--problem", rng.choice(["torus1d", "quadratic"])),
+        ("--problem-arg", "samples=3"),
+    ]
     if dict(found)["--variant"] == "rw-sam":
         found.append(("--lam", "1"))
     return ["signature"], [*found, ("--order", rng.choice(["1,2", "2,3"])), *output, *_outputs(rng)]
@@ -225,29 +403,92 @@ def _reproduce(rng):
 
 
 def _figures(rng):
-    return rng.choice([["stored"], [], ["sums"], ["stored", "stored"]]), [("--output", rng.choice(["data", "nowhere", "damaged"]))]
+    return rng.choice([["stored"], [], ["sums"], ["stored", "stored"]]), [
+        ("--output", rng.choice(["data", "nowhere", "damaged"]))
+    ]
 
 
 _BAD = {
-    "--lr": BAD_NUMBERS, "--rho": BAD_NUMBERS, "--eps": BAD_NUMBERS, "--lam": BAD_NUMBERS, "--delta": BAD_NUMBERS, "--dt": BAD_NUMBERS,
-    "--horizon": BAD_NUMBERS, "--minutes": BAD_NUMBERS, "--batch": BAD_INTEGERS, "--micro": [*BAD_INTEGERS, *BAD_LISTS], "--paths": _TOO_MANY,
-    "--runs": _TOO_MANY, "--steps": BAD_INTEGERS, "--seed": BAD_INTEGERS, "--directions": BAD_INTEGERS, "--micro-batches": BAD_INTEGERS,
-    "--observe": BAD_NAMES, "--judge": BAD_NAMES, "--problem": BAD_PROBLEMS, "--order": ORDERS, "--json": BAD_FILES, "--save": BAD_FILES,
-    "--snapshot": BAD_FILES, "--output": BAD_FILES, "--name": BAD_FILES, "--store": BAD_FILES, "--data": BAD_FILES,
-    "--without": ["noise", "rho^1", "rho^9", "", "eta", "rho^1 variance", "x" * 400], "--variant": ["usan", "", "SGD", "rw-sam", "sam"],
+    "--lr": BAD_NUMBERS,
+    "--rho": BAD_NUMBERS,
+    "--eps": BAD_NUMBERS,
+    "--lam": BAD_NUMBERS,
+    "--delta": BAD_NUMBERS,
+    "--dt": BAD_NUMBERS,
+    "--horizon": BAD_NUMBERS,
+    "--minutes": BAD_NUMBERS,
+    "--batch": BAD_INTEGERS,
+    "--micro": [*BAD_INTEGERS, *BAD_LISTS],
+    "--paths": _TOO_MANY,
+    "--runs": _TOO_MANY,
+    "--steps": BAD_INTEGERS,
+    "--seed": BAD_INTEGERS,
+    "--directions": BAD_INTEGERS,
+    "--micro-batches": BAD_INTEGERS,
+    "--observe": BAD_NAMES,
+    "--judge": BAD_NAMES,
+    "--problem": BAD_PROBLEMS,
+    "--order": ORDERS,
+    "--json": BAD_FILES,
+    "--save": BAD_FILES,
+    "--snapshot": BAD_FILES,
+    "--output": BAD_FILES,
+    "--name": BAD_FILES,
+    "--store": BAD_FILES,
+    "--data": BAD_FILES,
+    "--without": ["noise", "rho^1", "rho^9", "", "eta", "rho^1 variance", "x" * 400],
+    "--variant": ["usan", "", "SGD", "rw-sam", "sam"],
     "--problem-arg": [
-        "samples=0", "samples=1", "samples=1e9", "samples=10000000000000", "dim=0", "dim=30", "seed=-1", "noise=nan", "x", "=", "samples=", "n=2",
-        "samples=[1]", "samples=null", "samples=" + "9" * 5000, "spec=1", "dim={}", "width=" + "[" * 2000, "samples=true", "self=1",
+        "samples=0",
+        "samples=1",
+        "samples=1e9",
+        "samples=10000000000000",
+        "dim=0",
+        "dim=30",
+        "seed=-1",
+        "noise=nan",
+        "x",
+        "=",
+        "samples=",
+        "n=2",
+        "samples=[1]",
+        "samples=null",
+        "samples=" + "9" * 5000,
+        "spec=1",
+        "dim={}",
+        "width=" + "[" * 2000,
+        "samples=true",
+        "self=1",
     ],
-    "--option": ["seeds=0", "seeds=x", "seeds=", "nope=1", "rate=nan", "rate=0", "seeds=1e9", "seeds=-3", "rate=1e308", "=", "seeds=[2]"],
-    "--method": ["heun", "euler", "richardson", "milstein", ""], "--normals": ["jax", "x"], "--format": ["xml", ""],
-    "--norms": ["exact", "gaussian", "x"], "--preset": ["quick", "full", "x"], "--expectation": ["exact", "sampled", "x"],
-    "--scheduler": ["tcp://127.0.0.1:1", "", "x"], "--devices": ["cpu"],
-}  # fmt: skip
+    "--option": [
+        "seeds=0",
+        "seeds=x",
+        "seeds=",
+        "nope=1",
+        "rate=nan",
+        "rate=0",
+        "seeds=1e9",
+        "seeds=-3",
+        "rate=1e308",
+        "=",
+        "seeds=[2]",
+    ],
+    "--method": ["heun", "euler", "richardson", "milstein", ""],
+    "--normals": ["jax", "x"],
+    "--format": ["xml", ""],
+    "--norms": ["exact", "gaussian", "x"],
+    "--preset": ["quick", "full", "x"],
+    "--expectation": ["exact", "sampled", "x"],
+    "--scheduler": ["tcp://127.0.0.1:1", "", "x"],
+    "--devices": ["cpu"],
+}
 _NUMBERS = "lr rho eps lam delta batch micro observe problem problem-arg seed norms json"
 _OF = {
     "derive": "order without format",
-    "simulate": f"{_NUMBERS} dt horizon paths directions micro-batches order save snapshot without method normals expectation",
+    "simulate": (
+        f"{_NUMBERS} dt horizon paths directions micro-batches order save snapshot without method"
+        " normals expectation"
+    ),
     "train": f"{_NUMBERS} runs steps directions save snapshot",
     "compare": f"{_NUMBERS} dt runs steps micro-batches judge order output name without method",
     "verify": "variant problem problem-arg order batch micro eps lam seed output json",
@@ -263,16 +504,41 @@ def _spoilt(rng, command, words, options):
         name = f"--{rng.choice(_OF[command].split())}"
         if name == "--problem" and "observe" in _OF[command] and rng.random() < 0.6:
             problem, observable = rng.choice(_OWN_OBSERVABLES)
-            kept = [(n, v) for n, v in options if n not in ("--problem", "--observe", "--no-replace")]
+            kept = [
+                (n, v) for n, v in options if n not in ("--problem", "--observe", "--no-replace")
+            ]
             return words, [*kept, ("--problem", problem), ("--observe", observable)]
-        return words, [(n, v) for n, v in options if n != name or n in ("--problem-arg", "--option")] + [(name, rng.choice(_BAD[name]))]
+        return words, [
+            (n, v) for n, v in options if n != name or n in ("--problem-arg", "--option")
+        ] + [(name, rng.choice(_BAD[name]))]
     if what < 0.8 and options:  # one left out
         left = rng.randrange(len(options))
         return words, options[:left] + options[left + 1 :]
     if what < 0.85:
-        return words, [*options, (rng.choice(["--nope", "--devices", "--runz", "-x", "--help", "--plan", "--square", "--replace"]), None)]
+        return words, [
+            *options,
+            (
+                rng.choice(
+                    [
+                        "--nope",
+                        "--devices",
+                        "--runz",
+                        "-x",
+                        "--help",
+                        "--plan",
+                        "--square",
+                        "--replace",
+                    ]
+                ),
+                None,
+            ),
+        ]
     if what < 0.9:
-        return [rng.choice(["", "usan", "all of it", "SGD", "sgd,usam", "\udcff", "../x", "a" * 300, "-"])], options
+        return [
+            rng.choice(
+                ["", "usan", "all of it", "SGD", "sgd,usam", "\udcff", "../x", "a" * 300, "-"]
+            )
+        ], options
     if what < 0.95:
         return [*words, rng.choice(VARIANTS)], options
     return [], options
@@ -281,10 +547,16 @@ def _spoilt(rng, command, words, options):
 def furnish(folder: Path, data: bytes) -> None:
     """The files that calls find in their folder."""
     for name, text in {
-        "mine.py": MINE, "sub/mine.py": MINE, "broken.py": "import none_such\n", "syntax.py": "def make(:\n", "wave.py": "def make(): pass\n",
-        "optax.py": 'raise SystemExit("the optax of the current folder was run")\n', "file": "", "folder/inside": "",
+        "mine.py": MINE,
+        "sub/mine.py": MINE,
+        "broken.py": "import none_such\n",
+        "syntax.py": "def make(:\n",
+        "wave.py": "def make(): pass\n",
+        "optax.py": 'raise SystemExit("the optax of the current folder was run")\n',
+        "file": "",
+        "folder/inside": "",
         "damaged/stored/stored.json": "{",
-    }.items():  # fmt: skip
+    }.items():
         place = folder / name
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(text)
@@ -310,7 +582,11 @@ def work() -> None:
         path, data = list(sys.path), _stored(Path(home))
         for number, line in enumerate(sys.stdin):
             asked = json.loads(line)
-            for name in [name for name, module in sys.modules.items() if str(getattr(module, "__file__", "")).startswith(f"{home}/{number - 1}/")]:
+            for name in [
+                name
+                for name, module in sys.modules.items()
+                if str(getattr(module, "__file__", "")).startswith(f"{home}/{number - 1}/")
+            ]:
                 del sys.modules[name]  # the next call has a module of the name, too
             sys.path[:] = path
             folder = Path(home) / str(number)
@@ -332,7 +608,10 @@ def _stored(home: Path) -> bytes:
 
     from sdesam.cli import cli
 
-    done = CliRunner().invoke(cli, ["reproduce", "stored", "--store", str(home / "runs"), "--output", str(home / "pictures")])
+    done = CliRunner().invoke(
+        cli,
+        ["reproduce", "stored", "--store", str(home / "runs"), "--output", str(home / "pictures")],
+    )
     assert done.exit_code == 0, done.output
     return (home / "pictures" / "stored" / "stored.json").read_bytes()
 
@@ -343,7 +622,13 @@ def _call(arguments: list[str], folder: Path, *, apart: bool, experiments: Path)
     begun = time.monotonic()
     if apart:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(experiments)])}
-        done = subprocess.run([sys.executable, "-m", "sdesam", *arguments], env=environment, capture_output=True, check=False, timeout=SECONDS)
+        done = subprocess.run(
+            [sys.executable, "-m", "sdesam", *arguments],
+            env=environment,
+            capture_output=True,
+            check=False,
+            timeout=SECONDS,
+        )
         status, raised = done.returncode, ""
         out, err = (text.decode(errors="backslashreplace") for text in (done.stdout, done.stderr))
     else:
@@ -358,13 +643,31 @@ def _call(arguments: list[str], folder: Path, *, apart: bool, experiments: Path)
     seconds = time.monotonic() - begun
     os.chdir("/")
     added = sorted(_listing(folder) - before)
-    files = {name: (folder / name).read_text() for name in added if name == "out.json" or re.match(r"(figures|pictures)/.*\.json", name)}
-    return {"status": status, "out": out, "err": err, "raised": raised, "seconds": seconds, "added": added, "files": files}
+    files = {
+        name: (folder / name).read_text()
+        for name in added
+        if name == "out.json" or re.match(r"(figures|pictures)/.*\.json", name)
+    }
+    return {
+        "status": status,
+        "out": out,
+        "err": err,
+        "raised": raised,
+        "seconds": seconds,
+        "added": added,
+        "files": files,
+    }
 
 
 def _listing(folder: Path) -> set[str]:
-    found = (place for place in folder.rglob("*") if not place.is_dir() and "__pycache__" not in place.parts)
-    return {str(place.relative_to(folder)).encode(errors="backslashreplace").decode() for place in found}
+    found = (
+        place
+        for place in folder.rglob("*")
+        if not place.is_dir() and "__pycache__" not in place.parts
+    )
+    return {
+        str(place.relative_to(folder)).encode(errors="backslashreplace").decode() for place in found
+    }
 
 
 # what must hold
@@ -380,24 +683,45 @@ def violations(arguments: list[str], answer: dict) -> list[str]:
         found.append(f"status {status}")
     if answer["seconds"] > SECONDS:
         found.append(f"{answer['seconds']:.0f} seconds")
-    errors = [line for line in err.splitlines() if line.startswith(("Error: ", "could not finish: "))]
+    errors = [
+        line for line in err.splitlines() if line.startswith(("Error: ", "could not finish: "))
+    ]
     if status in (2, 3):
         start = "Error: " if status == 2 else "could not finish: "
-        if len(errors) != 1 or not errors[0].startswith(start) or err.rstrip().splitlines()[-1] != errors[0]:
+        if (
+            len(errors) != 1
+            or not errors[0].startswith(start)
+            or err.rstrip().splitlines()[-1] != errors[0]
+        ):
             found.append(f"status {status} without its one sentence: {err.strip()[-300:]!r}")
         elif not 20 < len(errors[0]) < 1100:
             found.append(f"a sentence of {len(errors[0])} characters: {errors[0][:200]!r}")
     elif errors:
         found.append(f"status {status} with {errors[0]!r}")
     if status == 2 and (out or answer["added"]):
-        found.append(f"status 2, and yet there is output or a file: {out[:100]!r} {answer['added']}")
-    if any(Path(name).name.startswith(".") and not name.startswith((".hidden", "runs/.lock")) and "/.lock" not in name for name in answer["added"]):
+        found.append(
+            f"status 2, and yet there is output or a file: {out[:100]!r} {answer['added']}"
+        )
+    if any(
+        Path(name).name.startswith(".")
+        and not name.startswith((".hidden", "runs/.lock"))
+        and "/.lock" not in name
+        for name in answer["added"]
+    ):
         found.append(f"left behind: {answer['added']}")
     if status == 0 and re.search(r"(?<![\w.])[-+]?(nan|inf)(?![\w])", out, re.IGNORECASE):
         found.append(f"status 0 with a number that is not finite: {out[:400]!r}")
-    texts = [text for name, text in answer["files"].items() if name == "out.json" or status in (0, 1)]
+    texts = [
+        text for name, text in answer["files"].items() if name == "out.json" or status in (0, 1)
+    ]
     at = [k for k, word in enumerate(arguments) if word == "--json"]
-    if at and arguments[at[-1] + 1 : at[-1] + 2] == ["-"] and out and "--help" not in arguments and "--list" not in arguments:
+    if (
+        at
+        and arguments[at[-1] + 1 : at[-1] + 2] == ["-"]
+        and out
+        and "--help" not in arguments
+        and "--list" not in arguments
+    ):
         texts.append(out)
     for text in texts:
         try:
@@ -440,7 +764,12 @@ class Worker:
         """The answer to a call, or how the worker ended."""
         if self.process is None or self.process.poll() is not None:
             flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
-            environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "MPLBACKEND": "Agg"}
+            environment = {
+                **os.environ,
+                "XLA_FLAGS": flags,
+                "JAX_PLATFORMS": "cpu",
+                "MPLBACKEND": "Agg",
+            }
             command = [sys.executable, "-m", "tests.campaigns.command_line", "--worker"]
             self.process = subprocess.Popen(
                 command,
@@ -462,11 +791,23 @@ class Worker:
             return answer
         if ready:
             end = self.process.wait(10)
-            how = f"no answer within {SECONDS} seconds" if end == -signal.SIGALRM else f"the worker ended with status {end}"
+            how = (
+                f"no answer within {SECONDS} seconds"
+                if end == -signal.SIGALRM
+                else f"the worker ended with status {end}"
+            )
         else:
             self.process.kill()
             how = f"no answer within {3 * SECONDS} seconds"
-        return {"status": None, "out": "", "err": "", "raised": how, "seconds": 0.0, "added": [], "files": {}}
+        return {
+            "status": None,
+            "out": "",
+            "err": "",
+            "raised": how,
+            "seconds": 0.0,
+            "added": [],
+            "files": {},
+        }
 
     def close(self) -> None:
         """End it."""
@@ -481,33 +822,64 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="this call alone, with all that it printed")
-    parser.add_argument("--show", action="store_true", help="every call, with its status and its sentence")
+    parser.add_argument(
+        "--show", action="store_true", help="every call, with its status and its sentence"
+    )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.worker:
         work()
         return
-    worker, statuses, violated, begun = Worker(loud=asked.only is not None), Counter(), 0, time.monotonic()
+    worker, statuses, violated, begun = (
+        Worker(loud=asked.only is not None),
+        Counter(),
+        0,
+        time.monotonic(),
+    )
     for number in range(asked.count) if asked.only is None else [asked.only]:
         rng = random.Random(f"{asked.seed}-{number}")
         arguments = call(rng)
-        apart = number % APART == APART - 1 and not any("\udcff" in word or len(word) > 4000 for word in arguments)
+        apart = number % APART == APART - 1 and not any(
+            "\udcff" in word or len(word) > 4000 for word in arguments
+        )
         answer = worker.ask({"call": arguments, "apart": apart})
         statuses[answer["status"]] += 1
         broken = violations(arguments, answer)
         violated += bool(broken)
         if broken or asked.show or asked.only is not None:
-            shown = shlex.join(word if len(word) < 80 else f"{word[:20]}...({len(word)})" for word in arguments)
-            print(f"call {number} of seed {asked.seed}: sdesam {shown}".encode(errors="backslashreplace").decode())
+            shown = shlex.join(
+                word if len(word) < 80 else f"{word[:20]}...({len(word)})" for word in arguments
+            )
+            print(
+                f"call {number} of seed {asked.seed}: sdesam {shown}".encode(
+                    errors="backslashreplace"
+                ).decode()
+            )
             print("".join(f"  {one}\n" for one in broken), end="")
         if asked.show:
             last = (answer["err"].strip().splitlines() or [""])[-1]
-            print(f"  status {answer['status']}, {answer['seconds']:.1f} s: {last}".encode(errors="backslashreplace").decode())
+            print(
+                f"  status {answer['status']}, {answer['seconds']:.1f} s: {last}".encode(
+                    errors="backslashreplace"
+                ).decode()
+            )
         if asked.only is not None:
-            print(answer["out"], answer["err"], answer["raised"], answer["added"], f"status {answer['status']}, {answer['seconds']:.1f} s", sep="\n")
+            print(
+                answer["out"],
+                answer["err"],
+                answer["raised"],
+                answer["added"],
+                f"status {answer['status']}, {answer['seconds']:.1f} s",
+                sep="\n",
+            )
     worker.close()
-    told = ", ".join(f"{count} with status {status}" for status, count in sorted(statuses.items(), key=str))
-    print(f"{sum(statuses.values())} calls in {time.monotonic() - begun:.0f} s: {told}; {violated} violate a rule")
+    told = ", ".join(
+        f"{count} with status {status}" for status, count in sorted(statuses.items(), key=str)
+    )
+    print(
+        f"{sum(statuses.values())} calls in {time.monotonic() - begun:.0f} s: {told}; {violated}"
+        " violate a rule"
+    )
     sys.exit(bool(violated))
 
 

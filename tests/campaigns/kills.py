@@ -1,7 +1,9 @@
-"""Kills (-9) of runs with snapshots and of sweeps: at random times, while a file is being written, before and after it is renamed, twice.
+"""Kills (-9) of runs with snapshots and of sweeps: at random times, while a file is being written,
+before and after it is renamed, twice.
 
-A violation is: a run or sweep that, started again until it ends, gives other numbers than an undisturbed one, to the last bit; one that
-does not start again; a run twice in the store, or missing; a file left in the folder beside the snapshot, or the runs of the store.
+A violation is: a run or sweep that, started again until it ends, gives other numbers than an
+undisturbed one, to the last bit; one that does not start again; a run twice in the store, or
+missing; a file left in the folder beside the snapshot, or the runs of the store.
 
     python -m tests.campaigns.kills --count 100 --seed 0
 """
@@ -37,7 +39,11 @@ def start(job: Job, folder: Path, target: Path, kill: Kill | None = None) -> tup
     before, begun = set(names(folder)), monotonic()
     process.start()
     while process.is_alive() and monotonic() < begun + SECONDS:
-        seen = kill is not None and kill.way == "new file" and set(names(folder)) - before - {"snapshot", "store.json"}
+        seen = (
+            kill is not None
+            and kill.way == "new file"
+            and set(names(folder)) - before - {"snapshot", "store.json"}
+        )
         if seen or (kill is not None and kill.way == "time" and monotonic() > begun + kill.seconds):
             process.kill()
         process.join(0.001 if kill is not None else 0.05)
@@ -59,7 +65,11 @@ def fork_server() -> Any:
 
 def names(folder: Path) -> Iterator[str]:
     """Files below a folder."""
-    return (str(place.relative_to(folder)) for place in folder.rglob("*")) if folder.exists() else iter(())
+    return (
+        (str(place.relative_to(folder)) for place in folder.rglob("*"))
+        if folder.exists()
+        else iter(())
+    )
 
 
 def stored(folder: Path) -> dict[str, Any]:
@@ -69,9 +79,15 @@ def stored(folder: Path) -> dict[str, Any]:
         if place.name not in ALLOWED["sweep"]:
             meta = json.loads((place / "run.json").read_text())
             with np.load(place / "arrays.npz") as arrays:
-                own = {name: arrays[name].tobytes().hex() for name in arrays.files if name != "__meta__"}
+                own = {
+                    name: arrays[name].tobytes().hex()
+                    for name in arrays.files
+                    if name != "__meta__"
+                }
             # what took how long differs from run to run
-            values = {name: value for name, value in meta["values"].items() if "seconds" not in name}
+            values = {
+                name: value for name, value in meta["values"].items() if "seconds" not in name
+            }
             found[place.name] = json.dumps([meta["config"], values, own], sort_keys=True)
     return found
 
@@ -83,7 +99,9 @@ def undisturbed(job: Job) -> tuple[Any, float]:
     try:
         how, seconds = start(job, folder / "work", folder / "target.json")
         if how != "ends":
-            raise RuntimeError(f"{job} {how} without a kill: {(folder / 'target.log').read_text()[-300:]}")
+            raise RuntimeError(
+                f"{job} {how} without a kill: {(folder / 'target.log').read_text()[-300:]}"
+            )
         return result(job, folder / "work", folder / "target.json"), seconds
     finally:
         shutil.rmtree(folder)
@@ -101,9 +119,27 @@ def choose(seed: int) -> tuple[Job, list[Kill]]:
     if kind in ("simulate", "train"):
         keep = str(rng.choice(["statistics", "values", "trajectories"]))
         wild = kind == "simulate" and bool(rng.integers(2))
-        job = Job(kind, int(rng.integers(1, 3)), int(rng.choice([3, 4, 10])), float(rng.choice([0.0, 0.0, 0.01])), keep, wild)
-    ways = ["time", "time", "new file", "before fsync", "after fsync", "before replace", "after replace"]
-    kills = [Kill(str(rng.choice(ways)), float(rng.uniform(0, 1)), int(rng.integers(1, 30))) for _ in range(int(rng.integers(1, 3)))]
+        job = Job(
+            kind,
+            int(rng.integers(1, 3)),
+            int(rng.choice([3, 4, 10])),
+            float(rng.choice([0.0, 0.0, 0.01])),
+            keep,
+            wild,
+        )
+    ways = [
+        "time",
+        "time",
+        "new file",
+        "before fsync",
+        "after fsync",
+        "before replace",
+        "after replace",
+    ]
+    kills = [
+        Kill(str(rng.choice(ways)), float(rng.uniform(0, 1)), int(rng.integers(1, 30)))
+        for _ in range(int(rng.integers(1, 3)))
+    ]
     return job, kills
 
 
@@ -119,13 +155,25 @@ def attempt(job: Job, kills: list[Kill]) -> Outcome:
             how, _ = start(job, work, target, Kill(kill.way, kill.seconds * usual, kill.number))
             killed += how == "killed"
             if how not in ("killed", "ends"):
-                return wrong(kind, f"{how} after a kill", f"{text}\n  {target.with_suffix('.log').read_text()[-500:]}")
+                return wrong(
+                    kind,
+                    f"{how} after a kill",
+                    f"{text}\n  {target.with_suffix('.log').read_text()[-500:]}",
+                )
         there = sum(not place.parent.name.startswith(".") for place in work.glob("*/run.json"))
         how, _ = start(job, work, target)
         if how != "ends":
-            return wrong(kind, f"{how} after a kill", f"{text}\n  {target.with_suffix('.log').read_text()[-500:]}")
+            return wrong(
+                kind,
+                f"{how} after a kill",
+                f"{text}\n  {target.with_suffix('.log').read_text()[-500:]}",
+            )
         own = "run" if kind in ("simulate", "train") else "sweep"
-        left = {place.name for place in work.iterdir()} - ALLOWED[own] - (set(wanted) if own == "sweep" else set())
+        left = (
+            {place.name for place in work.iterdir()}
+            - ALLOWED[own]
+            - (set(wanted) if own == "sweep" else set())
+        )
         if left:
             return wrong(kind, "leaves files", f"{text}\n  {sorted(left)}")
         if result(job, work, target) != wanted:
@@ -141,4 +189,6 @@ def attempt(job: Job, kills: list[Kill]) -> Outcome:
 
 if __name__ == "__main__":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    sys.exit(report("kills", ((seed, attempt(*choose(seed))) for seed in seeds(arguments(__doc__, 100)))))
+    sys.exit(
+        report("kills", ((seed, attempt(*choose(seed))) for seed in seeds(arguments(__doc__, 100))))
+    )

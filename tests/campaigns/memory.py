@@ -1,10 +1,13 @@
-"""Memory over many problems and many runs in one process: it rises to what caches may hold, and then stays flat.
+"""Memory over many problems and many runs in one process: it rises to what caches may hold, and
+then stays flat.
 
-The last 32 programs of each kind are kept, which are full after 160 problems of five kinds. A violation is: more live losses of problems
-that nobody uses any more in the last third than before; memory of the process that goes on growing in the last third, by more than a third
-of what the data of its problems take, or by 16 MB over repeated runs.
+The last 32 programs of each kind are kept, which are full after 160 problems of five kinds. A
+violation is: more live losses of problems that nobody uses any more in the last third than before;
+memory of the process that goes on growing in the last third, by more than a third of what the data
+of its problems take, or by 16 MB over repeated runs.
 
-    python -m tests.campaigns.memory --count 500 --seed 0    (300 different problems and 200 runs of one)
+    python -m tests.campaigns.memory --count 500 --seed 0    (300 different problems and 200 runs of
+    one)
 """
 
 from __future__ import annotations
@@ -56,13 +59,33 @@ def different(number: int, rng: np.random.Generator) -> None:
         case 0:
             f.loss(f.x0), f.grad(f.x0), f.trace_cov(f.x0)
         case 1:
-            sdesam.train(sdesam.Chain("m-usam", f, lr=0.01, rho=0.1, batch=4, micro=2), key, runs=2, steps=3, observe=["loss"])
+            sdesam.train(
+                sdesam.Chain("m-usam", f, lr=0.01, rho=0.1, batch=4, micro=2),
+                key,
+                runs=2,
+                steps=3,
+                observe=["loss"],
+            )
         case 2:
-            sdesam.simulate(sdesam.derive("usam").bind(f, lr=0.01, rho=0.1, batch=4), key, paths=2, horizon=0.02, dt=0.01, observe=["loss"])
+            sdesam.simulate(
+                sdesam.derive("usam").bind(f, lr=0.01, rho=0.1, batch=4),
+                key,
+                paths=2,
+                horizon=0.02,
+                dt=0.01,
+                observe=["loss"],
+            )
         case 3:
             decay, size = float(rng.uniform(1, 2)), rng.normal(size=NUMBERS).astype(np.float32)
             sde = sdesam.SDE(lambda x: -decay * x, lambda x, xi: 0.1 * xi, (), 1.0)
-            sdesam.simulate(sde, key, paths=2, horizon=0.5, dt=0.25, observe={"x": lambda x: x * size[0], "y": lambda x: (x * size).sum()})
+            sdesam.simulate(
+                sde,
+                key,
+                paths=2,
+                horizon=0.5,
+                dt=0.25,
+                observe={"x": lambda x: x * size[0], "y": lambda x: (x * size).sum()},
+            )
         case 4:
             chain = sdesam.Chain("sgd", f, lr=0.01, batch=4)
             chain.step(f.x0, key), chain.direction(f.x0, np.zeros((1, 4), int)), f.curvature
@@ -71,12 +94,23 @@ def different(number: int, rng: np.random.Generator) -> None:
 def repeated(rng: np.random.Generator) -> Callable[[int], None]:
     """One problem, run again and again."""
     f = problem(rng)
-    chain, sde = sdesam.Chain("usam", f, lr=0.01, rho=0.1, batch=4), sdesam.derive("usam").bind(f, lr=0.01, rho=0.1, batch=4)
+    chain, sde = (
+        sdesam.Chain("usam", f, lr=0.01, rho=0.1, batch=4),
+        sdesam.derive("usam").bind(f, lr=0.01, rho=0.1, batch=4),
+    )
 
     def run(number: int) -> None:
         key = jax.random.key(number)
         sdesam.train(chain, key, runs=4, steps=3, observe=["loss"], keep="values")
-        sdesam.simulate(sde, key, paths=4, horizon=0.03, dt=0.01, observe=["loss", "trace_cov"], keep="trajectories")
+        sdesam.simulate(
+            sde,
+            key,
+            paths=4,
+            horizon=0.03,
+            dt=0.01,
+            observe=["loss", "trace_cov"],
+            keep="trajectories",
+        )
 
     return run
 
@@ -86,7 +120,9 @@ def rss() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def watch(kind: str, work: Callable[[int], None], count: int, allowed: float) -> Iterator[tuple[int, Outcome]]:
+def watch(
+    kind: str, work: Callable[[int], None], count: int, allowed: float
+) -> Iterator[tuple[int, Outcome]]:
     """Do the work; the outcome of all of it is with the last."""
     alive, memory = [], []
     for number in range(count):
@@ -113,11 +149,19 @@ def watch(kind: str, work: Callable[[int], None], count: int, allowed: float) ->
 def campaign(count: int, seed: int) -> Iterator[tuple[int, Outcome]]:
     """Three in five are different problems."""
     rng, other = np.random.default_rng(seed), 3 * count // 5
-    yield from watch("different problems", lambda number: different(number, rng), other, other // 3 * DATA / 3)
+    yield from watch(
+        "different problems", lambda number: different(number, rng), other, other // 3 * DATA / 3
+    )
     run = repeated(rng)
     yield from watch("repeated runs", run, count - other, REPEATED)
 
 
 if __name__ == "__main__":
     given = arguments(__doc__, 500)
-    sys.exit(report(f"memory --count {given.count} --seed {given.seed}", campaign(given.count, given.seed), single=False))
+    sys.exit(
+        report(
+            f"memory --count {given.count} --seed {given.seed}",
+            campaign(given.count, given.seed),
+            single=False,
+        )
+    )

@@ -9,7 +9,23 @@ from sdesam import claims, report
 from sdesam.claims import Control, Measurement, Outcome, luo2025
 from sdesam.cli import cli
 
-ASKED = {"L-3.3", "L-3.4", "L-3.5", "L-3.5n", "L-3.6", "L-3.7", "L-3.8", "L-3.9", "LTE", "MC-quad", "MC-sad", "SVAG", "L-RW1", "L-RW2", "L-RW3"}
+ASKED = {
+    "L-3.3",
+    "L-3.4",
+    "L-3.5",
+    "L-3.5n",
+    "L-3.6",
+    "L-3.7",
+    "L-3.8",
+    "L-3.9",
+    "LTE",
+    "MC-quad",
+    "MC-sad",
+    "SVAG",
+    "L-RW1",
+    "L-RW2",
+    "L-RW3",
+}
 
 
 def test_every_claim_that_was_asked_for_is_there():
@@ -22,7 +38,19 @@ def test_every_claim_that_was_asked_for_is_there():
 
 
 @pytest.mark.parametrize(
-    "name", ["L-3.5", "L-3.5w", "L-c", "L-3.5n", pytest.param("L-3.6", marks=pytest.mark.slow), "L-3.7", "L-3.8", "L-3.8w", "L-grad", "L-RW1"]
+    "name",
+    [
+        "L-3.5",
+        "L-3.5w",
+        "L-c",
+        "L-3.5n",
+        pytest.param("L-3.6", marks=pytest.mark.slow),
+        "L-3.7",
+        "L-3.8",
+        "L-3.8w",
+        "L-grad",
+        "L-RW1",
+    ],
 )
 def test_claims_of_luo_et_al(name):
     claim = claims.claim(name)
@@ -41,7 +69,10 @@ def test_no_verdict_changes_over_seeds(name, seed):
 
 
 def outcome(measured=0.0, control=1.0, unclear=False, controls=1):
-    return Outcome((Measurement("y", 0.0, measured, 0.1, "chosen", unclear),), tuple(Control("broken", control, 0.1) for _ in range(controls))).status
+    return Outcome(
+        (Measurement("y", 0.0, measured, 0.1, "chosen", unclear),),
+        tuple(Control("broken", control, 0.1) for _ in range(controls)),
+    ).status
 
 
 def test_status_of_an_outcome():
@@ -51,7 +82,9 @@ def test_status_of_an_outcome():
     assert outcome(control=0.05) == "inconclusive", "a control that slips through"
     assert Control("mended", 0.05, 0.1, mended=True).caught
     assert not Control("mended", 0.2, 0.1, mended=True).caught
-    assert not Control("broken", float("nan"), 0.1).caught, "what could not be measured tells nothing"
+    assert not Control("broken", float("nan"), 0.1).caught, (
+        "what could not be measured tells nothing"
+    )
     assert not Control("mended", float("nan"), 0.1, mended=True).caught
     assert outcome(controls=0) == "inconclusive", "a check without a control"
     assert outcome(unclear=True) == "inconclusive"
@@ -59,13 +92,22 @@ def test_status_of_an_outcome():
 
 def test_what_did_not_settle_is_neither_right_nor_wrong():
     """A deviation with its error, as a measurement and as a control."""
-    for value, error, status in ((0.0, 0.0, "confirmed"), (0.1, 0.01, "refuted"), (0.1, 0.1, "inconclusive"), (0.0, 0.1, "inconclusive")):
+    for value, error, status in (
+        (0.0, 0.0, "confirmed"),
+        (0.1, 0.01, "refuted"),
+        (0.1, 0.1, "inconclusive"),
+        (0.0, 0.1, "inconclusive"),
+    ):
         measurement = luo2025.Deviation(value, error).measurement("of something")
         assert Outcome((measurement,), (Control("broken", 1.0, 0.1),)).status == status
-    broken, mended = luo2025.controls_of({"x": [luo2025.Deviation(0.1, 0.1)]}, {"x": [luo2025.Deviation(0.0, 0.1)]})
+    broken, mended = luo2025.controls_of(
+        {"x": [luo2025.Deviation(0.1, 0.1)]}, {"x": [luo2025.Deviation(0.0, 0.1)]}
+    )
     assert not broken.caught
     assert not mended.caught
-    broken, mended = luo2025.controls_of({"x": [luo2025.Deviation(0.1, 0.01)]}, {"x": [luo2025.Deviation(0.0, 0.0)]})
+    broken, mended = luo2025.controls_of(
+        {"x": [luo2025.Deviation(0.1, 0.01)]}, {"x": [luo2025.Deviation(0.0, 0.0)]}
+    )
     assert broken.caught
     assert mended.caught
 
@@ -116,7 +158,10 @@ def test_a_verdict_that_is_news_is_no_success(monkeypatch):
         (["verify", "signature", "--variant", "musam"], "unknown variant 'musam'"),
         (["verify", "signature", "--problem", "tori"], "unknown problem 'tori'"),
         (["verify", "signature", "--problem", "digits"], "has no exact solver"),
-        (["verify", "signature", "--batch", "9", "--micro", "3"], "more than the 5000 that are listed"),
+        (
+            ["verify", "signature", "--batch", "9", "--micro", "3"],
+            "more than the 5000 that are listed",
+        ),
         (["verify", "signature", "--order", "2"], "a pair (alpha, beta)"),
         (["verify", "signature", "--micro", "3"], "micro=3 does not divide batch=2"),
         (["verify", "signature", "--order", "3,3"], "no SDE driven by Brownian motion"),

@@ -14,7 +14,10 @@ CASES = [(name, 0) for name in ("L-3.9", "L-RW2", "LTE", "MC-quad", "MC-sad", "S
 CASES += [(name, seed) for name in ("L-3.9", "L-RW2", "MC-sad") for seed in (1, 2, 3)]
 
 
-@pytest.mark.parametrize(("name", "seed"), [pytest.param(*case, marks=pytest.mark.slow) if case == ("LTE", 0) else case for case in CASES])
+@pytest.mark.parametrize(
+    ("name", "seed"),
+    [pytest.param(*case, marks=pytest.mark.slow) if case == ("LTE", 0) else case for case in CASES],
+)
 def test_verdict_is_the_recorded_one(name, seed):
     registered = claim(name)
     outcome = registered.run("quick", seed)
@@ -55,26 +58,47 @@ def test_the_order_1_form_belongs_to_the_untruncated_covariance():
 @pytest.mark.slow
 @pytest.mark.parametrize(("lam", "status"), [(2.0, "refuted"), (0.0, "inconclusive")])
 def test_what_rw_sam_acts_like_on_fewer_digits(lam, status):
-    """L-RW3 at a reduced size: refuted as on record; without weights RW-SAM is SAM, which is no smaller m and no larger one."""
+    """L-RW3 at a reduced size: refuted as on record; without weights RW-SAM is SAM, which is no
+    smaller m and no larger one.
+    """
     problem = sdesam.problems.digits(train=64, width=8)
-    outcome = acts_like(problem, 0, {"one direction": sdesam.NormEstimate()}, [lam], batches=256, runs=8, trained_with=lam)
+    outcome = acts_like(
+        problem,
+        0,
+        {"one direction": sdesam.NormEstimate()},
+        [lam],
+        batches=256,
+        runs=8,
+        trained_with=lam,
+    )
     assert [control.name for control in outcome.controls if not control.caught] == []
-    assert [m.unclear for m in outcome.measurements] == [status == "inconclusive"] * 2, "at the start, and after training"
+    assert [m.unclear for m in outcome.measurements] == [status == "inconclusive"] * 2, (
+        "at the start, and after training"
+    )
     assert outcome.status == status
     assert claim("L-RW3").recorded == "refuted"
 
 
 def test_a_one_sided_claim_without_an_effect_is_not_confirmed():
-    """Above 0 by more than four standard errors; below; between; and exactly 0, with or without an error."""
+    """Above 0 by more than four standard errors; below; between; and exactly 0, with or without an
+    error.
+    """
     control = (Control("broken", 1.0, 0.1),)
-    for effect, error, status in ((1.0, 0.2, "confirmed"), (-1.0, 0.2, "refuted"), (0.5, 0.2, "inconclusive"), (-0.5, 0.2, "inconclusive")):
+    for effect, error, status in (
+        (1.0, 0.2, "confirmed"),
+        (-1.0, 0.2, "refuted"),
+        (0.5, 0.2, "inconclusive"),
+        (-0.5, 0.2, "inconclusive"),
+    ):
         assert Outcome((_above("effect", effect, error),), control).status == status
     for error in (0.0, 0.2):
         assert Outcome((_above("effect", 0.0, error),), control).status == "inconclusive"
 
 
 def test_claims_that_hold_by_definition_say_so():
-    """Sigma^b is the covariance of the step: setting the two side by side measures nothing, and the table says so."""
+    """Sigma^b is the covariance of the step: setting the two side by side measures nothing, and the
+    table says so.
+    """
     for name in ("L-3.3", "L-3.6"):
         assert "holds by definition" in claim(name).title
         assert "covariance" not in claim(name).prediction

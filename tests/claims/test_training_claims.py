@@ -1,4 +1,6 @@
-"""Claims about training: their controls with made-up tables, and those about V, Fisher matrix and Hessian as they are."""
+"""Claims about training: their controls with made-up tables, and those about V, Fisher matrix and
+Hessian as they are.
+"""
 
 import numpy as np
 import pytest
@@ -32,18 +34,29 @@ def test_a_trend_can_be_confirmed_refuted_or_unclear():
 
 
 def test_controls_of_a_trend_can_fail():
-    """Where two sizes of m do not differ, the order with these two exchanged is no worse, and the control says so."""
+    """Where two sizes of m do not differ, the order with these two exchanged is no worse, and the
+    control says so.
+    """
     rng = np.random.default_rng(3)
     means = np.array([0.0, 3.0, 3.0])
     tables = [means + 0.5 * rng.normal(size=(12, 3)) for _ in range(200)]
-    controls = [luo2025_training._trend("accuracy", (32, 8, 1), table, "rises")[1] for table in tables]
+    controls = [
+        luo2025_training._trend("accuracy", (32, 8, 1), table, "rises")[1] for table in tables
+    ]
     names = [control.name for control in controls[0]]
-    assert names == ["accuracy: m = 32 and 8 exchanged", "accuracy: m = 8 and 1 exchanged", "accuracy: values permuted within seeds"]
+    assert names == [
+        "accuracy: m = 32 and 8 exchanged",
+        "accuracy: m = 8 and 1 exchanged",
+        "accuracy: values permuted within seeds",
+    ]
     caught = np.mean([[control.caught for control in one] for one in controls], axis=0)
     assert caught[0] == 1
-    # exchanged, the step of zero exceeds its standard error in one case of six: 0.76 to 0.91 is five standard errors about 5/6
+    # exchanged, the step of zero exceeds its standard error in one case of six: 0.76 to 0.91 is
+    # five standard errors about 5/6
     assert 0.76 < caught[1] < 0.91
-    assert caught[2] > 0.95  # one in a hundred passes by chance: more than ten of 200 have probability 1e-5
+    assert (
+        caught[2] > 0.95
+    )  # one in a hundred passes by chance: more than ten of 200 have probability 1e-5
     confirmed = np.mean([status(table) == "confirmed" for table in tables])
     assert confirmed < 0.25, "and an order that is none is seldom confirmed"
 

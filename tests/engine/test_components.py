@@ -1,4 +1,6 @@
-"""Small states by components: what is made of a function against jax.vmap of it, and what it must not be used for."""
+"""Small states by components: what is made of a function against jax.vmap of it, and what it must
+not be used for.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,9 @@ SHARED = jnp.array([[1.0, -2.0], [0.5, 3.0]])
         lambda a, x: jax.nn.relu(x) + jax.nn.softplus(x) + jnp.roll(x, 1),
         lambda a, x: jax.grad(lambda y: jnp.sum(jnp.sin(a * y)) * y[0] * y[1])(x),
         lambda a, x: a @ x + x @ a @ x,
-        lambda a, x: jnp.einsum("kij,kj->ik", jnp.stack([a, x * a]), jnp.stack([x, a[1]])).sum(axis=1),
+        lambda a, x: jnp.einsum("kij,kj->ik", jnp.stack([a, x * a]), jnp.stack([x, a[1]])).sum(
+            axis=1
+        ),
         lambda a, x: jax.jvp(jax.grad(lambda y: jnp.sum(jnp.cos(y) ** 2)), (x,), (a[1],))[1],
         lambda a, x: {"first": x[0], "second": jnp.reshape(x, (1, 2)).T},
         lambda a, x: jnp.ones(2),
@@ -34,7 +38,11 @@ SHARED = jnp.array([[1.0, -2.0], [0.5, 3.0]])
 def test_the_same_as_vmap(fn):
     x = jax.random.normal(jax.random.key(0), (5, 2))
     made = elementwise(fn, SHARED, jax.ShapeDtypeStruct((2,), x.dtype))
-    expected = [part for leaf in jax.tree.leaves(jax.vmap(lambda x: fn(SHARED, x))(x)) for part in np.reshape(leaf, (5, -1)).T]
+    expected = [
+        part
+        for leaf in jax.tree.leaves(jax.vmap(lambda x: fn(SHARED, x))(x))
+        for part in np.reshape(leaf, (5, -1)).T
+    ]
     np.testing.assert_allclose(made(SHARED, [x[:, 0], x[:, 1]], 5), expected, rtol=1e-6, atol=1e-6)
 
 
@@ -57,7 +65,14 @@ def test_nothing_to_sum_and_another_precision():
     assert elementwise(lambda a, of: of[0] + of[1].sum(), 1.0, noise) is None
     assert elementwise(lambda a, of: of[0] + jnp.zeros((2, 0)) @ of[1], 1.0, noise) is None
     half, one = jnp.bfloat16, jnp.eye(2, dtype=jnp.bfloat16)
-    assert elementwise(lambda a, x: jax.lax.dot(x.astype(half), one, preferred_element_type=jnp.float32) - x, 1.0, noise[0]) is None
+    assert (
+        elementwise(
+            lambda a, x: jax.lax.dot(x.astype(half), one, preferred_element_type=jnp.float32) - x,
+            1.0,
+            noise[0],
+        )
+        is None
+    )
     sde = sdesam.SDE(lambda x: -x, lambda x, xi: jnp.zeros_like(x) + xi.sum(), (0,), jnp.ones(2))
     assert sdesam.simulate(sde, jax.random.key(0), 2, 0.2, 0.1).final == pytest.approx(0.81)
 
@@ -81,30 +96,56 @@ def by_hand(drift, noise, start, shape, sign=None):
     x = np.tile(np.asarray(start, float), (PATHS, 1))
     for k in range(STEPS):
         of = np.arange(PATHS) if sign is None else np.arange(PATHS) // 2
-        xi = np.asarray(standard_normals(jax.random.key(3), k, jnp.asarray(of), shape), float) * (1 if sign is None else sign.reshape(-1, 1))
-        x = np.array([one + DT * np.asarray(drift(one)) + DT**0.5 * np.asarray(noise(one, z)) for one, z in zip(x, xi, strict=True)])
+        xi = np.asarray(standard_normals(jax.random.key(3), k, jnp.asarray(of), shape), float) * (
+            1 if sign is None else sign.reshape(-1, 1)
+        )
+        x = np.array(
+            [
+                one + DT * np.asarray(drift(one)) + DT**0.5 * np.asarray(noise(one, z))
+                for one, z in zip(x, xi, strict=True)
+            ]
+        )
     return x
 
 
 @pytest.mark.parametrize("antithetic", [False, True])
 def test_a_small_sde_gets_the_numbers_of_its_paths(antithetic):
-    """Three numbers for two components; the same path alone, in a chunk, or with its mirror image."""
-    drift, noise, start = lambda x: -x + 0.3 * x[::-1] ** 2, lambda x, xi: root(x) * (xi[0] - 0.5 * xi[1:]), [1.0, 0.5]
+    """Three numbers for two components; the same path alone, in a chunk, or with its mirror
+    image.
+    """
+    drift, noise, start = (
+        lambda x: -x + 0.3 * x[::-1] ** 2,
+        lambda x, xi: root(x) * (xi[0] - 0.5 * xi[1:]),
+        [1.0, 0.5],
+    )
     sde = sdesam.SDE(drift, noise, (3,), jnp.array(start))
-    out = sdesam.simulate(sde, jax.random.key(3), PATHS, STEPS * DT, DT, antithetic=antithetic, chunk=4)
+    out = sdesam.simulate(
+        sde, jax.random.key(3), PATHS, STEPS * DT, DT, antithetic=antithetic, chunk=4
+    )
     sign = np.where(np.arange(PATHS) % 2, -1, 1) if antithetic else None
-    np.testing.assert_allclose(out.final, by_hand(drift, noise, start, (3,), sign), rtol=2e-5, atol=2e-6)
+    np.testing.assert_allclose(
+        out.final, by_hand(drift, noise, start, (3,), sign), rtol=2e-5, atol=2e-6
+    )
 
 
 @pytest.mark.parametrize("method", ["euler", "heun", "richardson"])
 def test_what_is_small(method):
-    """One or two components of a written SDE, as an array or a tree; a third one, or a sort, is not."""
+    """One or two components of a written SDE, as an array or a tree; a third one, or a sort, is
+    not.
+    """
 
     def small(x0, drift=lambda x: jax.tree.map(lambda leaf: -leaf, x)):
-        sde = sdesam.SDE(drift, lambda x, xi: jax.tree.map(lambda leaf: 0.1 * leaf * xi[0], x), (2,), x0)
-        plan = stepping._plan("simulate", sde, jax.random.key(0), 1.0, DT, method, None, (), "counter", None)[0]
+        sde = sdesam.SDE(
+            drift, lambda x, xi: jax.tree.map(lambda leaf: 0.1 * leaf * xi[0], x), (2,), x0
+        )
+        plan = stepping._plan(
+            "simulate", sde, jax.random.key(0), 1.0, DT, method, None, (), "counter", None
+        )[0]
         draw = program.Draw(plan.noise_shape, "float32", "counter", antithetic=False, carried=False)
-        return program.small(plan.stepper, draw, jax.tree.map(jnp.asarray, plan.params), plan.x0) is not None
+        return (
+            program.small(plan.stepper, draw, jax.tree.map(jnp.asarray, plan.params), plan.x0)
+            is not None
+        )
 
     assert small(jnp.array(1.0))
     two = method != "richardson"  # which carries a pair of states
@@ -122,13 +163,23 @@ def test_a_tree_of_two_numbers():
         moved = root(jnp.array([x["a"], x["b"][0]])) * xi
         return {"a": moved[0], "b": moved[1:]}
 
-    tree = sdesam.SDE(lambda x: jax.tree.map(lambda leaf: -(leaf**3), x), noise, (2,), {"a": jnp.array(1.0), "b": jnp.array([0.5])})
-    one, other = (sdesam.simulate(sde, jax.random.key(3), PATHS, STEPS * DT, DT).final for sde in (array, tree))
+    tree = sdesam.SDE(
+        lambda x: jax.tree.map(lambda leaf: -(leaf**3), x),
+        noise,
+        (2,),
+        {"a": jnp.array(1.0), "b": jnp.array([0.5])},
+    )
+    one, other = (
+        sdesam.simulate(sde, jax.random.key(3), PATHS, STEPS * DT, DT).final
+        for sde in (array, tree)
+    )
     np.testing.assert_allclose(np.column_stack([other["a"], other["b"]]), one, rtol=1e-5)
 
 
 def test_the_general_way_gives_the_same():
-    """A drift that sorts nothing, but is not elementwise, on the same paths; one that is wrong is seen."""
+    """A drift that sorts nothing, but is not elementwise, on the same paths; one that is wrong is
+    seen.
+    """
 
     def run(drift):
         sde = sdesam.SDE(drift, lambda x, xi: root(x) * xi, (2,), jnp.array([1.0, 0.5]))

@@ -1,4 +1,6 @@
-"""Snapshots: read by the very run that wrote them and by no other, whole, of any dtype, used by one run at a time."""
+"""Snapshots: read by the very run that wrote them and by no other, whole, of any dtype, used by one
+run at a time.
+"""
 
 import errno
 import os
@@ -20,7 +22,9 @@ from sdesam.engine.snapshot import fingerprint
 ROOT = Path(sdesam.__file__).parent.parent
 TABLE = np.linspace(0.0, 1.0, 1000, dtype=np.float32)
 OTHER = TABLE.copy()
-OTHER[517] = np.nextafter(OTHER[517], np.float32(2))  # the smallest change there is, where a printed table is elided
+OTHER[517] = np.nextafter(
+    OTHER[517], np.float32(2)
+)  # the smallest change there is, where a printed table is elided
 
 
 class Killed(BaseException):
@@ -28,7 +32,9 @@ class Killed(BaseException):
 
 
 def decay(**options):
-    sde = sdesam.SDE(lambda x: -x, lambda x, xi: 0.1 * xi, noise_shape=(2,), x0=options.pop("x0", np.ones(2)))
+    sde = sdesam.SDE(
+        lambda x: -x, lambda x, xi: 0.1 * xi, noise_shape=(2,), x0=options.pop("x0", np.ones(2))
+    )
     options = {"paths": 4, "horizon": 1.0, "dt": 0.25, "observe": {"x": lambda x: x}} | options
     return sdesam.simulate(sde, jax.random.key(0), **options)
 
@@ -38,7 +44,9 @@ def jitted(table):
 
 
 def in_scan(table):
-    return lambda x: jax.lax.scan(lambda total, row: (total + jitted(table)(x), None), 0.0, jnp.arange(2.0))[0]
+    return lambda x: jax.lax.scan(
+        lambda total, row: (total + jitted(table)(x), None), 0.0, jnp.arange(2.0)
+    )[0]
 
 
 def in_while(table):
@@ -77,7 +85,9 @@ def in_remat(table):
 
 def in_shard_map(table):
     mesh = jax.make_mesh((1,), ("a",))
-    return jax.shard_map(jitted(table), mesh=mesh, in_specs=jax.P(), out_specs=jax.P(), check_vma=False)
+    return jax.shard_map(
+        jitted(table), mesh=mesh, in_specs=jax.P(), out_specs=jax.P(), check_vma=False
+    )
 
 
 def in_map_of_maps(table):
@@ -85,7 +95,9 @@ def in_map_of_maps(table):
 
 
 def in_solve(table):
-    return lambda x: jax.lax.custom_linear_solve(lambda v: 2 * v, x, lambda _, b: jitted(table)(b), symmetric=True)
+    return lambda x: jax.lax.custom_linear_solve(
+        lambda v: 2 * v, x, lambda _, b: jitted(table)(b), symmetric=True
+    )
 
 
 def in_literal(table):
@@ -96,12 +108,16 @@ def in_argument_of_reduce(table):
     return lambda x: jax.lax.reduce(jnp.ones(3), np.float32(table[517]), jax.lax.add, (0,)) * x
 
 
-KINDS = [value for name, value in list(globals().items()) if name.startswith("in_") or name == "jitted"]
+KINDS = [
+    value for name, value in list(globals().items()) if name.startswith("in_") or name == "jitted"
+]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_every_number_in_a_function_is_part_of_its_fingerprint(kind):
-    found = [fingerprint([(kind(table), (np.float32(0.5),))]) for table in (TABLE, TABLE.copy(), OTHER)]
+    found = [
+        fingerprint([(kind(table), (np.float32(0.5),))]) for table in (TABLE, TABLE.copy(), OTHER)
+    ]
     assert found[0] == found[1] != found[2]
 
 
@@ -132,7 +148,9 @@ def test_what_is_part_of_a_fingerprint():
     ]
     assert len(set(different)) == len(different)
     inner = jax.jit(jnp.sin)
-    for _ in range(14):  # each calls the one before twice: 2**14 calls, hashed one by one, would take a minute
+    for _ in range(
+        14
+    ):  # each calls the one before twice: 2**14 calls, hashed one by one, would take a minute
         inner = jax.jit(lambda x, inner=inner: inner(inner(x)))
     assert of(inner, two) == of(inner, two)
 
@@ -141,8 +159,19 @@ _PRINTS = """
 import jax, jax.numpy as jnp, numpy as np
 from tests.engine.test_snapshot import *
 mesh = jax.make_mesh((1, 1), ("alpha", "beta"))
-many = jax.shard_map(jitted(TABLE), mesh=mesh, in_specs=jax.P(), out_specs=jax.P(), axis_names={"alpha", "beta"}, check_vma=False)
-print(fingerprint([(many, (np.float32(0.5),)), *[(kind(TABLE), (np.float32(0.5),)) for kind in KINDS]]))
+many = jax.shard_map(
+    jitted(TABLE),
+    mesh=mesh,
+    in_specs=jax.P(),
+    out_specs=jax.P(),
+    axis_names={"alpha", "beta"},
+    check_vma=False,
+)
+print(
+    fingerprint(
+        [(many, (np.float32(0.5),)), *[(kind(TABLE), (np.float32(0.5),)) for kind in KINDS]]
+    )
+)
 """
 
 
@@ -150,7 +179,12 @@ def test_fingerprints_of_two_processes_agree():
     """Sets in another order, functions at other addresses."""
     found = {
         subprocess.run(
-            [sys.executable, "-c", _PRINTS], cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": str(seed)}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", _PRINTS],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         for seed in (1, 2)
     }
@@ -158,18 +192,24 @@ def test_fingerprints_of_two_processes_agree():
 
 
 def test_another_table_within_jit_is_another_run(tmp_path):
-    """Killed with test set A, resumed with B: refused, in a drift, in the noise and in an observable."""
+    """Killed with test set A, resumed with B: refused, in a drift, in the noise and in an
+    observable.
+    """
 
     def run(**changed):
         of = {name: jitted(changed.get(name, TABLE)) for name in ("drift", "noise", "observable")}
-        sde = sdesam.SDE(lambda x: -x * of["drift"](1.0), lambda x, xi: xi * of["noise"](1.0), (), 1.0)
+        sde = sdesam.SDE(
+            lambda x: -x * of["drift"](1.0), lambda x, xi: xi * of["noise"](1.0), (), 1.0
+        )
         options = {"observe": {"x": lambda x: of["observable"](x)}, "snapshot": tmp_path / "s"}
         return sdesam.simulate(sde, jax.random.key(0), 2, 0.2, 0.1, **options)
 
     run()
     run()
     for name in ("drift", "noise", "observable"):
-        with pytest.raises(ValueError, match="is of another run, which differs in functions and numbers"):
+        with pytest.raises(
+            ValueError, match="is of another run, which differs in functions and numbers"
+        ):
             run(**{name: OTHER})
 
 
@@ -181,9 +221,17 @@ def _ask_io(x):
     return jax.experimental.io_callback(np.asarray, jax.ShapeDtypeStruct((), np.float32), x)
 
 
-@pytest.mark.parametrize("ask", [_ask, _ask_io, jax.jit(_ask), lambda x: jax.lax.cond(x > 0, _ask, jnp.sin, x)])
+@pytest.mark.parametrize(
+    "ask", [_ask, _ask_io, jax.jit(_ask), lambda x: jax.lax.cond(x > 0, _ask, jnp.sin, x)]
+)
 def test_callbacks_are_refused(ask, tmp_path):
-    with pytest.raises(ValueError, match=r"calls back into Python \((pure|io)_callback\), whose results a snapshot cannot know: leave the call out"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"calls back into Python \((pure|io)_callback\), whose results a snapshot cannot know:"
+            r" leave the call out"
+        ),
+    ):
         decay(observe={"x": lambda x: ask(x.sum())}, snapshot=tmp_path / "s")
     assert not list(tmp_path.iterdir())
 
@@ -201,15 +249,23 @@ def test_printing_is_no_callback(tmp_path, capfd):
 def test_settings_are_part_of_a_run(tmp_path, monkeypatch):
     target = tmp_path / "s"
     decay(snapshot=target)
-    with jax.threefry_partitionable(False), pytest.raises(ValueError, match=r"differs in settings of jax"):
+    with (
+        jax.threefry_partitionable(False),
+        pytest.raises(ValueError, match=r"differs in settings of jax"),
+    ):
         decay(snapshot=target)
     with jax.enable_x64(True), pytest.raises(ValueError, match=r"differs in .*settings of jax"):
         decay(x0=np.ones(2, np.float32), snapshot=target)
-    with jax.default_matmul_precision("bfloat16"), pytest.raises(ValueError, match="precision of products"):
+    with (
+        jax.default_matmul_precision("bfloat16"),
+        pytest.raises(ValueError, match="precision of products"),
+    ):
         decay(snapshot=target)
     with monkeypatch.context() as patch:
         patch.setattr(machine, "instruction_set", lambda: "x86_64 avx2")
-        with pytest.raises(ValueError, match=r"differs in instructions of the CPU \(.* there, 'x86_64 avx2' here\)"):
+        with pytest.raises(
+            ValueError, match=r"differs in instructions of the CPU \(.* there, 'x86_64 avx2' here\)"
+        ):
             decay(snapshot=target)
     flags = os.environ["XLA_FLAGS"]
     with monkeypatch.context() as patch:
@@ -226,14 +282,26 @@ def test_many_observation_times_are_part_of_a_run(tmp_path):
     decay(horizon=2.0, dt=1 / 1024, times=times, snapshot=tmp_path / "s")
     assert (tmp_path / "s").stat().st_size < 100_000
     with pytest.raises(ValueError, match="differs in observation steps"):
-        decay(horizon=2.0, dt=1 / 1024, times=np.append(times[:-1], 1300 / 1024), snapshot=tmp_path / "s")
+        decay(
+            horizon=2.0,
+            dt=1 / 1024,
+            times=np.append(times[:-1], 1300 / 1024),
+            snapshot=tmp_path / "s",
+        )
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_runs_of_any_dtype_are_saved_and_resumed(dtype, tmp_path, monkeypatch):
-    """States, values of observables of other dtypes, trajectories: bit for bit, stopped after every second snapshot."""
+    """States, values of observables of other dtypes, trajectories: bit for bit, stopped after every
+    second snapshot.
+    """
     kind = jnp.dtype(dtype)
-    sde = sdesam.SDE(lambda x: -x, lambda x, xi: (jnp.float32(0.1) * xi).astype(x.dtype), noise_shape=(2,), x0=jnp.ones(2, kind))
+    sde = sdesam.SDE(
+        lambda x: -x,
+        lambda x, xi: (jnp.float32(0.1) * xi).astype(x.dtype),
+        noise_shape=(2,),
+        x0=jnp.ones(2, kind),
+    )
     observe = {
         "low": lambda x: x[0].astype(jnp.bfloat16),
         "whole": lambda x: (8 * x[0]).astype(jnp.int4),
@@ -242,7 +310,17 @@ def test_runs_of_any_dtype_are_saved_and_resumed(dtype, tmp_path, monkeypatch):
     }
 
     def run(**options):
-        return sdesam.simulate(sde, jax.random.key(0), 6, 1.0, 0.25, observe=observe, keep="trajectories", chunk=2, **options)
+        return sdesam.simulate(
+            sde,
+            jax.random.key(0),
+            6,
+            1.0,
+            0.25,
+            observe=observe,
+            keep="trajectories",
+            chunk=2,
+            **options,
+        )
 
     whole = run()
     real, left = store.write_arrays, [0]
@@ -272,9 +350,13 @@ def test_runs_of_any_dtype_are_saved_and_resumed(dtype, tmp_path, monkeypatch):
         assert out.values["above"].dtype == bool
         assert out.values["lower"].dtype == jnp.float8_e5m2
         np.testing.assert_array_equal(out.final.view(np.uint8), whole.final.view(np.uint8))
-        np.testing.assert_array_equal(out.trajectory.view(np.uint8), whole.trajectory.view(np.uint8))
+        np.testing.assert_array_equal(
+            out.trajectory.view(np.uint8), whole.trajectory.view(np.uint8)
+        )
         for name in observe:
-            np.testing.assert_array_equal(out.values[name].view(np.uint8), whole.values[name].view(np.uint8))
+            np.testing.assert_array_equal(
+                out.values[name].view(np.uint8), whole.values[name].view(np.uint8)
+            )
             np.testing.assert_array_equal(out.mean[name], whole.mean[name])
 
 
@@ -282,7 +364,11 @@ def test_arrays_travel_between_processes_in_any_dtype(monkeypatch):
     """The bytes that a process sends, as another one reads them."""
     from jax.experimental import multihost_utils
 
-    arrays = {"a": np.arange(3).astype(jnp.bfloat16), "b/c": np.ones((2, 2)), "d": np.array(5, jnp.int4)}
+    arrays = {
+        "a": np.arange(3).astype(jnp.bfloat16),
+        "b/c": np.ones((2, 2)),
+        "d": np.array(5, jnp.int4),
+    }
     monkeypatch.setattr(machine, "process_count", lambda: 2)
     monkeypatch.setattr(multihost_utils, "process_allgather", lambda row: np.stack([row, row]))
     for found in machine.gather(arrays):
@@ -318,13 +404,21 @@ with store.lock(sys.argv[1], ""):
 
 
 def test_a_snapshot_is_used_by_one_run(tmp_path, monkeypatch):
-    """Of this process or of another: the second gets a sentence, and goes on when the first has ended or was killed."""
+    """Of this process or of another: the second gets a sentence, and goes on when the first has
+    ended or was killed.
+    """
     target, begun, go_on, found = tmp_path / "s", threading.Event(), threading.Event(), []
     (tmp_path / "link").symlink_to("s")
 
     def refused():
         for name in ("s", "link"):
-            with pytest.raises(ValueError, match=f"{name}' is in use by another run: wait for that run to end, or name another file"):
+            with pytest.raises(
+                ValueError,
+                match=(
+                    f"{name}' is in use by another run: wait for that run to end, or name another"
+                    " file"
+                ),
+            ):
                 decay(snapshot=tmp_path / name)
 
     def slow(work, tick):
@@ -343,7 +437,12 @@ def test_a_snapshot_is_used_by_one_run(tmp_path, monkeypatch):
         first.join(60)
     whole = decay().mean["x"]
     np.testing.assert_array_equal(found[0].mean["x"], whole)
-    with subprocess.Popen([sys.executable, "-c", _HOLDS, str(target)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLDS, str(target)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
         assert other.stdout.readline() == b"held\n"
         refused()
         other.kill()
@@ -356,7 +455,10 @@ def test_damaged_and_foreign_snapshots_are_refused(tmp_path):
     target = tmp_path / "s"
     decay(snapshot=target)
     content, (arrays, meta) = target.read_bytes(), store.read_arrays(target)
-    unreadable = "the snapshot .*s' cannot be read, so the run does not start: delete it, or name another file"
+    unreadable = (
+        "the snapshot .*s' cannot be read, so the run does not start: delete it, or name another"
+        " file"
+    )
 
     def refused(message):
         before = target.read_bytes()
@@ -373,15 +475,26 @@ def test_damaged_and_foreign_snapshots_are_refused(tmp_path):
         flipped[content.index(f"{name}.npy".encode()) + 100] ^= 4
         target.write_bytes(flipped)
         refused(unreadable)
-    np.savez(target.with_suffix(".npz"), allow_pickle=False, __meta__=np.array('{"schema": "sdesam.snapshot/3"}'))
+    np.savez(
+        target.with_suffix(".npz"),
+        allow_pickle=False,
+        __meta__=np.array('{"schema": "sdesam.snapshot/3"}'),
+    )
     target.with_suffix(".npz").replace(target)
     refused(unreadable)
     decay().save(target)
-    refused("has schema 'sdesam.result/2', not 'sdesam.snapshot/4': it is no snapshot of this version; name another file")
+    refused(
+        "has schema 'sdesam.result/2', not 'sdesam.snapshot/4': it is no snapshot of this version;"
+        " name another file"
+    )
     for wrong in ({**meta, "schema": "sdesam.snapshot/3"}, {**meta, "schema": ["x"]}, {}):
         store.write_arrays(target, arrays, wrong)
         refused("it is no snapshot of this version")
-    for wrong in ({"schema": meta["schema"]}, {**meta, "identity": None}, {**meta, "identity": [1]}):
+    for wrong in (
+        {"schema": meta["schema"]},
+        {**meta, "identity": None},
+        {**meta, "identity": [1]},
+    ):
         store.write_arrays(target, arrays, wrong)
         refused(unreadable)
     target.unlink()
@@ -389,20 +502,32 @@ def test_damaged_and_foreign_snapshots_are_refused(tmp_path):
     refused("is of another run, which differs in paths")
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda place: os.symlink("/dev/null", place)])
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, os.mkdir, lambda place: os.symlink("/dev/null", place)]
+)
 def test_a_snapshot_is_an_ordinary_file(make, tmp_path):
     make(tmp_path / "s")
-    with pytest.raises((ValueError, OSError), match=r"s' (is no ordinary file|cannot be written: it is a folder)"):
+    with pytest.raises(
+        (ValueError, OSError), match=r"s' (is no ordinary file|cannot be written: it is a folder)"
+    ):
         decay(snapshot=tmp_path / "s")
 
 
 def test_room_and_names_are_checked_before_any_step(tmp_path, monkeypatch):
     monkeypatch.setattr(sdesam.engine.driver._Work, "run", lambda *args: pytest.fail("it ran"))
-    for name, message in (("a\0", "no name of a file"), ("", "empty name"), ("n" * 256, "File name too long")):
+    for name, message in (
+        ("a\0", "no name of a file"),
+        ("", "empty name"),
+        ("n" * 256, "File name too long"),
+    ):
         with pytest.raises((ValueError, OSError), match=message):
             decay(snapshot=name if name == "" else tmp_path / name)
-    monkeypatch.setattr("shutil.disk_usage", lambda place: type("", (), {"total": 10**6, "free": 50}))
-    with pytest.raises(OSError, match=r"s' cannot be written: 5e-05 MB are free on its disk, 9.6e-05 MB are needed"):
+    monkeypatch.setattr(
+        "shutil.disk_usage", lambda place: type("", (), {"total": 10**6, "free": 50})
+    )
+    with pytest.raises(
+        OSError, match=r"s' cannot be written: 5e-05 MB are free on its disk, 9.6e-05 MB are needed"
+    ):
         decay(paths=8, snapshot=tmp_path / "s")
     assert not list(tmp_path.iterdir())
 
@@ -432,14 +557,20 @@ def test_results_are_checked_before_their_arrays_are_read(tmp_path, monkeypatch)
             with pytest.raises(ValueError, match=message):
                 sdesam.Result.load(target)
 
-    refused("has schema 'sdesam.result/1': this version reads 'sdesam.result/2'", schema="sdesam.result/1")
+    refused(
+        "has schema 'sdesam.result/1': this version reads 'sdesam.result/2'",
+        schema="sdesam.result/1",
+    )
     refused("has schema None", schema=None)
     for name in ("config", "provenance", "paths", "leaves"):
         refused(f"is no result of sdesam: its {name} is missing or of another type", **{name: None})
     refused("its leaves are no paths", leaves=[None])
     refused("it has 1 arrays of the final states, and 2 paths to them", leaves=[[], []])
     refused("or the paths that diverged, have no such shape", {"time": np.ones((2, 2))})
-    refused("or the paths that diverged, have no such shape", {"diverged.paths": np.zeros(5), "diverged.time": np.zeros(5)})
+    refused(
+        "or the paths that diverged, have no such shape",
+        {"diverged.paths": np.zeros(5), "diverged.time": np.zeros(5)},
+    )
     for name, array in arrays.items():
         if not name.startswith("diverged"):
             refused("is no result of sdesam", {name: np.zeros((*array.shape, 3))})
@@ -453,7 +584,12 @@ def test_results_are_checked_before_their_arrays_are_read(tmp_path, monkeypatch)
 def test_states_with_keys_that_are_no_words_are_saved(tmp_path):
     """A dictionary by numbers or tuples: its arrays come back in order."""
     start = {(1, 2): np.ones(2), (0, 1): np.zeros(2)}
-    sde = sdesam.SDE(lambda x: jax.tree.map(jnp.negative, x), lambda x, xi: jax.tree.map(lambda a: xi, x), (2,), start)
+    sde = sdesam.SDE(
+        lambda x: jax.tree.map(jnp.negative, x),
+        lambda x, xi: jax.tree.map(lambda a: xi, x),
+        (2,),
+        start,
+    )
     out = sdesam.simulate(sde, jax.random.key(0), 2, 0.2, 0.1)
     out.save(tmp_path / "r.npz")
     back = sdesam.Result.load(tmp_path / "r.npz").final

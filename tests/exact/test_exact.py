@@ -18,7 +18,10 @@ from tests.sde.test_enumeration import polynomial_loss
 
 
 @pytest.mark.parametrize("with_replacement", [True, False])
-@pytest.mark.parametrize(("variant", "b", "m"), [("sgd", 2, None), ("m-usam", 4, 2), ("m-usam", 2, 1), ("n-usam", 3, None)])
+@pytest.mark.parametrize(
+    ("variant", "b", "m"),
+    [("sgd", 2, None), ("m-usam", 4, 2), ("m-usam", 2, 1), ("n-usam", 3, None)],
+)
 def test_one_step(variant, b, m, with_replacement):
     """Mean and covariance of a step on quartic losses: the leading powers of rho by brute force."""
     losses = Polynomials.random(4, 2, seed=3, quartic=True)
@@ -27,7 +30,9 @@ def test_one_step(variant, b, m, with_replacement):
         problem = sdesam.FiniteSum(polynomial_loss, vars(losses), x)
     true = moments(losses, x, variant, b, m or b, with_replacement)
     for rho in (0.0, 1e-3) if variant != "sgd" else (0.0,):
-        chain = sdesam.Chain(variant, problem, 0.1, None if variant == "sgd" else rho, b, m, with_replacement)
+        chain = sdesam.Chain(
+            variant, problem, 0.1, None if variant == "sgd" else rho, b, m, with_replacement
+        )
         found = one_step(chain, x)
         mean = sum(rho**j * part for j, part in enumerate(true.mean))
         np.testing.assert_allclose(found.mean, mean, rtol=1e-12, atol=1e-13)
@@ -70,7 +75,9 @@ def test_chain_on_a_torus(dim):
 
     def g(i, x):
         phase = data["frequency"][i] @ x
-        return (data["sin"][i] * np.cos(phase) - data["cos"][i] * np.sin(phase)) @ data["frequency"][i]
+        return (data["sin"][i] * np.cos(phase) - data["cos"][i] * np.sin(phase)) @ data[
+            "frequency"
+        ][i]
 
     def step(x, batch):
         return x - 0.25 * np.mean([g(i, x + 0.3 * g(i, x)) for i in batch], axis=0)
@@ -78,12 +85,17 @@ def test_chain_on_a_torus(dim):
     pairs = list(itertools.product(range(3), repeat=2))
     for start in (0, 5, 17):
         x = torus.points[start]
-        values = [np.cos(waves @ step(step(x, first), second)) for first in pairs for second in pairs]
+        values = [
+            np.cos(waves @ step(step(x, first), second)) for first in pairs for second in pairs
+        ]
         np.testing.assert_allclose(found[start, : len(waves)], np.mean(values, axis=0), atol=1e-9)
 
 
 @pytest.mark.parametrize("with_replacement", [True, False])
-@pytest.mark.parametrize(("variant", "b", "m"), [("sgd", 2, None), ("usam", 3, None), ("m-usam", 2, 1), ("m-usam", 4, 2), ("n-usam", 2, None)])
+@pytest.mark.parametrize(
+    ("variant", "b", "m"),
+    [("sgd", 2, None), ("usam", 3, None), ("m-usam", 2, 1), ("m-usam", 4, 2), ("n-usam", 2, None)],
+)
 def test_moments_on_a_quadratic(variant, b, m, with_replacement):
     """Two steps of the chain with every sequence of mini-batches listed in numpy."""
     problem = sdesam.problems.quadratic(dim=2, samples=4, seed=1)
@@ -99,10 +111,18 @@ def test_moments_on_a_quadratic(variant, b, m, with_replacement):
     def step(x, batch):
         size = m or b
         parts = [batch[k : k + size] for k in range(0, b, size)]
-        u = {"none": lambda part: 0 * x, "micro-batch": lambda part: grad(part, x), "data set": lambda part: grad(range(4), x)}[perturbation]
+        u = {
+            "none": lambda part: 0 * x,
+            "micro-batch": lambda part: grad(part, x),
+            "data set": lambda part: grad(range(4), x),
+        }[perturbation]
         return x - lr * np.mean([grad(part, x + (rho or 0) * u(part)) for part in parts], axis=0)
 
-    listed = list(itertools.product(range(4), repeat=b) if with_replacement else itertools.permutations(range(4), b))
+    listed = list(
+        itertools.product(range(4), repeat=b)
+        if with_replacement
+        else itertools.permutations(range(4), b)
+    )
     once = [step(np.ones(2), batch) for batch in listed]
     # the second step is affine in x, so its mean and second moment follow batch by batch
     twice = np.array([step(x, batch) for x in once for batch in listed])
@@ -111,7 +131,9 @@ def test_moments_on_a_quadratic(variant, b, m, with_replacement):
 
 
 def test_moments_of_an_sde():
-    """dX = -K (X - c) dt + (S_0 + S_1 x) dW in one dimension, its moment equations written out and solved by expm."""
+    """dX = -K (X - c) dt + (S_0 + S_1 x) dW in one dimension, its moment equations written out and
+    solved by expm.
+    """
     problem = sdesam.problems.linear_regression(dim=1, samples=6, seed=2)
     sde = sdesam.derive("sgd", order=(1, 1)).bind(problem, lr=0.1, batch=2)
     found = Quadratic(problem, 1.5).sde(sde)
@@ -120,7 +142,13 @@ def test_moments_of_an_sde():
     # variance of h_i x - v_i over samples: q2 x^2 + q1 x + q0
     q2, q1, q0 = h.var(), -2 * ((h - h.mean()) * (v - v.mean())).mean(), v.var()
     eta_b = 0.1 / 2
-    L = np.array([[0, 0, 0], [v.mean(), -h.mean(), 0], [eta_b * q0, 2 * v.mean() + eta_b * q1, -2 * h.mean() + eta_b * q2]])
+    L = np.array(
+        [
+            [0, 0, 0],
+            [v.mean(), -h.mean(), 0],
+            [eta_b * q0, 2 * v.mean() + eta_b * q1, -2 * h.mean() + eta_b * q2],
+        ]
+    )
     x0 = float(problem.x0[0])
     expected = expm(1.5 * L) @ np.array([1, x0, x0**2])
     np.testing.assert_allclose(found, expected[1:], rtol=1e-9)
@@ -129,11 +157,15 @@ def test_moments_of_an_sde():
 def test_a_quadratic_solver_refuses_other_losses():
     with pytest.raises(ValueError, match="is not quadratic"):
         Quadratic(sdesam.problems.torus(dim=2), 1.0)
-    bent_far_away = sdesam.FiniteSum(lambda x, s: (x[0] - s) ** 2 / 2 + 5 * jnp.tanh(x[0] - 20), np.ones(3), np.array([20.0]))
+    bent_far_away = sdesam.FiniteSum(
+        lambda x, s: (x[0] - s) ** 2 / 2 + 5 * jnp.tanh(x[0] - 20), np.ones(3), np.array([20.0])
+    )
     with pytest.raises(ValueError, match="is not quadratic"):
         Quadratic(bent_far_away, 1.0)
     with pytest.raises(ValueError, match=r"horizon=1 is no multiple of lr=0\.3"):
-        Torus(2 * np.pi, 1, 16, 1.0).chain(sdesam.Chain("sgd", sdesam.problems.torus(dim=1, samples=3), lr=0.3, batch=1))
+        Torus(2 * np.pi, 1, 16, 1.0).chain(
+            sdesam.Chain("sgd", sdesam.problems.torus(dim=1, samples=3), lr=0.3, batch=1)
+        )
     with pytest.raises(ValueError, match="an even number of points"):
         Torus(2 * np.pi, 1, 33, 1.0)
     with pytest.raises(ValueError, match="at most 20 parameters"):

@@ -1,4 +1,6 @@
-"""Weak errors and signatures: the orders and exponents that theory predicts, and what is said where they cannot be seen."""
+"""Weak errors and signatures: the orders and exponents that theory predicts, and what is said where
+they cannot be seen.
+"""
 
 from dataclasses import replace
 
@@ -11,7 +13,14 @@ from sdesam.exact import Curve, signature, weak_error
 from sdesam.exact.weak import extrapolated, fit_slope
 from sdesam.mutants import scaled
 
-PREDICTED = {"rho^1": 2 / 3, "rho^2": 4 / 3, "eta": 1, "eta rho^1": 5 / 3, "noise": 1, "noise rho^1": 5 / 3}
+PREDICTED = {
+    "rho^1": 2 / 3,
+    "rho^2": 4 / 3,
+    "eta": 1,
+    "eta rho^1": 5 / 3,
+    "noise": 1,
+    "noise rho^1": 5 / 3,
+}
 RATES = (1 / 32, 1 / 64, 1 / 128)
 FINE = (1 / 256, 1 / 512, 1 / 1024)
 
@@ -27,9 +36,19 @@ def assert_signature(found, every_knock_out_shows=True):
         assert term.breaks or small, found.table()
 
 
-@pytest.mark.parametrize(("variant", "micro"), [("m-usam", 1), pytest.param("n-usam", None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("variant", "micro"), [("m-usam", 1), pytest.param("n-usam", None, marks=pytest.mark.slow)]
+)
 def test_signature_on_a_torus(variant, micro):
-    assert_signature(signature(sdesam.derive(variant), sdesam.problems.torus(dim=2, samples=3), batch=2, micro=micro, rates=RATES))
+    assert_signature(
+        signature(
+            sdesam.derive(variant),
+            sdesam.problems.torus(dim=2, samples=3),
+            batch=2,
+            micro=micro,
+            rates=RATES,
+        )
+    )
 
 
 @pytest.mark.slow
@@ -39,25 +58,40 @@ def test_signatures_on_tori(variant, micro, with_replacement):
     equation = sdesam.derive(variant, replace=with_replacement)
     for dim in (2, 1):
         problem = sdesam.problems.torus(dim=dim, samples=4)
-        assert_signature(signature(equation, problem, batch=2, micro=micro), every_knock_out_shows=dim == 2)
+        assert_signature(
+            signature(equation, problem, batch=2, micro=micro), every_knock_out_shows=dim == 2
+        )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("with_replacement", [True, False])
-@pytest.mark.parametrize(("variant", "micro"), [("m-sam", 1), ("m-sam", 2), ("n-sam", None), ("dnsam", None)])
+@pytest.mark.parametrize(
+    ("variant", "micro"), [("m-sam", 1), ("m-sam", 2), ("n-sam", None), ("dnsam", None)]
+)
 def test_signatures_of_smoothed_sam(variant, micro, with_replacement):
-    """eps is about the size of the gradients, so that the norm is one; grids are refined until every difference stands still.
+    """eps is about the size of the gradients, so that the norm is one; grids are refined until
+    every difference stands still.
 
-    What the equation leaves out is of size eta^2 and, next, eta rho^2 = eta^(7/3), so the slope comes to 2 like eta^(1/3) only: 2.10 to 2.12 at
-    the default rates, 2.06 to 2.08 at these.
-    """
+    What the equation leaves out is of size eta^2 and, next, eta rho^2 = eta^(7/3), so the slope
+    comes to 2 like eta^(1/3) only: 2.10 to 2.12 at the default rates, 2.06 to 2.08 at these."""
     equation = sdesam.derive(variant, replace=with_replacement)
-    assert_signature(signature(equation, sdesam.problems.torus(dim=2, samples=4), batch=2, micro=micro, eps=0.2, rates=FINE))
+    assert_signature(
+        signature(
+            equation,
+            sdesam.problems.torus(dim=2, samples=4),
+            batch=2,
+            micro=micro,
+            eps=0.2,
+            rates=FINE,
+        )
+    )
 
 
 @pytest.mark.slow
 def test_order_of_smoothed_sam():
-    """In one dimension, quickly: order 2 with SAM's own drift, and not with that of n-SAM or with another eps."""
+    """In one dimension, quickly: order 2 with SAM's own drift, and not with that of n-SAM or with
+    another eps.
+    """
     problem = sdesam.problems.torus(dim=1, samples=3)
     equation = sdesam.derive("m-sam")
     numbers = {"batch": 2, "micro": 1, "rates": RATES, "eps": 0.2}
@@ -68,7 +102,9 @@ def test_order_of_smoothed_sam():
 
 def test_signature_on_a_quadratic():
     """rho^2 vanishes there and is said to; the other terms have their exponents."""
-    found = signature(sdesam.derive("m-usam"), sdesam.problems.quadratic(dim=4, samples=16), batch=4, micro=2)
+    found = signature(
+        sdesam.derive("m-usam"), sdesam.problems.quadratic(dim=4, samples=16), batch=4, micro=2
+    )
     assert found.status == "confirmed", found.table()
     by_name = {term.name: term for term in found.terms}
     assert by_name["rho^2"].change.vanishes
@@ -79,13 +115,17 @@ def test_signature_on_a_quadratic():
 
 @pytest.mark.slow
 def test_signature_of_rw_sam_where_its_weights_are_smooth():
-    """Weights from squares of norms; those of norms have a kink where a sample's gradient vanishes."""
+    """Weights from squares of norms; those of norms have a kink where a sample's gradient
+    vanishes.
+    """
     norms = sdesam.NormEstimate("exact", square=True)
     problem = sdesam.problems.torus(dim=1, samples=3)
     found = signature(sdesam.derive("rw-sam"), problem, batch=2, eps=0.2, lam=2.0, norms=norms)
     assert found.status == "confirmed", found.table()
     assert found.full.slope > 1.9
-    assert {term.name: term.change.slope for term in found.terms} == pytest.approx(PREDICTED, abs=0.1)
+    assert {term.name: term.change.slope for term in found.terms} == pytest.approx(
+        PREDICTED, abs=0.1
+    )
 
 
 def test_the_table_says_at_which_numbers_and_how_well_resolved():
@@ -93,13 +133,23 @@ def test_the_table_says_at_which_numbers_and_how_well_resolved():
     found = signature(sdesam.derive("n-sam", order=(1, 2)), problem, batch=2, rates=RATES, eps=0.2)
     table = found.table()
     assert "replacement, eps = 0.2\n" in table
-    shift = max(max(c.uncertainty / c.values) for c in (found.full, *(c for t in found.terms for c in (t.change, t.knock_out))) if not c.vanishes)
+    shift = max(
+        max(c.uncertainty / c.values)
+        for c in (found.full, *(c for t in found.terms for c in (t.change, t.knock_out)))
+        if not c.vanishes
+    )
     assert 0 < shift < 0.02
-    assert f"the last refinement moved no difference by more than {100 * shift:.2g} % of its size" in table
+    assert (
+        f"the last refinement moved no difference by more than {100 * shift:.2g} % of its size"
+        in table
+    )
     assert len(found.config["grids"]) == len(RATES)
     assert f"grid of {max(found.config['grids'])} points a side" in table
     weights = {"lam": 2.0, "norms": vars(sdesam.NormEstimate("exact", square=True))}
-    assert "eps = 0.2, lam = 2, norms squared from gradients of samples" in replace(found, config={**found.config, **weights}).table()
+    assert (
+        "eps = 0.2, lam = 2, norms squared from gradients of samples"
+        in replace(found, config={**found.config, **weights}).table()
+    )
     on_quadratic = replace(found, config={**found.config, "grids": []})
     assert "no grid, errors of rounding" in on_quadratic.table()
 
@@ -112,11 +162,15 @@ def test_order_1_cannot_see_the_noise():
     noise = next(term for term in found.terms if term.name == "noise")
     assert not noise.visible
     assert "no weak error can see the noise" in found.table()
-    assert weak_error(equation.without("noise"), problem, batch=2, micro=1, rates=RATES).slope == pytest.approx(1, abs=0.1)
+    assert weak_error(
+        equation.without("noise"), problem, batch=2, micro=1, rates=RATES
+    ).slope == pytest.approx(1, abs=0.1)
 
 
 def test_order_2_on_a_quadratic_of_ten_dimensions():
-    """Path rho = 0.3 eta^(2/3): slope 2 within 0.05, and at eta = 1/256 a hundred times below order (1,2)."""
+    """Path rho = 0.3 eta^(2/3): slope 2 within 0.05, and at eta = 1/256 a hundred times below order
+    (1,2).
+    """
     problem = sdesam.problems.quadratic(dim=10, samples=64)
     numbers = {"batch": 4, "micro": 2, "c": 0.3}
     fine = weak_error(sdesam.derive("m-usam", order=(2, 3)), problem, **numbers)
@@ -129,15 +183,20 @@ def test_order_2_on_a_quadratic_of_ten_dimensions():
     for rate in at_256:
         c = 0.3 * rate ** (2 / 3) / rate ** (1 / 2)
         triple = (4 * rate, 2 * rate, rate)
-        first.append(weak_error(sdesam.derive("m-usam", order=(1, 2)), problem, batch=4, micro=2, c=c, rates=triple).values[-1])
+        first.append(
+            weak_error(
+                sdesam.derive("m-usam", order=(1, 2)), problem, batch=4, micro=2, c=c, rates=triple
+            ).values[-1]
+        )
     assert first[-1] / second.values[-1] > 100
 
 
 def test_wrong_coefficients_lower_the_order():
-    """The negative control of the order itself: a wrong factor in one term is seen as that term's exponent.
+    """The negative control of the order itself: a wrong factor in one term is seen as that term's
+    exponent.
 
-    (A factor near 1 takes smaller rates than these to show in a slope; the one-step coefficients of `check` catch it.)
-    """
+    (A factor near 1 takes smaller rates than these to show in a slope; the one-step coefficients of
+    `check` catch it.)"""
     problem = sdesam.problems.torus(dim=1, samples=3)
     for term, exponent in PREDICTED.items():
         wrong = scaled(term, 3)(sdesam.derive("m-usam"))
@@ -146,14 +205,22 @@ def test_wrong_coefficients_lower_the_order():
 
 
 def test_the_limit_of_a_slope_and_its_error():
-    """`a eta^p (1 + b eta^d + c eta^(2d) + e eta^(3d))` with random coefficients: the exponent lies inside in 95 % and the plain slope does not."""
+    """`a eta^p (1 + b eta^d + c eta^(2d) + e eta^(3d))` with random coefficients: the exponent lies
+    inside in 95 % and the plain slope does not.
+    """
     rng = np.random.default_rng(0)
     rates = np.array([1 / 128, 1 / 256, 1 / 512, 1 / 1024])
     inside = plain = 0
     for _ in range(300):
         p, d = rng.choice([2 / 3, 1, 2]), rng.choice([1 / 3, 1 / 2, 1])
         b, c, e = 0.5 * rng.normal(size=3)
-        curve = Curve(rates, rates**p * (1 + b * rates**d + c * rates ** (2 * d) + e * rates ** (3 * d)), np.zeros(4), p, d)
+        curve = Curve(
+            rates,
+            rates**p * (1 + b * rates**d + c * rates ** (2 * d) + e * rates ** (3 * d)),
+            np.zeros(4),
+            p,
+            d,
+        )
         inside += abs(curve.limit - p) <= curve.limit_error
         plain += abs(curve.slope - p) <= curve.spread
     assert inside >= 285
@@ -172,9 +239,16 @@ def test_the_limit_with_three_rates_and_with_uncertain_values():
 
 
 def test_on_quadratics_the_order_lies_within_its_error():
-    """m-USAM: corrections fall like eta^(1/3), so that the slope itself is off by 0.04. That two of six are out has probability 2 %, at 96 %."""
+    """m-USAM: corrections fall like eta^(1/3), so that the slope itself is off by 0.04. That two of
+    six are out has probability 2 %, at 96 %.
+    """
     equation = sdesam.derive("m-usam")
-    curves = [weak_error(equation, sdesam.problems.quadratic(dim=2, samples=4, seed=seed), batch=2, micro=1) for seed in range(6)]
+    curves = [
+        weak_error(
+            equation, sdesam.problems.quadratic(dim=2, samples=4, seed=seed), batch=2, micro=1
+        )
+        for seed in range(6)
+    ]
     assert sum(abs(curve.limit - 2) <= curve.limit_error for curve in curves) >= 5
     assert sum(abs(curve.slope - 2) <= curve.spread for curve in curves) <= 3
     assert np.median([curve.limit_error for curve in curves]) < 0.1
@@ -191,7 +265,8 @@ def test_fit_slope():
     values[-1] = 1.0
     assert fit_slope(rates, values, np.array([0, 0, 0, 1.0]))[0] == pytest.approx(1.5)
     assert np.isnan(fit_slope(rates, values, np.ones(4))[0])
-    # what stands nine times above its uncertainty is left out, what stands eleven times above it counts, for less
+    # what stands nine times above its uncertainty is left out, what stands eleven times above it
+    # counts, for less
     values = 3 * rates**1.5 * np.array([1, 1, 1, 1.5])
     assert fit_slope(rates, values, np.array([0, 0, 0, values[-1] / 9]))[0] == pytest.approx(1.5)
     assert 1.3 < fit_slope(rates, values, np.array([0, 0, 0, values[-1] / 11]))[0] < 1.499
@@ -209,16 +284,31 @@ def test_fit_slope():
     [
         ({"rates": [0.1, 0.05]}, "at least three learning rates"),
         ({"rates": [0.1, 0.2, 0.05]}, "at least three learning rates, decreasing"),
-        ({"c": 4.0, "rates": (1 / 4, 1 / 8, 1 / 16), "problem": sdesam.problems.quadratic(dim=3)}, "no asymptotic range"),
+        (
+            {
+                "c": 4.0,
+                "rates": (1 / 4, 1 / 8, 1 / 16),
+                "problem": sdesam.problems.quadratic(dim=3),
+            },
+            "no asymptotic range",
+        ),
         ({"rates": [0.3, 0.2, 0.1]}, "horizon=1 is no multiple of the learning rate=0.3"),
         ({"problem": sdesam.problems.digits(width=2)}, "has no exact solver"),
-        ({"problem": sdesam.FiniteSum(lambda x, s: (x - s) ** 4, np.ones(2), 1.0)}, "is not quadratic"),
+        (
+            {"problem": sdesam.FiniteSum(lambda x, s: (x - s) ** 4, np.ones(2), 1.0)},
+            "is not quadratic",
+        ),
         ({"batch": 9}, "more than the 5000 that are listed"),
         ({"c": 0}, "c=0"),
     ],
 )
 def test_bad_input(change, message):
-    numbers = {"problem": sdesam.problems.torus(dim=1, samples=3), "batch": 2, "rates": RATES, **change}
+    numbers = {
+        "problem": sdesam.problems.torus(dim=1, samples=3),
+        "batch": 2,
+        "rates": RATES,
+        **change,
+    }
     with pytest.raises(ValueError, match=message):
         weak_error(sdesam.derive("usam"), **numbers)
 
@@ -226,9 +316,19 @@ def test_bad_input(change, message):
 def test_a_torus_that_is_too_rough_is_refused():
     smooth = sdesam.problems.torus(dim=1, samples=3)
     # a wave that vanishes on grids of 16 and 32 points is seen too
-    aliased = sdesam.FiniteSum(lambda x, s: smooth.sample_loss(x, s) + 0.1 * jnp.cos(32 * x[0]), smooth.data, smooth.x0, period=2 * np.pi)
+    aliased = sdesam.FiniteSum(
+        lambda x, s: smooth.sample_loss(x, s) + 0.1 * jnp.cos(32 * x[0]),
+        smooth.data,
+        smooth.x0,
+        period=2 * np.pi,
+    )
     with pytest.raises(ValueError, match="does not resolve the expectations"):
         weak_error(sdesam.derive("sgd"), aliased, batch=2, rates=RATES)
-    rough = sdesam.FiniteSum(smooth.sample_loss, {**smooth.data, "cos": 400 * smooth.data["cos"]}, smooth.x0, period=2 * np.pi)
+    rough = sdesam.FiniteSum(
+        smooth.sample_loss,
+        {**smooth.data, "cos": 400 * smooth.data["cos"]},
+        smooth.x0,
+        period=2 * np.pi,
+    )
     with pytest.raises(ValueError, match="does not resolve the expectations"):
         weak_error(sdesam.derive("sgd"), rough, batch=2, rates=RATES)

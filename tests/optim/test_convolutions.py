@@ -1,7 +1,8 @@
-"""Networks with convolutions, of equinox and of flax: one step of every variant, as a chain and as an optimizer, against a loop over samples.
+"""Networks with convolutions, of equinox and of flax: one step of every variant, as a chain and as
+an optimizer, against a loop over samples.
 
-The loop takes one sample's gradient at a time, so that nothing is batched in it; the rest of it is numpy.
-"""
+The loop takes one sample's gradient at a time, so that nothing is batched in it; the rest of it is
+numpy."""
 
 from functools import cache, partial
 
@@ -35,7 +36,11 @@ class Convolutions(eqx.Module):
     def __init__(self, key):
         keys = jax.random.split(key, 4)
         conv = partial(eqx.nn.Conv2d, kernel_size=3, padding=1)
-        self.layers = [conv(2, 4, key=keys[0]), conv(4, 4, groups=2, key=keys[1]), conv(4, 4, groups=4, key=keys[2])]
+        self.layers = [
+            conv(2, 4, key=keys[0]),
+            conv(4, 4, groups=2, key=keys[1]),
+            conv(4, 4, groups=4, key=keys[2]),
+        ]
         self.head = eqx.nn.Linear(4, 3, key=keys[3])
 
     def __call__(self, image):
@@ -53,14 +58,18 @@ doubled.defvjp(lambda x: (2 * x, None), lambda _, g: (2 * g,))
 
 
 class Attention(nn.Module):
-    """A grouped convolution under remat, attention between its pixels, a scan over channels, and a derivative given by hand."""
+    """A grouped convolution under remat, attention between its pixels, a scan over channels, and a
+    derivative given by hand.
+    """
 
     @nn.compact
     def __call__(self, image):
         x = nn.remat(nn.Conv)(4, (3, 3), feature_group_count=2)(jnp.moveaxis(image, 0, -1))
         x = nn.avg_pool(doubled(jnp.tanh(x))[None], (2, 2), (2, 2))[0].reshape(-1, 4)
         x = nn.MultiHeadDotProductAttention(num_heads=2)(x[None])[0].mean(0)
-        last, _ = jax.lax.scan(lambda total, value: (jnp.sin(total + value), None), jnp.float32(0.1), x)
+        last, _ = jax.lax.scan(
+            lambda total, value: (jnp.sin(total + value), None), jnp.float32(0.1), x
+        )
         return nn.Dense(3)(jnp.append(x, last))
 
 
@@ -72,12 +81,15 @@ def network(kind):
 
         def scores(params, image):
             return eqx.combine(params, static)(image)
+
     else:
         module = Attention()
         params, scores = module.init(jax.random.key(0), IMAGES[0]), module.apply
 
     def sample_loss(params, sample):
-        return optax.softmax_cross_entropy_with_integer_labels(scores(params, sample["image"]), sample["label"])
+        return optax.softmax_cross_entropy_with_integer_labels(
+            scores(params, sample["image"]), sample["label"]
+        )
 
     return params, sample_loss
 
@@ -109,9 +121,17 @@ def by_hand(kind, rule):
     whole, total = mean(x, range(6)), []
     for members in INDICES.reshape(-1, 2 if rule.micro else 4):
         own = np.array([g(x, i) for i in members])
-        weights = np.exp(LAM * np.linalg.norm(own, axis=1)) if rule.weights == "gibbs" else np.ones(len(members))
-        v = {"none": 0 * x, "micro-batch": weights @ own / weights.sum(), "data set": whole}[rule.perturbation]
-        norm = {"none": 1.0, "own": np.linalg.norm(v), "data set": np.linalg.norm(whole)}[rule.normaliser]
+        weights = (
+            np.exp(LAM * np.linalg.norm(own, axis=1))
+            if rule.weights == "gibbs"
+            else np.ones(len(members))
+        )
+        v = {"none": 0 * x, "micro-batch": weights @ own / weights.sum(), "data set": whole}[
+            rule.perturbation
+        ]
+        norm = {"none": 1.0, "own": np.linalg.norm(v), "data set": np.linalg.norm(whole)}[
+            rule.normaliser
+        ]
         total.append(mean(x + RHO * v / norm, members))
     return np.mean(total, axis=0)
 
@@ -120,7 +140,9 @@ RULES = {**sdesam.VARIANTS, "m-dnsam": M_DNSAM}
 FAST = [("equinox", "m-sam"), ("flax", "usam")]
 """The rest compiles for minutes."""
 EVERY = [
-    pytest.param(kind, rule, id=f"{kind} {name}", marks=[] if (kind, name) in FAST else pytest.mark.slow)
+    pytest.param(
+        kind, rule, id=f"{kind} {name}", marks=[] if (kind, name) in FAST else pytest.mark.slow
+    )
     for kind in ("equinox", "flax")
     for name, rule in RULES.items()
 ]
@@ -134,7 +156,15 @@ def test_chain(kind, rule):
     params, sample_loss = network(kind)
     problem = sdesam.FiniteSum(sample_loss, DATA, params)
     weights = EXACT if rule.weights == "gibbs" else {}
-    chain = sdesam.Chain(rule, problem, LR, None if rule.perturbation == "none" else RHO, batch=4, micro=2 if rule.micro else None, **weights)
+    chain = sdesam.Chain(
+        rule,
+        problem,
+        LR,
+        None if rule.perturbation == "none" else RHO,
+        batch=4,
+        micro=2 if rule.micro else None,
+        **weights,
+    )
     found = chain.direction(params, INDICES.reshape(-1, 2 if rule.micro else 4))
     np.testing.assert_allclose(flat(found), by_hand(kind, rule), **CLOSE)
     if rule.name == "m-sam":  # controls: another rule, and other micro-batches
@@ -149,7 +179,16 @@ def optimizer(kind, rule, groups="vmap", **devices):
     if devices and rule.perturbation == "micro-batch" and not rule.micro:
         devices["perturbation"] = "local"
     losses = jax.vmap(sample_loss, (None, 0))
-    return optim.Optimizer(rule, losses, optax.sgd(LR), rho, micro=2 if rule.micro else None, groups=groups, **weights, **devices)
+    return optim.Optimizer(
+        rule,
+        losses,
+        optax.sgd(LR),
+        rho,
+        micro=2 if rule.micro else None,
+        groups=groups,
+        **weights,
+        **devices,
+    )
 
 
 @pytest.mark.parametrize(("kind", "rule"), EVERY)
@@ -169,7 +208,9 @@ def test_optimizer(kind, rule):
 
 
 def on_two_devices(opt, how, params, batch):
-    """The step as a function of parameters and batch, each device with half of the batch; and these."""
+    """The step as a function of parameters and batch, each device with half of the batch; and
+    these.
+    """
 
     def step(params, batch):
         return opt.step(params, opt.init(params), batch)[0]
@@ -178,24 +219,44 @@ def on_two_devices(opt, how, params, batch):
         halves = jax.tree.map(lambda leaf: leaf.reshape(2, -1, *leaf.shape[1:]), batch)
         return jax.pmap(step, axis_name="device", in_axes=(None, 0), out_axes=None), params, halves
     mesh = jax.make_mesh((2,), ("device",), axis_types=(AxisType.Auto,))
-    mapped = jax.shard_map(step, mesh=mesh, in_specs=(P(), P("device")), out_specs=P(), check_vma=how == "shard_map")
+    mapped = jax.shard_map(
+        step, mesh=mesh, in_specs=(P(), P("device")), out_specs=P(), check_vma=how == "shard_map"
+    )
     return jax.jit(mapped), params, batch
 
 
 def some_slow(cases):
-    return [pytest.param(*case, marks=[] if fast else pytest.mark.slow) for case, fast in cases.items()]
+    return [
+        pytest.param(*case, marks=[] if fast else pytest.mark.slow) for case, fast in cases.items()
+    ]
 
 
 @pytest.mark.parametrize(
     ("name", "how"),
-    some_slow({(name, how): (name, how) == ("m-sam", "shard_map") for name in ("m-sam", "rw-sam") for how in WAYS}),
+    some_slow(
+        {
+            (name, how): (name, how) == ("m-sam", "shard_map")
+            for name in ("m-sam", "rw-sam")
+            for how in WAYS
+        }
+    ),
 )
 def test_two_devices(name, how):
-    """Groups at once on each device; and exact norms, whose gradients by sample jax cannot batch there."""
+    """Groups at once on each device; and exact norms, whose gradients by sample jax cannot batch
+    there.
+    """
     rule, batch = RULES[name], {name: leaf[INDICES] for name, leaf in DATA.items()}
-    fn, params, batch = on_two_devices(optimizer("equinox", rule, axis_name="device"), how, network("equinox")[0], batch)
-    halves = rule if rule.micro else Variant("of each device", "", "micro-batch", True, "", "", "own", "gibbs")
-    np.testing.assert_allclose((flat(params) - flat(fn(params, batch))) / LR, by_hand("equinox", halves), **CLOSE)
+    fn, params, batch = on_two_devices(
+        optimizer("equinox", rule, axis_name="device"), how, network("equinox")[0], batch
+    )
+    halves = (
+        rule
+        if rule.micro
+        else Variant("of each device", "", "micro-batch", True, "", "", "own", "gibbs")
+    )
+    np.testing.assert_allclose(
+        (flat(params) - flat(fn(params, batch))) / LR, by_hand("equinox", halves), **CLOSE
+    )
 
 
 def grouped(kernel, images):
@@ -210,9 +271,15 @@ def test_what_jax_cannot_batch_is_said_in_words(how):
         return jnp.mean(grouped(kernel, IMAGES) ** 2) * jnp.mean(batch)
 
     params, batch = jnp.ones((2, 1, 3, 3)), jnp.ones(4)
-    made = [optim.m_sam(loss, optax.sgd(LR), RHO, 1, groups=groups, axis_name="device") for groups in ("vmap", "accumulate")]
+    made = [
+        optim.m_sam(loss, optax.sgd(LR), RHO, 1, groups=groups, axis_name="device")
+        for groups in ("vmap", "accumulate")
+    ]
     fn, *arguments = on_two_devices(made[0], how, params, batch)
-    with pytest.raises(NotImplementedError, match=r"one after the other, groups='accumulate', and in the loss use jax.lax.map") as raised:
+    with pytest.raises(
+        NotImplementedError,
+        match=r"one after the other, groups='accumulate', and in the loss use jax.lax.map",
+    ) as raised:
         jax.eval_shape(fn, *arguments)
     assert isinstance(raised.value.__cause__, NotImplementedError)
     fn, *arguments = on_two_devices(made[1], how, params, batch)
@@ -226,7 +293,15 @@ def test_exact_norms_of_a_grouped_convolution(how):
     def losses(kernel, batch):
         return jnp.mean(grouped(kernel, batch) ** 2, axis=(1, 2, 3))
 
-    opt = optim.rw_sam(losses, optax.sgd(LR), RHO, LAM, norms=NormEstimate("exact"), axis_name="device", perturbation="synchronised")
+    opt = optim.rw_sam(
+        losses,
+        optax.sgd(LR),
+        RHO,
+        LAM,
+        norms=NormEstimate("exact"),
+        axis_name="device",
+        perturbation="synchronised",
+    )
     fn, *arguments = on_two_devices(opt, how, jnp.ones((2, 1, 3, 3)), jnp.asarray(IMAGES))
     jax.eval_shape(fn, *arguments)
 
@@ -238,7 +313,12 @@ def test_an_error_of_the_loss_is_the_users_own():
         raise error
 
     params = {"w": jnp.ones(2)}
-    for error in (KeyError("target"), NotImplementedError("no sparse inputs"), ZeroDivisionError(), TypeError("f() missing an argument")):
+    for error in (
+        KeyError("target"),
+        NotImplementedError("no sparse inputs"),
+        ZeroDivisionError(),
+        TypeError("f() missing an argument"),
+    ):
         for groups in ("vmap", "accumulate"):
             opt = optim.m_sam(loss, optax.sgd(LR), RHO, 2, groups=groups)
             with pytest.raises(type(error)) as raised:

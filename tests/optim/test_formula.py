@@ -1,4 +1,6 @@
-"""One step of each optimizer against its formula, written out in numpy on three parameters with gradients by hand."""
+"""One step of each optimizer against its formula, written out in numpy on three parameters with
+gradients by hand.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +63,9 @@ def by_hand(name, eps):
         halves = [{k: v[s] for k, v in BATCH.items()} for s in (slice(0, 2), slice(2, 4))]
         own_I = [g(X, half).mean(0) for half in halves]
         u = own_I if name == "m-usam" else [unit(v, v, eps) for v in own_I]
-        return X - LR * np.mean([g(X + RHO * u_I, half).mean(0) for half, u_I in zip(halves, u, strict=True)], axis=0)
+        return X - LR * np.mean(
+            [g(X + RHO * u_I, half).mean(0) for half, u_I in zip(halves, u, strict=True)], axis=0
+        )
     u = {
         "usam": lambda: own,
         "sam": lambda: unit(own, own, eps),
@@ -69,7 +73,9 @@ def by_hand(name, eps):
         "dnsam": lambda: unit(own, gbar, eps),
         "rw-sam exact": lambda: unit(v := gibbs(np.linalg.norm(g(X), axis=1)) @ g(X), v, eps),
         "rw-sam": lambda: unit(v := gibbs(abs(f(X + DELTA * Z) - f(X)) / DELTA) @ g(X), v, eps),
-        "rw-sam square": lambda: unit(v := gibbs(((f(X + DELTA * Z) - f(X)) / DELTA) ** 2) @ g(X), v, eps),
+        "rw-sam square": lambda: unit(
+            v := gibbs(((f(X + DELTA * Z) - f(X)) / DELTA) ** 2) @ g(X), v, eps
+        ),
     }[name]()
     return X - LR * g(X + RHO * u).mean(0)
 
@@ -83,13 +89,27 @@ def made(name, eps):
         "m-sam": lambda: optim.m_sam(mean_loss, sgd, RHO, 2, **normal),
         "n-sam": lambda: optim.n_sam(mean_loss, sgd, RHO, **normal),
         "dnsam": lambda: optim.dnsam(mean_loss, sgd, RHO, **normal),
-        "rw-sam exact": lambda: optim.rw_sam(losses, sgd, RHO, LAM, norms=NormEstimate("exact"), **normal),
+        "rw-sam exact": lambda: optim.rw_sam(
+            losses, sgd, RHO, LAM, norms=NormEstimate("exact"), **normal
+        ),
         "rw-sam": lambda: optim.rw_sam(losses, sgd, RHO, LAM, **normal),
-        "rw-sam square": lambda: optim.rw_sam(losses, sgd, RHO, LAM, norms=NormEstimate(square=True), **normal),
+        "rw-sam square": lambda: optim.rw_sam(
+            losses, sgd, RHO, LAM, norms=NormEstimate(square=True), **normal
+        ),
     }[name]()
 
 
-NAMES = ["usam", "m-usam", "sam", "m-sam", "n-sam", "dnsam", "rw-sam exact", "rw-sam", "rw-sam square"]
+NAMES = [
+    "usam",
+    "m-usam",
+    "sam",
+    "m-sam",
+    "n-sam",
+    "dnsam",
+    "rw-sam exact",
+    "rw-sam",
+    "rw-sam square",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -104,16 +124,29 @@ def test_one_step_is_the_formula(name, monkeypatch):
             return opt.step(x, opt.init(x), BATCH, key=key, whole=whole)
 
         steps = jax.jit(lambda x, key: [step(made(name, eps), x, key) for eps in all_eps])
-        for eps, (moved, state, info) in zip(all_eps, steps(tree(X), jax.random.key(0)), strict=True):
+        for eps, (moved, state, info) in zip(
+            all_eps, steps(tree(X), jax.random.key(0)), strict=True
+        ):
             # the difference quotient loses digits: 1e-16 / delta
-            np.testing.assert_allclose(flat(moved), by_hand(name, eps), rtol=1e-10 if name in ("rw-sam", "rw-sam square") else 1e-13)
+            np.testing.assert_allclose(
+                flat(moved),
+                by_hand(name, eps),
+                rtol=1e-10 if name in ("rw-sam", "rw-sam square") else 1e-13,
+            )
             np.testing.assert_allclose(info.loss, f(X).mean(), rtol=1e-14)
             assert int(state.count) == 1
 
 
 def test_the_formulas_differ():
-    """Negative control: a step that mistook a variant, or its eps, for another would miss its own formula."""
-    by_name = {(name, eps): by_hand(name, eps) for name in NAMES for eps in (0.0, 0.4) if eps == 0 or "usam" not in name}
+    """Negative control: a step that mistook a variant, or its eps, for another would miss its own
+    formula.
+    """
+    by_name = {
+        (name, eps): by_hand(name, eps)
+        for name in NAMES
+        for eps in (0.0, 0.4)
+        if eps == 0 or "usam" not in name
+    }
     results = list(by_name.values())
     for i, one in enumerate(results):
         for other in results[:i]:
@@ -151,7 +184,9 @@ def test_a_micro_batch_whose_gradient_vanishes_leaves_the_others_alone():
         x = np.array([2.0, -1.0, 0.5])  # a_1 . x = 0
         opt = optim.m_sam(mean_loss, optax.sgd(LR), RHO, 1)
         moved, _, _ = jax.jit(opt.step)(tree(x), opt.init(tree(x)), batch)
-        np.testing.assert_allclose(flat(moved), x - LR * np.array([0, 0, 0.5 + RHO]) / 2, rtol=1e-14)
+        np.testing.assert_allclose(
+            flat(moved), x - LR * np.array([0, 0, 0.5 + RHO]) / 2, rtol=1e-14
+        )
 
 
 def sample_loss(params, sample):
@@ -160,12 +195,16 @@ def sample_loss(params, sample):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_step_of_a_chain(name):
-    """On a finite sum, with the same samples and directions, the optimizer's `G` is the chain's: they share the kernel."""
+    """On a finite sum, with the same samples and directions, the optimizer's `G` is the chain's:
+    they share the kernel.
+    """
     with jax.enable_x64(True):
         opt = made(name, 0.0)
         problem = sdesam.FiniteSum(sample_loss, DATA, tree(X))
         weights = {"lam": LAM, "norms": opt.norms} if opt.norms else {}
-        chain = sdesam.Chain(opt.variant, problem, lr=LR, rho=RHO, batch=4, micro=opt.micro, **weights)
+        chain = sdesam.Chain(
+            opt.variant, problem, lr=LR, rho=RHO, batch=4, micro=opt.micro, **weights
+        )
         indices, key = np.array([3, 0, 5, 3]), jax.random.key(3)
         key = key if opt.norms and opt.norms.random else None
         batch = {k: v[indices] for k, v in DATA.items()}
@@ -177,7 +216,9 @@ def test_the_step_of_a_chain(name):
 
         found = gradient(tree(X))
         wanted = chain.direction(tree(X), indices.reshape(-1, opt.micro or 4), key)
-        np.testing.assert_allclose(flat(found.gradient), flat(wanted), rtol=1e-9 if key is not None else 1e-13)
+        np.testing.assert_allclose(
+            flat(found.gradient), flat(wanted), rtol=1e-9 if key is not None else 1e-13
+        )
         if key is not None:  # control: in other directions the weights are others
             other = chain.direction(tree(X), indices.reshape(-1, 4), jax.random.key(5))
             assert np.abs(flat(other) - flat(wanted)).max() > 1e-4

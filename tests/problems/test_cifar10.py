@@ -38,7 +38,12 @@ def rows(part):
 def python_batches(folder, **changes):
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in zip(NAMES, PARTS, strict=True):
-        batch = {b"data": rows(part), b"labels": LABELS[part].tolist(), b"batch_label": b"a batch", **changes}
+        batch = {
+            b"data": rows(part),
+            b"labels": LABELS[part].tolist(),
+            b"batch_label": b"a batch",
+            **changes,
+        }
         (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
     return folder
 
@@ -89,9 +94,15 @@ def test_jpeg_files_in_a_tar(tmp_path):
     folder = pictures(tmp_path / "pictures", "jpg")
     found = load(tarred(folder, tmp_path / "pictures.tar.xz", "w:xz"))
     assert found.train_labels.tolist() == LABELS[:20].tolist(), "the first ones are of all classes"
-    for images, labels, part in ((found.train_images, found.train_labels, "train"), (found.test_images, found.test_labels, "test")):
+    for images, labels, part in (
+        (found.train_images, found.train_labels, "train"),
+        (found.test_images, found.test_labels, "test"),
+    ):
         for k, (pixels, label) in enumerate(zip(images, labels, strict=True)):
-            np.testing.assert_array_equal(pixels, np.asarray(Image.open(folder / part / CLASSES[label] / f"{k // 10:04d}.jpg")))
+            np.testing.assert_array_equal(
+                pixels,
+                np.asarray(Image.open(folder / part / CLASSES[label] / f"{k // 10:04d}.jpg")),
+            )
 
 
 class Evil:
@@ -106,7 +117,13 @@ def test_a_pickle_runs_nothing(tmp_path):
     folder, mark = python_batches(tmp_path / "data"), tmp_path / "mark"
     evil = pickle.dumps({b"data": Evil(mark), b"labels": []}, protocol=2)
     (folder / "data_batch_3").write_bytes(evil)
-    with pytest.raises(ValueError, match=r"data_batch_3 cannot be read as a batch \(it asks for .*open, which no CIFAR-10 batch needs: not opened\)"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"data_batch_3 cannot be read as a batch \(it asks for .*open, which no CIFAR-10 batch"
+            r" needs: not opened\)"
+        ),
+    ):
         load(folder)
     assert not mark.exists()
     pickle.loads(evil)[b"data"].close()
@@ -154,22 +171,69 @@ def a_file(place, content):
     ("make", "message"),
     [
         (lambda p: p / "none", "no CIFAR-10 at '.*none': there is no such file or folder"),
-        (lambda p: p, "there are 0 files, but neither data_batch_1 nor train/<class>/.*; the first are: nothing"),
-        (lambda p: a_file(p / "notes.txt", b"hello"), "'.*notes.txt' is no tar file, or it is cut short"),
+        (
+            lambda p: p,
+            (
+                "there are 0 files, but neither data_batch_1 nor train/<class>/.*; the first are:"
+                " nothing"
+            ),
+        ),
+        (
+            lambda p: a_file(p / "notes.txt", b"hello"),
+            "'.*notes.txt' is no tar file, or it is cut short",
+        ),
         (lambda p: a_file(p / "a", b"x").parent, "there are 1 files, .* the first are: a"),
-        (lambda p: cut(tarred(python_batches(p / "x"), p / "x.tar.gz", "w:gz").parent, "x.tar.gz") / "x.tar.gz", "x.tar.gz' is no tar file, or it"),
+        (
+            lambda p: (
+                cut(tarred(python_batches(p / "x"), p / "x.tar.gz", "w:gz").parent, "x.tar.gz")
+                / "x.tar.gz"
+            ),
+            "x.tar.gz' is no tar file, or it",
+        ),
         (lambda p: without(python_batches(p / "x"), "data_batch_4"), "data_batch_4 is missing"),
-        (lambda p: without(without(binary_batches(p / "x"), "test_batch.bin"), "data_batch_1.bin"), "data_batch_1.bin, test_batch.bin are missing"),
-        (lambda p: cut(python_batches(p / "x"), "test_batch"), "test_batch cannot be read as a batch .* it may be cut short"),
-        (lambda p: cut(binary_batches(p / "x"), "test_batch.bin", 0.55), "test_batch.bin cannot be read as a batch .* no whole number of rows"),
-        (lambda p: cut(binary_batches(p / "x"), "test_batch.bin"), "test_batch hold 5 images and 5 labels: there should be 10"),
-        (lambda p: python_batches(p / "x", **{"labels": [99] * 4, "fine_labels": []}), "labels run from"),
-        (lambda p: python_batches(p / "x", **{"data": np.zeros((4, 784), np.uint8)}), r"data is no uint8 array of shape \(n, 3072\)"),
+        (
+            lambda p: without(
+                without(binary_batches(p / "x"), "test_batch.bin"), "data_batch_1.bin"
+            ),
+            "data_batch_1.bin, test_batch.bin are missing",
+        ),
+        (
+            lambda p: cut(python_batches(p / "x"), "test_batch"),
+            "test_batch cannot be read as a batch .* it may be cut short",
+        ),
+        (
+            lambda p: cut(binary_batches(p / "x"), "test_batch.bin", 0.55),
+            "test_batch.bin cannot be read as a batch .* no whole number of rows",
+        ),
+        (
+            lambda p: cut(binary_batches(p / "x"), "test_batch.bin"),
+            "test_batch hold 5 images and 5 labels: there should be 10",
+        ),
+        (
+            lambda p: python_batches(p / "x", **{"labels": [99] * 4, "fine_labels": []}),
+            "labels run from",
+        ),
+        (
+            lambda p: python_batches(p / "x", **{"data": np.zeros((4, 784), np.uint8)}),
+            r"data is no uint8 array of shape \(n, 3072\)",
+        ),
         (lambda p: cifar_100(p / "x"), "this is CIFAR-100, another data set"),
-        (lambda p: of_another_class(pictures(p / "x", "png")), "train/zebra is no class of CIFAR-10"),
-        (lambda p: without(pictures(p / "x", "png"), "train/dog/0000.png"), "train/dog holds 1 pictures: there should be 2"),
-        (lambda p: a_small_picture(pictures(p / "x", "png")), "test/cat/0000.png has 28x28 pixels: CIFAR-10 has 32x32"),
-        (lambda p: cut(pictures(p / "x", "png"), "test/cat/0000.png"), "test/cat/0000.png is no JPEG or PNG picture, or it is cut short"),
+        (
+            lambda p: of_another_class(pictures(p / "x", "png")),
+            "train/zebra is no class of CIFAR-10",
+        ),
+        (
+            lambda p: without(pictures(p / "x", "png"), "train/dog/0000.png"),
+            "train/dog holds 1 pictures: there should be 2",
+        ),
+        (
+            lambda p: a_small_picture(pictures(p / "x", "png")),
+            "test/cat/0000.png has 28x28 pixels: CIFAR-10 has 32x32",
+        ),
+        (
+            lambda p: cut(pictures(p / "x", "png"), "test/cat/0000.png"),
+            "test/cat/0000.png is no JPEG or PNG picture, or it is cut short",
+        ),
     ],
 )
 def test_what_is_not_the_data_set(make, message, tmp_path):
@@ -196,20 +260,64 @@ def text(value):
     return b"U" + bytes([len(value)]) + value
 
 
-def array(dtype=b"u1", kind="numpy.ndarray", start=(0,), shape=(4, 3072), content=bytes(4 * 3072), state=None):
+def array(
+    dtype=b"u1",
+    kind="numpy.ndarray",
+    start=(0,),
+    shape=(4, 3072),
+    content=bytes(4 * 3072),
+    state=None,
+):
     """As numpy pickles one, with something else in one place."""
-    begun = named("numpy.core.multiarray._reconstruct") + named(kind) + b"(" + b"".join(map(number, start)) + b"t" + text(b"b") + b"\x87R"
+    begun = (
+        named("numpy.core.multiarray._reconstruct")
+        + named(kind)
+        + b"("
+        + b"".join(map(number, start))
+        + b"t"
+        + text(b"b")
+        + b"\x87R"
+    )
     made = (
-        named("numpy.dtype") + text(dtype) + number(0) + number(1) + b"\x87R(" + number(3) + text(b"|") + b"NNN" + number(-1) * 2 + number(0) + b"tb"
+        named("numpy.dtype")
+        + text(dtype)
+        + number(0)
+        + number(1)
+        + b"\x87R("
+        + number(3)
+        + text(b"|")
+        + b"NNN"
+        + number(-1) * 2
+        + number(0)
+        + b"tb"
     )
     filled = (
-        b"(" + number(1) + b"(" + b"".join(map(number, shape)) + b"t" + made + b"\x89" + (b"T" + len(content).to_bytes(4, "little") + content) + b"tb"
+        b"("
+        + number(1)
+        + b"("
+        + b"".join(map(number, shape))
+        + b"t"
+        + made
+        + b"\x89"
+        + (b"T" + len(content).to_bytes(4, "little") + content)
+        + b"tb"
     )
     return begun + (filled if state is None else state)
 
 
 def batch(data):
-    return pickled(b"}(", text(b"data"), data, text(b"labels"), b"](", number(0), number(1), number(2), number(3), b"eu")
+    return pickled(
+        b"}(",
+        text(b"data"),
+        data,
+        text(b"labels"),
+        b"](",
+        number(0),
+        number(1),
+        number(2),
+        number(3),
+        b"eu",
+    )
 
 
 HUGE = 2**31 - 1
@@ -219,7 +327,10 @@ HUGE = 2**31 - 1
     ("content", "message"),
     [
         # an array that is a view of any place in memory: shape, dtype, buffer, offset
-        (batch(named("numpy.ndarray") + b"(" + number(8) + b"t" + text(b"O") + b"\x86R"), "not callable"),
+        (
+            batch(named("numpy.ndarray") + b"(" + number(8) + b"t" + text(b"O") + b"\x86R"),
+            "not callable",
+        ),
         (batch(named("numpy.ndarray") + b")\x81"), "the instruction NEWOBJ"),
         (batch(array(dtype=b"O")), "it asks for the dtype b'O', where pixels are bytes"),
         (batch(array(dtype=b"O8")), "it asks for the dtype b'O8'"),
@@ -238,9 +349,18 @@ HUGE = 2**31 - 1
         (batch(array(state=b"")), "data is no uint8 array of shape"),
         # attributes of what is handed out
         (batch(named("_codecs.encode") + b"}(" + text(b"__defaults__") + b"Nub"), "attribute"),
-        (batch(named("numpy.core.multiarray._reconstruct") + b"N}(" + text(b"x") + b"Nu\x86b"), "attribute"),
-        (batch(named("_codecs.encode") + text(b"abc") + text(b"rot13") + b"\x86R"), "bytes that are not pickled as latin1"),
-        (batch(named("_codecs.encode") + b"X\x01\0\0\0a" + b"X\x05\0\0\0rot13" + b"\x86R"), "bytes that are not pickled as latin1"),
+        (
+            batch(named("numpy.core.multiarray._reconstruct") + b"N}(" + text(b"x") + b"Nu\x86b"),
+            "attribute",
+        ),
+        (
+            batch(named("_codecs.encode") + text(b"abc") + text(b"rot13") + b"\x86R"),
+            "bytes that are not pickled as latin1",
+        ),
+        (
+            batch(named("_codecs.encode") + b"X\x01\0\0\0a" + b"X\x05\0\0\0rot13" + b"\x86R"),
+            "bytes that are not pickled as latin1",
+        ),
         # other names
         *(
             (batch(named(name) + b")R"), f"it asks for {name}, which no CIFAR-10 batch needs")
@@ -264,7 +384,10 @@ HUGE = 2**31 - 1
         (pickled(b"\x82\x01"), "the instruction EXT1"),
         (pickled(b"U\x01aQ"), "the instruction BINPERSID"),
         (pickled(b"Pabc\n"), "the instruction PERSID"),
-        (b"\x80\x05\x96" + (2**33).to_bytes(8, "little") + b".", "expected 8589934592 bytes|the instruction BYTEARRAY8"),
+        (
+            b"\x80\x05\x96" + (2**33).to_bytes(8, "little") + b".",
+            "expected 8589934592 bytes|the instruction BYTEARRAY8",
+        ),
         (b"\x80\x05\x97.", "the instruction NEXT_BUFFER"),
         # a place in the memo asks for all places before it
         (pickled(b"Nr" + HUGE.to_bytes(4, "little")), "the instruction LONG_BINPUT 2147483647"),
@@ -276,11 +399,36 @@ HUGE = 2**31 - 1
         (b"", "pickle exhausted"),
         (batch(text(b"pixels")), "data is no uint8 array of shape"),
         (
-            pickled(b"}(", text(b"data"), array(), text(b"labels"), b"](", number(-1), number(1), number(2), number(3), b"eu"),
+            pickled(
+                b"}(",
+                text(b"data"),
+                array(),
+                text(b"labels"),
+                b"](",
+                number(-1),
+                number(1),
+                number(2),
+                number(3),
+                b"eu",
+            ),
             "labels is no list of whole",
         ),
-        (pickled(b"}(", text(b"data"), array(), text(b"labels"), b"](", b"\x8a\x28" + b"\x7f" * 40, b"eu"), "labels is no list of whole"),
-        (pickled(b"}(", text(b"data"), array(), text(b"labels"), named("numpy.dtype"), b"u"), "labels is no list of whole"),
+        (
+            pickled(
+                b"}(",
+                text(b"data"),
+                array(),
+                text(b"labels"),
+                b"](",
+                b"\x8a\x28" + b"\x7f" * 40,
+                b"eu",
+            ),
+            "labels is no list of whole",
+        ),
+        (
+            pickled(b"}(", text(b"data"), array(), text(b"labels"), named("numpy.dtype"), b"u"),
+            "labels is no list of whole",
+        ),
         (pickled(b"}(", text(b"\xff"), b"Nu"), "codec can't decode"),
     ],
 )
@@ -318,7 +466,10 @@ def test_pickles_of_every_protocol(tmp_path):
         for name, part in zip(NAMES, PARTS, strict=True):
             pixels = np.asfortranarray(rows(part)) if protocol % 2 else rows(part)
             (folder / name).write_bytes(
-                pickle.dumps({"data": pixels, "labels": LABELS[part].tolist(), "filenames": ["a.png"] * 4}, protocol=protocol)
+                pickle.dumps(
+                    {"data": pixels, "labels": LABELS[part].tolist(), "filenames": ["a.png"] * 4},
+                    protocol=protocol,
+                )
             )
         check(load(folder))
     assert batch(array()) != pickle.dumps({}), "the hostile ones are changes of"
@@ -363,13 +514,23 @@ def test_tars_that_hold_what_they_should_not(tmp_path):
     check(load(tar_of(target, member("cifar/readme", b"hello"))))
     for name in ("../../x", "/etc/x", "a/../../x", ".."):
         refused(tar_of(target, member(name, b"x")), "lies outside of it")
-    for kind, word in ((tarfile.SYMTYPE, "link"), (tarfile.LNKTYPE, "link"), (tarfile.CHRTYPE, "device"), (tarfile.FIFOTYPE, "link or a device")):
-        refused(tar_of(target, member("data_batch_9", type=kind, linkname="/etc/passwd")), f"'data_batch_9' is no file and no folder, but .*{word}")
+    for kind, word in (
+        (tarfile.SYMTYPE, "link"),
+        (tarfile.LNKTYPE, "link"),
+        (tarfile.CHRTYPE, "device"),
+        (tarfile.FIFOTYPE, "link or a device"),
+    ):
+        refused(
+            tar_of(target, member("data_batch_9", type=kind, linkname="/etc/passwd")),
+            f"'data_batch_9' is no file and no folder, but .*{word}",
+        )
     assert sorted(place.name for place in tmp_path.iterdir()) == ["good", "x.tar"]
 
 
 def test_archives_that_expand(tmp_path):
-    """Sizes are known before contents are read: little memory and little time, whatever they say."""
+    """Sizes are known before contents are read: little memory and little time, whatever they
+    say.
+    """
     python_batches(tmp_path / "good")
     target, begun = tmp_path / "x.tar", time.monotonic()
     most = 4 * 30 * 3073 + 2**24
@@ -380,11 +541,17 @@ def test_archives_that_expand(tmp_path):
     # 512 bytes that stand for gigabytes, as a batch and as something else
     for name in ("data_batch_1", "other"):
         target.write_bytes(sparse(name, 3 * 10**9) + bytes(10240))
-        check_bounds(target, f"'{name}' it has 1 files and 3000000512 bytes, and at most {most} bytes are expected")
+        check_bounds(
+            target,
+            f"'{name}' it has 1 files and 3000000512 bytes, and at most {most} bytes are expected",
+        )
     # one that fits into the whole and is too long for a batch
     python_batches(tmp_path / "long")
     (tmp_path / "long" / "data_batch_4").write_bytes(bytes(10**6))
-    check_bounds(tarred(tmp_path / "long", tmp_path / "long.tar", "w"), "data_batch_4 has 1000000 bytes, and at most 94208 are expected")
+    check_bounds(
+        tarred(tmp_path / "long", tmp_path / "long.tar", "w"),
+        "data_batch_4 has 1000000 bytes, and at most 94208 are expected",
+    )
     # megabytes that become gigabytes: a member, many members, a header, what comes after the end
     for opened, suffix in ((gzip.open, "gz"), (bz2.open, "bz2"), (lzma.open, "xz")):
         place = tmp_path / f"x.tar.{suffix}"
@@ -397,8 +564,15 @@ def test_archives_that_expand(tmp_path):
                 file.write(member("other", size=10**6)[0].tobuf() + bytes(10**6 // 512 * 512 + 512))
         check_bounds(place, "'other' it has 18 files")
         with opened(place, "wb") as file:
-            file.write(member("././@LongLink", type=tarfile.GNUTYPE_LONGNAME, size=3 * 10**6)[0].tobuf() + bytes(3 * 10**6))
-        check_bounds(place, "is no tar file, or it is cut short .it has .* bytes where at most 1048576 are expected")
+            file.write(
+                member("././@LongLink", type=tarfile.GNUTYPE_LONGNAME, size=3 * 10**6)[0].tobuf()
+                + bytes(3 * 10**6)
+            )
+        check_bounds(
+            place,
+            "is no tar file, or it is cut short .it has .* bytes where at most 1048576 are"
+            " expected",
+        )
         with opened(place, "wb") as file:
             file.write(member("other")[0].tobuf() + bytes(2 * most))
         check_bounds(place, f"it has .* bytes where at most {most} are expected")
@@ -416,9 +590,15 @@ def test_damage_in_a_compressed_tar_is_noticed(tmp_path):
     for k in range(200, len(content) - 4, len(content) // 25):
         flipped = bytearray(content)
         flipped[k] ^= 16
-        refused(a_file(tmp_path / "y.tar.gz", bytes(flipped)), "no tar file|missing|cut short|is not the whole")
+        refused(
+            a_file(tmp_path / "y.tar.gz", bytes(flipped)),
+            "no tar file|missing|cut short|is not the whole",
+        )
     for length in range(0, len(content), len(content) // 15):
-        refused(a_file(tmp_path / "y.tar.gz", content[:length]), "no tar file|missing|cut short|is not the whole")
+        refused(
+            a_file(tmp_path / "y.tar.gz", content[:length]),
+            "no tar file|missing|cut short|is not the whole",
+        )
 
 
 def test_files_that_are_too_long_or_none(tmp_path):
@@ -426,7 +606,14 @@ def test_files_that_are_too_long_or_none(tmp_path):
     for name, size in (("data_batch_3.bin", 4 * 3073 + 1), ("data_batch_3.bin", 5 * 10**9)):
         with open(folder / name, "r+b") as file:
             file.truncate(size)  # sparse
-        assert tracemalloc_peak(lambda size=size: refused(folder, f"data_batch_3.bin has {size} bytes, and at most 12292 are expected")) < 20e6
+        assert (
+            tracemalloc_peak(
+                lambda size=size: refused(
+                    folder, f"data_batch_3.bin has {size} bytes, and at most 12292 are expected"
+                )
+            )
+            < 20e6
+        )
     (folder / "data_batch_3.bin").unlink()
     os.mkfifo(folder / "data_batch_3.bin")
     refused(folder, "data_batch_3.bin is missing")
@@ -455,7 +642,12 @@ def png(width, height, depth, kind, data):
     """A picture by hand, whatever it says of its sizes."""
 
     def chunk(name, content):
-        return len(content).to_bytes(4, "big") + name + content + zlib.crc32(name + content).to_bytes(4, "big")
+        return (
+            len(content).to_bytes(4, "big")
+            + name
+            + content
+            + zlib.crc32(name + content).to_bytes(4, "big")
+        )
 
     sizes = width.to_bytes(4, "big") + height.to_bytes(4, "big")
     head = chunk(b"IHDR", sizes + bytes([depth, kind, 0, 0, 0]))
@@ -478,17 +670,32 @@ def flipped_png():
         (lambda: picture("RGB", (31, 33)), "has 31x33 pixels"),
         (lambda: png(30_000, 30_000, 8, GREY, b""), "has far more pixels than CIFAR-10's 32x32"),
         *(
-            (lambda form=form: picture("RGB", form=form), "is no JPEG or PNG picture, or it is cut short")
+            (
+                lambda form=form: picture("RGB", form=form),
+                "is no JPEG or PNG picture, or it is cut short",
+            )
             for form in ("gif", "bmp", "tiff", "webp", "ppm")
         ),
-        (lambda: png(32, 32, 16, GREY, bytes(32 * 65)), "has no 8 bits of red, green and blue, but pixels of the kind"),
-        (lambda: png(32, 32, 16, COLOUR, bytes(32 * 193)), "has no 8 bits of red, green and blue, but pixels of the kind"),
-        (lambda: picture("CMYK", form="jpeg"), "has no 8 bits of red, green and blue, but pixels of the kind CMYK"),
+        (
+            lambda: png(32, 32, 16, GREY, bytes(32 * 65)),
+            "has no 8 bits of red, green and blue, but pixels of the kind",
+        ),
+        (
+            lambda: png(32, 32, 16, COLOUR, bytes(32 * 193)),
+            "has no 8 bits of red, green and blue, but pixels of the kind",
+        ),
+        (
+            lambda: picture("CMYK", form="jpeg"),
+            "has no 8 bits of red, green and blue, but pixels of the kind CMYK",
+        ),
         (lambda: picture("RGBA"), "is transparent, so that its pixels have no colour of their own"),
         (lambda: picture("LA"), "is transparent, so that its pixels have no colour of their own"),
         (flipped_png, "is no JPEG or PNG picture, or it is cut short"),
         (lambda: picture("RGB")[:-20], "is no JPEG or PNG picture, or it is cut short"),
-        (lambda: picture("RGB", form="jpeg")[:400], "is no JPEG or PNG picture, or it is cut short"),
+        (
+            lambda: picture("RGB", form="jpeg")[:400],
+            "is no JPEG or PNG picture, or it is cut short",
+        ),
         (lambda: b"", "is no JPEG or PNG picture, or it is cut short"),
         (lambda: b"<svg/>" * 30, "is no JPEG or PNG picture, or it is cut short"),
         (lambda: picture("RGB") + bytes(200_000), "has 2.* bytes, and at most 131072 are expected"),
@@ -506,7 +713,12 @@ def test_pictures_of_other_kinds_that_say_the_same(tmp_path):
 
     folder = pictures(tmp_path / "x", "png")
     grey = Image.fromarray(PIXELS[0, :, :, 0])
-    for name, changed in (("L", grey), ("RGBA", grey.convert("RGBA")), ("LA", grey.convert("LA")), ("P", grey.convert("RGB").quantize(256))):
+    for name, changed in (
+        ("L", grey),
+        ("RGBA", grey.convert("RGBA")),
+        ("LA", grey.convert("LA")),
+        ("P", grey.convert("RGB").quantize(256)),
+    ):
         changed.save(folder / "test" / "cat" / "0000.png")
         found = load(folder).test_images[3]
         np.testing.assert_array_equal(found, np.asarray(changed.convert("RGB")))

@@ -1,4 +1,6 @@
-"""Functions that users hand in: whatever can be called, and always with the present values of what it reads."""
+"""Functions that users hand in: whatever can be called, and always with the present values of what
+it reads.
+"""
 
 import dataclasses
 import functools
@@ -87,23 +89,38 @@ def set_global(value):
 READERS = {
     "a global": (lambda x: RATE * x, set_global),
     "a global of a function that is called": (lambda x: helper(x), set_global),
-    "a global of an inner function": (lambda x: jax.vmap(lambda v: RATE * v)(x[None])[0], set_global),
+    "a global of an inner function": (
+        lambda x: jax.vmap(lambda v: RATE * v)(x[None])[0],
+        set_global,
+    ),
     "the body of a loop": (lambda x: jax.lax.scan(body, x, None, length=1)[0], set_global),
     "a function under jax.jit": (jitted, set_global),
     "a function under jax.jit that is called": (lambda x: jitted(x), set_global),
     "a function under jax.checkpoint": (lambda x: remat(x), set_global),
-    "an array, changed in place": (lambda x: TABLE[1] * x, lambda value: TABLE.__setitem__(1, value)),
+    "an array, changed in place": (
+        lambda x: TABLE[1] * x,
+        lambda value: TABLE.__setitem__(1, value),
+    ),
     "a dictionary": (lambda x: SETTINGS["rate"] * x, lambda value: SETTINGS.update(rate=value)),
     "a module": (lambda x: MODULE.rate * x, lambda value: setattr(MODULE, "rate", value)),
     "a class": (lambda x: Shared.rate * x, lambda value: setattr(Shared, "rate", value)),
-    "an object in an object": (lambda x: PATH.inner.rate * x, lambda value: setattr(PATH.inner, "rate", value)),
+    "an object in an object": (
+        lambda x: PATH.inner.rate * x,
+        lambda value: setattr(PATH.inner, "rate", value),
+    ),
     "an object that is called": (lambda x: NET(x), lambda value: setattr(NET, "rate", value)),
     "an object": (NET, lambda value: setattr(NET, "rate", value)),
     "a method": (NET.scaled, lambda value: setattr(NET, "rate", value)),
     "a property": (lambda x: NET.doubled / 2 * x, lambda value: setattr(NET, "rate", value)),
-    "getattr": (lambda x: getattr(NET, "rate") * x, lambda value: setattr(NET, "rate", value)),  # noqa: B009
+    "getattr": (
+        lambda x: NET.rate * x,
+        lambda value: setattr(NET, "rate", value),
+    ),
     "a closure": (CLOSURE, change_closure),
-    "a partial": (functools.partial(lambda table, x: table[0] * x, TABLE), lambda value: TABLE.__setitem__(0, value)),
+    "a partial": (
+        functools.partial(lambda table, x: table[0] * x, TABLE),
+        lambda value: TABLE.__setitem__(0, value),
+    ),
 }
 
 
@@ -125,22 +142,35 @@ def test_what_a_function_reads_is_what_it_is_now(kind):
 
 
 def test_all_that_takes_functions_looks_again():
-    """A problem, what is built on it, and an SDE, made before a global changes; (1 - rate/4)^2 after two Euler steps."""
+    """A problem, what is built on it, and an SDE, made before a global changes; (1 - rate/4)^2
+    after two Euler steps.
+    """
 
     def loss(x, a):
         return RATE * x * a
 
     set_global(1.0)
     problem = sdesam.FiniteSum(loss, np.ones(2), 1.0, observables={"seen": lambda x: RATE * x})
-    chain, bound = sdesam.Chain("sgd", problem, lr=0.5, batch=1), sdesam.derive("sgd", order=(1, 2)).bind(problem, lr=0.5, batch=1)
+    chain, bound = (
+        sdesam.Chain("sgd", problem, lr=0.5, batch=1),
+        sdesam.derive("sgd", order=(1, 2)).bind(problem, lr=0.5, batch=1),
+    )
     sde = sdesam.SDE(lambda x: -RATE * x, lambda x, xi: 0 * RATE * xi, (), 1.0)
     outer = sdesam.SDE(lambda x: -problem.loss(x), lambda x, xi: 0 * xi, (), 1.0)
     for value in (1.0, 2.0):
         set_global(value)
         assert (problem.loss(1.0), problem.grad(1.0), problem.trace_cov(1.0)) == (value, value, 0)
-        assert (chain.step(1.0, KEY), bound.drift(1.0), outer.drift(1.0)) == (1 - value / 2, -value, -value)
+        assert (chain.step(1.0, KEY), bound.drift(1.0), outer.drift(1.0)) == (
+            1 - value / 2,
+            -value,
+            -value,
+        )
         out = sdesam.train(chain, KEY, 1, 1, observe=["loss", "seen"])
-        assert (out.mean["loss"][0], out.mean["seen"][0], out.final[0]) == (value, value, 1 - value / 2)
+        assert (out.mean["loss"][0], out.mean["seen"][0], out.final[0]) == (
+            value,
+            value,
+            1 - value / 2,
+        )
         out = sdesam.simulate(sde, KEY, 1, 0.5, 0.25, observe={"seen": lambda x: RATE * x})
         assert (out.final[0], out.mean["seen"][0]) == ((1 - value / 4) ** 2, value)
     set_global(1.0)
@@ -173,7 +203,9 @@ def test_methods_and_partials_made_anew_share_their_code():
     for loss in losses:
         assert Function(loss()) == Function(loss())
         assert hash(Function(loss())) == hash(Function(loss()))
-    assert Function(functools.partial(jnp.multiply, data)) != Function(functools.partial(jnp.multiply, 2 * data))
+    assert Function(functools.partial(jnp.multiply, data)) != Function(
+        functools.partial(jnp.multiply, 2 * data)
+    )
 
 
 class Module(equinox.Module):
@@ -257,25 +289,48 @@ def test_arrays_of_modules_are_runtime_values():
 
 
 def test_a_module_as_start():
-    """Its floating-point arrays are the parameters; functions get the module back, dropout and activation included."""
-    net = equinox.nn.Sequential([equinox.nn.MLP(2, 1, 3, 1, activation=jnp.tanh, key=KEY), equinox.nn.Dropout(0.5, inference=True)])
+    """Its floating-point arrays are the parameters; functions get the module back, dropout and
+    activation included.
+    """
+    net = equinox.nn.Sequential(
+        [
+            equinox.nn.MLP(2, 1, 3, 1, activation=jnp.tanh, key=KEY),
+            equinox.nn.Dropout(0.5, inference=True),
+        ]
+    )
     inputs, targets = np.random.default_rng(0).normal(size=(7, 2)), np.linspace(0, 1, 7)
 
     def loss(net, sample):
         return jnp.sum((net(sample[0]) - sample[1]) ** 2)
 
-    problem = sdesam.FiniteSum(loss, (inputs, targets), net, observables={"p": lambda net: net.layers[1].p})
+    problem = sdesam.FiniteSum(
+        loss, (inputs, targets), net, observables={"p": lambda net: net.layers[1].p}
+    )
     arrays, rest = equinox.partition(net, equinox.is_inexact_array)
-    W, b = (np.asarray(net.layers[0].layers[0].weight, float), np.asarray(net.layers[0].layers[0].bias, float))
-    v, c = (np.asarray(net.layers[0].layers[1].weight, float), np.asarray(net.layers[0].layers[1].bias, float))
+    W, b = (
+        np.asarray(net.layers[0].layers[0].weight, float),
+        np.asarray(net.layers[0].layers[0].bias, float),
+    )
+    v, c = (
+        np.asarray(net.layers[0].layers[1].weight, float),
+        np.asarray(net.layers[0].layers[1].bias, float),
+    )
     found = np.tanh(inputs @ W.T + b) @ v.T + c
     wanted = np.mean((found[:, 0] - targets) ** 2)
     assert problem.dim == 3 * 2 + 3 + 3 + 1
     assert jax.tree.structure(problem.x0) == jax.tree.structure(arrays)
     for x in (net, arrays, problem.x0):
         assert float(problem.loss(x)) == pytest.approx(wanted, rel=1e-5)
-    wanted = jax.grad(lambda arrays: jnp.mean(jax.vmap(lambda *s: loss(equinox.combine(arrays, rest), s))(inputs, targets)))(arrays)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), problem.grad(net), wanted)
+    wanted = jax.grad(
+        lambda arrays: jnp.mean(
+            jax.vmap(lambda *s: loss(equinox.combine(arrays, rest), s))(inputs, targets)
+        )
+    )(arrays)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        problem.grad(net),
+        wanted,
+    )
     sde = sdesam.derive("sgd", order=(1, 2)).bind(problem, lr=0.1, batch=4)
     out = sdesam.simulate(sde, KEY, 2, 0.2, 0.1, observe=["loss", "p"])
     assert out.mean["p"].tolist() == [0.5, 0.5, 0.5]
@@ -313,16 +368,25 @@ def test_modules_of_flax():
             return linen.Dense(1)(jnp.tanh(linen.Dense(3)(x)))
 
     inputs, module = np.ones((4, 2), np.float32), Dense()
-    with pytest.raises(TypeError, match=r"x0 is a flax.linen module, which holds no parameters: `x0 = module.init"):
+    with pytest.raises(
+        TypeError, match=r"x0 is a flax.linen module, which holds no parameters: `x0 = module.init"
+    ):
         sdesam.FiniteSum(lambda x, s: x(s), inputs, module)
     x0 = module.init(KEY, inputs[0])
     problem = sdesam.FiniteSum(lambda x, s: module.apply(x, s)[0] ** 2, inputs, x0)
     assert float(problem.loss(x0)) == pytest.approx(float(module.apply(x0, inputs[0])[0] ** 2))
     net = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
-    with pytest.raises(TypeError, match=r"x0 is a flax.nnx module: its parameters are `graph, x0, rest = nnx.split"):
+    with pytest.raises(
+        TypeError, match=r"x0 is a flax.nnx module: its parameters are `graph, x0, rest = nnx.split"
+    ):
         sdesam.FiniteSum(lambda x, s: x(s), inputs, net)
     graph, x0, rest = nnx.split(net, nnx.Param, ...)
-    problem = sdesam.FiniteSum(lambda x, s: nnx.merge(graph, x, rest)(s)[0] ** 2, inputs, x0, observables={"net": lambda x: net(inputs[0])})
+    problem = sdesam.FiniteSum(
+        lambda x, s: nnx.merge(graph, x, rest)(s)[0] ** 2,
+        inputs,
+        x0,
+        observables={"net": lambda x: net(inputs[0])},
+    )
     assert float(problem.loss(x0)) == pytest.approx(float(net(inputs[0])[0] ** 2), rel=1e-5)
     chain = sdesam.Chain("m-usam", problem, lr=0.1, rho=0.1, batch=4, micro=2)
     assert np.isfinite(sdesam.train(chain, KEY, 2, 2, observe=["loss", "net"]).mean["loss"]).all()
@@ -333,8 +397,14 @@ def test_modules_of_flax():
     [
         (lambda: sdesam.FiniteSum(3, np.ones(2), 1.0), "sample_loss=3: it must be a function"),
         (lambda: sdesam.SDE(-1, lambda x, xi: xi, (), 1.0), "drift=-1: it must be a function"),
-        (lambda: sdesam.FiniteSum(lambda x, a: x * a, np.ones(2), 1.0, observables={"x": 3}), "observable 'x' is 3: observables are named functions"),
-        (lambda: sdesam.FiniteSum(lambda x, a: x * a, np.ones(2), 1.0, observables=["x"]), r"observables=\['x'\]: it must be a mapping"),
+        (
+            lambda: sdesam.FiniteSum(lambda x, a: x * a, np.ones(2), 1.0, observables={"x": 3}),
+            "observable 'x' is 3: observables are named functions",
+        ),
+        (
+            lambda: sdesam.FiniteSum(lambda x, a: x * a, np.ones(2), 1.0, observables=["x"]),
+            r"observables=\['x'\]: it must be a mapping",
+        ),
     ],
 )
 def test_what_cannot_be_called(make, message):
@@ -344,7 +414,9 @@ def test_what_cannot_be_called(make, message):
 
 @pytest.mark.parametrize("value", [(1, 2), None, {"a": 1}, [1.0], "text"])
 def test_observables_return_one_array(value):
-    problem = sdesam.FiniteSum(lambda x, a: x * a, np.ones(2), 1.0, observables={"odd": lambda x: value})
+    problem = sdesam.FiniteSum(
+        lambda x, a: x * a, np.ones(2), 1.0, observables={"odd": lambda x: value}
+    )
     sde = sdesam.SDE(lambda x: -x, lambda x, xi: xi, (), 1.0)
     message = "observable 'odd' must return one array, or a number, but it returns"
     with pytest.raises(TypeError, match=message):
@@ -378,7 +450,9 @@ def test_dead_functions_are_forgotten():
 
 @pytest.mark.slow
 def test_memory_stays_flat():
-    """Of 300 problems and what is built on them the last 32 are alive, which may share a loss with the engine's programs."""
+    """Of 300 problems and what is built on them the last 32 are alive, which may share a loss with
+    the engine's programs.
+    """
 
     def use(loss):
         problem = sdesam.FiniteSum(loss, np.arange(3.0), 1.0)

@@ -26,12 +26,16 @@ def test_functions_of_a_finite_sum():
 
 
 def test_linear_regression_has_the_noise_that_was_asked_for():
-    """What is left at the least-squares solution, of `n - d` degrees of freedom, within 5 standard errors."""
+    """What is left at the least-squares solution, of `n - d` degrees of freedom, within 5 standard
+    errors.
+    """
     for noise in (0.0, 0.5, 2.0):
         problem = sdesam.problems.linear_regression(dim=3, samples=4000, noise=noise, seed=1)
         a, y = (np.asarray(problem.data[name], float) for name in ("input", "target"))
         left = y - a @ np.linalg.lstsq(a, y, rcond=None)[0]
-        assert left @ left / (4000 - 3) == pytest.approx(noise**2, rel=5 * np.sqrt(2 / 4000), abs=1e-9)
+        assert left @ left / (4000 - 3) == pytest.approx(
+            noise**2, rel=5 * np.sqrt(2 / 4000), abs=1e-9
+        )
         assert (a**2).mean() == pytest.approx(1, rel=5 * np.sqrt(2 / 12_000))
 
 
@@ -46,11 +50,15 @@ def test_data_of_quadratics_and_tori():
         data = sdesam.problems.torus(dim=dim, samples=3000, seed=2).data
         k = np.asarray(data["frequency"], int)
         assert k.shape == (3000, waves, dim)
-        assert len({frozenset([tuple(v), tuple(-v)]) for v in k[0]}) == waves, "each pair once, not 0"
+        assert len({frozenset([tuple(v), tuple(-v)]) for v in k[0]}) == waves, (
+            "each pair once, not 0"
+        )
         assert abs(k).max() == 2
         size = 0.1 / (1 + (k[0] ** 2).sum(axis=1))
         for name in ("cos", "sin"):
-            np.testing.assert_allclose(np.asarray(data[name], float).std(axis=0), size, rtol=5 / np.sqrt(6000))
+            np.testing.assert_allclose(
+                np.asarray(data[name], float).std(axis=0), size, rtol=5 / np.sqrt(6000)
+            )
 
 
 def test_the_start_of_digits_has_its_law():
@@ -72,7 +80,11 @@ def test_a_fingerprint_is_of_data_and_start():
         return sdesam.FiniteSum(loss, data, x0).fingerprint
 
     assert of(np.arange(3.0), np.ones(2)) == of(np.arange(3.0), np.ones(2))
-    others = [(np.arange(3.0) + 1, np.ones(2)), (np.arange(3.0), np.zeros(2)), (np.arange(3), np.ones(2))]
+    others = [
+        (np.arange(3.0) + 1, np.ones(2)),
+        (np.arange(3.0), np.zeros(2)),
+        (np.arange(3), np.ones(2)),
+    ]
     assert len({of(*other) for other in [(np.arange(3.0), np.ones(2)), *others]}) == 4
 
 
@@ -90,7 +102,9 @@ def test_digits_are_the_real_ones():
     # observed together, each by its own images
     observer, data = problem.observer(["test_accuracy", "train_accuracy"])
     assert right[100:].mean() != right[:100].mean()
-    assert observer(data, problem.x0) == pytest.approx({"test_accuracy": right[100:].mean(), "train_accuracy": right[:100].mean()})
+    assert observer(data, problem.x0) == pytest.approx(
+        {"test_accuracy": right[100:].mean(), "train_accuracy": right[:100].mean()}
+    )
     assert "test_accuracy" not in sdesam.problems.digits(train=1797).observables
 
 
@@ -98,37 +112,119 @@ def test_a_torus_problem_is_periodic():
     with jax.enable_x64(True):
         problem = sdesam.problems.torus(dim=2, samples=3, seed=5)
         x = np.array([0.3, 1.1])
-        np.testing.assert_allclose(problem.grad(x), problem.grad(x + np.array([2, -4]) * np.pi), atol=1e-12)
+        np.testing.assert_allclose(
+            problem.grad(x), problem.grad(x + np.array([2, -4]) * np.pi), atol=1e-12
+        )
         assert problem.x0.shape == (2,)
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((lambda x, s: x * s, {"a": np.ones(3), "b": np.ones(2)}, 1.0), ValueError, r"leading axes have lengths \[2, 3\]"),
+        (
+            (lambda x, s: x * s, {"a": np.ones(3), "b": np.ones(2)}, 1.0),
+            ValueError,
+            r"leading axes have lengths \[2, 3\]",
+        ),
         ((lambda x, s: x * s, np.float32(1), 1.0), ValueError, r"leading axes have lengths \[0\]"),
         ((lambda x, s: x * s, {}, 1.0), ValueError, "no arrays"),
-        ((lambda x, s: x * s, np.ones(3), 1), TypeError, r"x0 must hold floating-point arrays.*write 1.0 for 1"),
+        (
+            (lambda x, s: x * s, np.ones(3), 1),
+            TypeError,
+            r"x0 must hold floating-point arrays.*write 1.0 for 1",
+        ),
         ((lambda x, s: x * s, np.ones(3), {}), ValueError, "x0 has no parameters"),
         ((lambda x, s: x * s, np.ones(3), np.ones(0)), ValueError, "x0 has no parameters"),
-        ((lambda x, s: x * s, np.ones(3), np.ones(2)), ValueError, r"must return one floating-point scalar.*float32\[2\]"),
-        ((lambda x, s: (x, s), np.ones(3), 1.0), ValueError, r"must return one floating-point scalar"),
-        ((lambda x, s: "text", np.ones(3), 1.0), ValueError, r"must return one floating-point scalar, but it returns str"),
-        ((lambda x, s: np.array("text"), np.ones(3), 1.0), ValueError, r"floating-point scalar, but it returns an array of <U4"),
-        ((lambda x, s: None, np.ones(3), 1.0), ValueError, r"must return one floating-point scalar, but it returns None"),
-        ((lambda x, s: 1, np.ones(3), 1.0), ValueError, r"floating-point scalar, but it returns int"),
-        ((lambda x, s: x[1], np.ones(3), {1: 2.0, "b": 3.0}), TypeError, "x0 is no pytree.*the keys of a dictionary must be of one type"),
-        ((lambda x, s: x, {1: np.ones(3), "b": np.ones(3)}, 1.0), TypeError, "data is no pytree.*keys of a dictionary must be of one type"),
-        ((lambda x, s: x, np.ones(3), np.array(["a", "b"])), TypeError, "x0 is an array of <U1: x0 must hold floating-point arrays"),
-        ((lambda x, s: x, np.ones(3), np.array([1], "datetime64[s]")), TypeError, r"x0 is an array of datetime64\[s\]: x0 must hold"),
-        ((lambda x, s: x, np.ones(3), np.array([None])), TypeError, "x0 is an array of object: x0 must hold floating-point arrays"),
-        ((lambda x, s: x, np.ones(3), {"a": jax.random.key(0)}), TypeError, r"x0\['a'\] is a PRNGKeyArray"),
-        ((lambda x, s: 1 / 0, np.ones(3), 1.0), ValueError, r"sample_loss\(x0, sample 0\) fails with ZeroDivisionError: division by zero$"),
-        ((lambda x, s: x if x > 0 else s, np.ones(3), 1.0), ValueError, r"sample_loss\(x0, sample 0\) fails: it asks in Python for .*use jnp"),
-        ((lambda x, s: np.sin(x), np.ones(3), 1.0), ValueError, r"sample_loss\(x0, sample 0\) fails: it asks in Python for .*use jnp"),
-        ((lambda x, s: range(3)[s], np.arange(3), 1.0), ValueError, r"sample_loss\(x0, sample 0\) fails: it asks in Python for .*use jnp"),
-        ((lambda x, s: jnp.log(x) * s, np.ones(3), -1.0), ValueError, "the loss at the start x0 is nan"),
-        ((lambda x, s: x @ s, np.ones(3), 1.0), ValueError, r"sample_loss\(x0, sample 0\) fails with"),
+        (
+            (lambda x, s: x * s, np.ones(3), np.ones(2)),
+            ValueError,
+            r"must return one floating-point scalar.*float32\[2\]",
+        ),
+        (
+            (lambda x, s: (x, s), np.ones(3), 1.0),
+            ValueError,
+            r"must return one floating-point scalar",
+        ),
+        (
+            (lambda x, s: "text", np.ones(3), 1.0),
+            ValueError,
+            r"must return one floating-point scalar, but it returns str",
+        ),
+        (
+            (lambda x, s: np.array("text"), np.ones(3), 1.0),
+            ValueError,
+            r"floating-point scalar, but it returns an array of <U4",
+        ),
+        (
+            (lambda x, s: None, np.ones(3), 1.0),
+            ValueError,
+            r"must return one floating-point scalar, but it returns None",
+        ),
+        (
+            (lambda x, s: 1, np.ones(3), 1.0),
+            ValueError,
+            r"floating-point scalar, but it returns int",
+        ),
+        (
+            (lambda x, s: x[1], np.ones(3), {1: 2.0, "b": 3.0}),
+            TypeError,
+            "x0 is no pytree.*the keys of a dictionary must be of one type",
+        ),
+        (
+            (lambda x, s: x, {1: np.ones(3), "b": np.ones(3)}, 1.0),
+            TypeError,
+            "data is no pytree.*keys of a dictionary must be of one type",
+        ),
+        (
+            (lambda x, s: x, np.ones(3), np.array(["a", "b"])),
+            TypeError,
+            "x0 is an array of <U1: x0 must hold floating-point arrays",
+        ),
+        (
+            (lambda x, s: x, np.ones(3), np.array([1], "datetime64[s]")),
+            TypeError,
+            r"x0 is an array of datetime64\[s\]: x0 must hold",
+        ),
+        (
+            (lambda x, s: x, np.ones(3), np.array([None])),
+            TypeError,
+            "x0 is an array of object: x0 must hold floating-point arrays",
+        ),
+        (
+            (lambda x, s: x, np.ones(3), {"a": jax.random.key(0)}),
+            TypeError,
+            r"x0\['a'\] is a PRNGKeyArray",
+        ),
+        (
+            (lambda x, s: 1 / 0, np.ones(3), 1.0),
+            ValueError,
+            r"sample_loss\(x0, sample 0\) fails with ZeroDivisionError: division by zero$",
+        ),
+        (
+            (lambda x, s: x if x > 0 else s, np.ones(3), 1.0),
+            ValueError,
+            r"sample_loss\(x0, sample 0\) fails: it asks in Python for .*use jnp",
+        ),
+        (
+            (lambda x, s: np.sin(x), np.ones(3), 1.0),
+            ValueError,
+            r"sample_loss\(x0, sample 0\) fails: it asks in Python for .*use jnp",
+        ),
+        (
+            (lambda x, s: range(3)[s], np.arange(3), 1.0),
+            ValueError,
+            r"sample_loss\(x0, sample 0\) fails: it asks in Python for .*use jnp",
+        ),
+        (
+            (lambda x, s: jnp.log(x) * s, np.ones(3), -1.0),
+            ValueError,
+            "the loss at the start x0 is nan",
+        ),
+        (
+            (lambda x, s: x @ s, np.ones(3), 1.0),
+            ValueError,
+            r"sample_loss\(x0, sample 0\) fails with",
+        ),
     ],
 )
 def test_bad_problems(arguments, error, message):
@@ -140,14 +236,22 @@ def test_empty_arrays_beside_parameters():
     def loss(x, a):
         return jnp.sum(x["empty"]) + 0.5 * jnp.sum((x["b"] - a) ** 2)
 
-    problem = sdesam.FiniteSum(loss, np.array([0.0, 2.0]), {"b": np.ones(2), "empty": np.ones((0, 3))})
-    assert (problem.dim, float(problem.trace_cov(problem.x0)), float(problem.curvature)) == (2, 2.0, 1.0)
+    problem = sdesam.FiniteSum(
+        loss, np.array([0.0, 2.0]), {"b": np.ones(2), "empty": np.ones((0, 3))}
+    )
+    assert (problem.dim, float(problem.trace_cov(problem.x0)), float(problem.curvature)) == (
+        2,
+        2.0,
+        1.0,
+    )
     chain = sdesam.Chain("usam", problem, lr=0.5, rho=1.0, batch=2, replace=False)
     out = sdesam.train(chain, jax.random.key(0), runs=2, steps=1, observe=["loss"])
     np.testing.assert_allclose(out.final["b"], 1.0)  # the whole set, whose gradient there is 0
     assert out.final["empty"].shape == (2, 0, 3)
     sde = sdesam.derive("usam").bind(problem, lr=0.5, rho=1.0, batch=2)
-    assert sdesam.simulate(sde, jax.random.key(0), paths=2, horizon=0.5, dt=0.5).final["empty"].shape == (2, 0, 3)
+    assert sdesam.simulate(sde, jax.random.key(0), paths=2, horizon=0.5, dt=0.5).final[
+        "empty"
+    ].shape == (2, 0, 3)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +263,9 @@ def test_empty_arrays_beside_parameters():
         lambda problem: sdesam.signature(sdesam.derive("sgd"), problem, batch=2),
         lambda problem: sdesam.compare("sgd", problem, lr=0.1, batch=2, steps=1),
         lambda problem: sdesam.check(sdesam.Hypothesis(potential=len), "sgd", problem),
-        lambda problem: sdesam.effective_micro_batch(problem, 1.0, batch=2, lam=1.0, key=jax.random.key(0)),
+        lambda problem: sdesam.effective_micro_batch(
+            problem, 1.0, batch=2, lam=1.0, key=jax.random.key(0)
+        ),
         lambda problem: curvature.hessian_trace(problem, 1.0, jax.random.key(0)),
         lambda problem: curvature.largest_eigenvalue(problem, 1.0, jax.random.key(0)),
     ],
@@ -167,7 +273,12 @@ def test_empty_arrays_beside_parameters():
 def test_what_is_no_problem(call):
     others = [3, "digits", sdesam.problems.digits, {"loss": 1.0}]
     for other in others:
-        with pytest.raises(TypeError, match=r"problem=.*: it must be a sdesam\.FiniteSum, such as sdesam\.problems\.digits\(\)"):
+        with pytest.raises(
+            TypeError,
+            match=(
+                r"problem=.*: it must be a sdesam\.FiniteSum, such as sdesam\.problems\.digits\(\)"
+            ),
+        ):
             call(other)
 
 
@@ -180,7 +291,9 @@ def test_what_is_no_equation_no_sde_no_hypothesis():
             sdesam.coupled(other, chain, jax.random.key(0), runs=2, steps=1)
         with pytest.raises(TypeError, match=r"hypothesis=.*: it must be a sdesam\.Hypothesis"):
             sdesam.check(other, "sgd")
-    with pytest.raises(TypeError, match=r"judged=\['loss', 3\]: it must be the name of an observable"):
+    with pytest.raises(
+        TypeError, match=r"judged=\['loss', 3\]: it must be the name of an observable"
+    ):
         sdesam.compare("sgd", chain.problem, lr=0.1, batch=2, steps=1, judged=["loss", 3])
 
 
@@ -188,7 +301,9 @@ def test_more_bad_problems():
     with pytest.raises(ValueError, match=r"does not have the period 6\.28.* in coordinate 0"):
         sdesam.FiniteSum(lambda x, s: s * jnp.sum(x**2), np.ones(2), np.ones(2), period=6.28)
     sdesam.FiniteSum(lambda x, s: s * jnp.cos(x), np.ones(2), 1.0, period=2 * np.pi)
-    with pytest.raises(ValueError, match=r"does not have the period 6\.28 in coordinate 0"):  # 0.05 % too short
+    with pytest.raises(
+        ValueError, match=r"does not have the period 6\.28 in coordinate 0"
+    ):  # 0.05 % too short
         sdesam.FiniteSum(lambda x, s: s * jnp.cos(x), np.ones(2), 1.0, period=6.28)
     with pytest.raises(ValueError, match="'loss' is built in"):
         sdesam.FiniteSum(lambda x, s: x * s, np.ones(2), 1.0, observables={"loss": lambda x: x})
@@ -250,18 +365,29 @@ def test_kinks_are_found(name):
 
 
 def test_digits_with_wrong_labels():
-    clean, noisy = (sdesam.problems.digits(train=200, width=4, seed=3, label_noise=share) for share in (0.0, 0.4))
+    clean, noisy = (
+        sdesam.problems.digits(train=200, width=4, seed=3, label_noise=share)
+        for share in (0.0, 0.4)
+    )
     wrong = np.asarray(clean.data["label"] != noisy.data["label"])
     assert wrong.sum() == 80, "a wrong label is never the true one"
     assert noisy.data["label"].min() >= 0
     assert noisy.data["label"].max() <= 9
-    moved = np.bincount(np.asarray(noisy.data["label"] - clean.data["label"])[wrong] % 10, minlength=10)
+    moved = np.bincount(
+        np.asarray(noisy.data["label"] - clean.data["label"])[wrong] % 10, minlength=10
+    )
     assert (moved[1:] > 0).all(), "to every other label"
     other = sdesam.problems.digits(train=200, width=4, seed=4, label_noise=0.4)
     assert (np.asarray(other.data["label"]) != np.asarray(noisy.data["label"])).any()
-    # the same test labels, and the very same function, so that what is compiled for one seed serves all
-    assert clean.observables["test_accuracy"] is sdesam.problems.digits(train=200, width=4, seed=5).observables["test_accuracy"]
-    assert float(clean.observables["test_accuracy"](clean.x0)) == pytest.approx(float(noisy.observables["test_accuracy"](clean.x0)))
+    # the same test labels, and the very same function, so that what is compiled for one seed serves
+    # all
+    assert (
+        clean.observables["test_accuracy"]
+        is sdesam.problems.digits(train=200, width=4, seed=5).observables["test_accuracy"]
+    )
+    assert float(clean.observables["test_accuracy"](clean.x0)) == pytest.approx(
+        float(noisy.observables["test_accuracy"](clean.x0))
+    )
     with pytest.raises(ValueError, match=r"label_noise=1\.2: it must be a share from 0 to 1"):
         sdesam.problems.digits(label_noise=1.2)
 
@@ -270,7 +396,9 @@ def test_digits_with_the_squared_loss_and_another_start():
     problem = sdesam.problems.digits(train=7, width=3, loss="squared")
     x = {name: np.asarray(leaf, np.float64) for name, leaf in problem.x0.items()}
     scores = np.tanh(np.asarray(problem.data["image"]) @ x["W1"] + x["b1"]) @ x["W2"] + x["b2"]
-    wanted = np.mean(np.sum((scores - np.eye(10)[np.asarray(problem.data["label"])]) ** 2, axis=1)) / 2
+    wanted = (
+        np.mean(np.sum((scores - np.eye(10)[np.asarray(problem.data["label"])]) ** 2, axis=1)) / 2
+    )
     assert float(problem.loss(problem.x0)) == pytest.approx(wanted, rel=1e-5)
     moved = {name: leaf + 1 for name, leaf in problem.x0.items()}
     assert float(sdesam.problems.digits(train=7, width=3, start=moved).x0["b2"][0]) == 1
@@ -288,6 +416,9 @@ def test_a_bad_minimum_is_bad():
     # the control: the same fit without the wrong labels
     good, _ = sdesam.problems.bad_minimum(train=60, width=32, seed=0, label_noise=0.0)
     assert float(problem.observables["train_accuracy"](good)) == 1
-    assert float(problem.observables["test_accuracy"](x)) < float(problem.observables["test_accuracy"](good)) - 0.05
+    assert (
+        float(problem.observables["test_accuracy"](x))
+        < float(problem.observables["test_accuracy"](good)) - 0.05
+    )
     with pytest.raises(RuntimeError, match="the wrong labels are not fitted within most=50 steps"):
         sdesam.problems.bad_minimum(train=60, width=2, seed=0, most=50)

@@ -1,4 +1,6 @@
-"""An SDE as diffrax terms: path by path against the engine, and against formulas written out; wrong solvers refused."""
+"""An SDE as diffrax terms: path by path against the engine, and against formulas written out; wrong
+solvers refused.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -33,13 +35,20 @@ def solve(sde, solver, control, **options):
 
 
 def with_its_noise(sde):
-    """The same SDE with its Brownian motion in the state, so that the engine tells which noise it used, however it draws it."""
+    """The same SDE with its Brownian motion in the state, so that the engine tells which noise it
+    used, however it draws it.
+    """
 
     def apply(state, xi):
         return {"x": sde.apply_noise(state["x"], xi), "w": xi}
 
     start = {"x": sde.x0, "w": jnp.zeros(sde.noise_shape)}
-    return sdesam.SDE(lambda s: {"x": sde.drift(s["x"]), "w": jnp.zeros_like(s["w"])}, apply, sde.noise_shape, start)
+    return sdesam.SDE(
+        lambda s: {"x": sde.drift(s["x"]), "w": jnp.zeros_like(s["w"])},
+        apply,
+        sde.noise_shape,
+        start,
+    )
 
 
 def nested_problem():
@@ -52,24 +61,41 @@ def nested_problem():
 
 
 def derived(problem):
-    return sdesam.derive("m-usam").bind(problem, lr=0.1, rho=0.3, batch=4, micro=2, expectation="exact")
+    return sdesam.derive("m-usam").bind(
+        problem, lr=0.1, rho=0.3, batch=4, micro=2, expectation="exact"
+    )
 
 
 def test_the_same_increments_give_the_same_path():
-    """Euler-Maruyama by the engine and by diffrax on the same Brownian path, a derived SDE with noise that depends on x: to rounding."""
+    """Euler-Maruyama by the engine and by diffrax on the same Brownian path, a derived SDE with
+    noise that depends on x: to rounding.
+    """
     with jax.enable_x64(True):
         sde = derived(nested_problem())
         times = np.arange(STEPS + 1) * DT
-        out = sdesam.simulate(with_its_noise(sde), jax.random.key(0), 3, STEPS * DT, DT, times=times, keep="trajectories", devices=jax.devices()[:1])
+        out = sdesam.simulate(
+            with_its_noise(sde),
+            jax.random.key(0),
+            3,
+            STEPS * DT,
+            DT,
+            times=times,
+            keep="trajectories",
+            devices=jax.devices()[:1],
+        )
         saved = diffrax.SaveAt(ts=times)
-        theirs = jax.jit(jax.vmap(lambda w: solve(sde, diffrax.Euler(), Recorded(w), saveat=saved)))(jnp.asarray(out.trajectory["w"]))
+        theirs = jax.jit(
+            jax.vmap(lambda w: solve(sde, diffrax.Euler(), Recorded(w), saveat=saved))
+        )(jnp.asarray(out.trajectory["w"]))
         for a, b in zip(jax.tree.leaves(theirs), jax.tree.leaves(out.trajectory["x"]), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
             assert abs(a[0] - b[1]).max() > 1e-3, "the control: the noise of another path"
 
 
 def test_means_agree():
-    """diffrax's own Brownian paths and the engine's. 5 standard errors of the difference of two means, 2 numbers: false alarm 1.2e-6."""
+    """diffrax's own Brownian paths and the engine's. 5 standard errors of the difference of two
+    means, 2 numbers: false alarm 1.2e-6.
+    """
     paths = 1000
     sde = derived(sdesam.problems.torus(dim=2, samples=5, seed=3))
 
@@ -95,7 +121,9 @@ def recorded(shape=()):
 
 
 def test_milstein_differentiates_the_noise():
-    """Its step for dX = a X dt + s X dW, written out. With an operator diffrax would be silently wrong, so the matrix is formed."""
+    """Its step for dX = a X dt + s X dW, written out. With an operator diffrax would be silently
+    wrong, so the matrix is formed.
+    """
     with jax.enable_x64(True):
         x, path, sde = 1.0, recorded(), geometric()
         for w in np.diff(path.values):
@@ -103,22 +131,34 @@ def test_milstein_differentiates_the_noise():
         assert float(solve(sde, diffrax.ItoMilstein(), path)[-1]) == pytest.approx(x, rel=1e-12)
         assert abs(float(solve(sde, diffrax.Euler(), path)[-1]) - x) > 1e-3
         # noise that commutes, of a shape other than the state's: each component by itself
-        plane = sdesam.SDE(lambda x: -0.5 * x, lambda x, xi: 0.4 * x * xi[0, :2], (1, 3), jnp.ones(2))
+        plane = sdesam.SDE(
+            lambda x: -0.5 * x, lambda x, xi: 0.4 * x * xi[0, :2], (1, 3), jnp.ones(2)
+        )
         wide = recorded((1, 3))
-        ones = [solve(sde, diffrax.ItoMilstein(), Recorded(wide.values[:, 0, k]))[-1] for k in range(2)]
+        ones = [
+            solve(sde, diffrax.ItoMilstein(), Recorded(wide.values[:, 0, k]))[-1] for k in range(2)
+        ]
         np.testing.assert_allclose(solve(plane, diffrax.ItoMilstein(), wide)[-1], ones, rtol=1e-12)
 
 
 def test_additive_noise_is_told_from_multiplicative():
     assert is_additive(sdesam.SDE(lambda x: -x, lambda x, xi: 0.1 * xi, (), 1.0))
-    assert is_additive(sdesam.SDE(lambda x: -x, lambda x, xi: 0.1 * xi + 0 * jax.jit(lambda y: 2 * y)(xi), (), 1.0))
+    assert is_additive(
+        sdesam.SDE(lambda x: -x, lambda x, xi: 0.1 * xi + 0 * jax.jit(lambda y: 2 * y)(xi), (), 1.0)
+    )
     assert not is_additive(geometric())
-    assert not is_additive(sdesam.SDE(lambda x: -x, lambda x, xi: jax.lax.cond(x > 0, lambda: xi, lambda: 2 * xi), (), 1.0))
+    assert not is_additive(
+        sdesam.SDE(
+            lambda x: -x, lambda x, xi: jax.lax.cond(x > 0, lambda: xi, lambda: 2 * xi), (), 1.0
+        )
+    )
     assert not is_additive(derived(sdesam.problems.quadratic()))
 
 
 def test_stratonovich_solvers_where_the_noise_is_additive():
-    """Heun's method for dX = -X dt + s dW, written out: there the Ito and the Stratonovich solution are the same."""
+    """Heun's method for dX = -X dt + s dW, written out: there the Ito and the Stratonovich solution
+    are the same.
+    """
     with jax.enable_x64(True):
         sde, path, x = sdesam.SDE(lambda x: -x, lambda x, xi: 0.5 * xi, (), 1.0), recorded(), 1.0
         for w in np.diff(path.values):
@@ -129,13 +169,24 @@ def test_stratonovich_solvers_where_the_noise_is_additive():
 
 def test_bad_input():
     sde, path = geometric(), recorded()
-    for solver in (diffrax.Heun(), diffrax.EulerHeun(), diffrax.SRA1(), diffrax.HalfSolver(diffrax.Midpoint())):
-        with pytest.raises(ValueError, match=r"converges to the Stratonovich solution.*diffrax.Euler\(\).*B - \(1/2\) sum_j"):
+    for solver in (
+        diffrax.Heun(),
+        diffrax.EulerHeun(),
+        diffrax.SRA1(),
+        diffrax.HalfSolver(diffrax.Midpoint()),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=r"converges to the Stratonovich solution.*diffrax.Euler\(\).*B - \(1/2\) sum_j",
+        ):
             sde.to_diffrax(solver, path)
     for solver in (diffrax.Tsit5(), diffrax.Euler, "euler"):
         with pytest.raises(TypeError, match="it must be a diffrax solver for SDEs"):
             sde.to_diffrax(solver, path)
-    with pytest.raises(TypeError, match=r"it must be a diffrax path, such as diffrax.UnsafeBrownianPath\(\(\), key\)"):
+    with pytest.raises(
+        TypeError,
+        match=r"it must be a diffrax path, such as diffrax.UnsafeBrownianPath\(\(\), key\)",
+    ):
         sde.to_diffrax(diffrax.Euler(), jax.random.key(0))
     with pytest.raises(ValueError, match=r"needs the shape noise_shape=\(\)"):
         sde.to_diffrax(diffrax.Euler(), recorded((2,)))
@@ -146,5 +197,7 @@ def test_bad_input():
 
 def test_diffrax_missing_is_one_sentence(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "diffrax", None)
-    with pytest.raises(ModuleNotFoundError, match="needs diffrax, which is not installed: pip install diffrax"):
+    with pytest.raises(
+        ModuleNotFoundError, match="needs diffrax, which is not installed: pip install diffrax"
+    ):
         geometric().to_diffrax(None, None)

@@ -1,4 +1,6 @@
-"""Bound equations against brute force over all batches, to 1e-10 in float64: drift, correction, covariance, each power of rho."""
+"""Bound equations against brute force over all batches, to 1e-10 in float64: drift, correction,
+covariance, each power of rho.
+"""
 
 from dataclasses import replace
 
@@ -17,7 +19,9 @@ from sdesam.symbolic.trees import TreeSum
 from tests.brute_force import LAM, Polynomials, moments
 
 OWN = {
-    name: sdesam.Variant(name, name.upper(), perturbation, name.startswith("m-"), "", "", normaliser, weights)
+    name: sdesam.Variant(
+        name, name.upper(), perturbation, name.startswith("m-"), "", "", normaliser, weights
+    )
     for name, perturbation, normaliser, weights in [
         ("m-dnsam", "micro-batch", "data set", "equal"),
         ("m-rw-sam", "micro-batch", "own", "gibbs"),
@@ -36,7 +40,12 @@ CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 
 def polynomial_loss(x, s):
     cubic = jnp.einsum("jkl,j,k,l", s["C"], x, x, x) / 6
-    return s["a"] @ x + x @ s["A"] @ x / 2 + cubic + jnp.einsum("jklp,j,k,l,p", s["Q"], x, x, x, x) / 24
+    return (
+        s["a"] @ x
+        + x @ s["A"] @ x / 2
+        + cubic
+        + jnp.einsum("jklp,j,k,l,p", s["Q"], x, x, x, x) / 24
+    )
 
 
 def ridge_loss(x, s):
@@ -49,40 +58,93 @@ def ridges(n, d, seed, quartic):
     """The same losses for :func:`ridge_loss` and as symmetric tensors."""
     rng = np.random.default_rng(seed)
     v, k = rng.normal(size=(n, d)), rng.normal(size=(n, 4)) * [1, 1, 1, quartic]
-    powers = [v, np.einsum("nj,nk->njk", v, v), np.einsum("nj,nk,nl->njkl", v, v, v), np.einsum("nj,nk,nl,np->njklp", v, v, v, v)]
-    return {"v": v, "k": k}, Polynomials(*(k[:, i].reshape(n, *[1] * (i + 1)) * power for i, power in enumerate(powers)))
+    powers = [
+        v,
+        np.einsum("nj,nk->njk", v, v),
+        np.einsum("nj,nk,nl->njkl", v, v, v),
+        np.einsum("nj,nk,nl,np->njklp", v, v, v, v),
+    ]
+    return {"v": v, "k": k}, Polynomials(
+        *(k[:, i].reshape(n, *[1] * (i + 1)) * power for i, power in enumerate(powers))
+    )
 
 
 def powers_of_rho(values, radii):
     """The coefficients of a polynomial in rho from its values at as many radii as it has."""
-    return np.linalg.solve(np.vander(radii, increasing=True), np.array([np.ravel(v) for v in values]))
+    return np.linalg.solve(
+        np.vander(radii, increasing=True), np.array([np.ravel(v) for v in values])
+    )
 
 
-def assert_equals_enumeration(n, d, b, m, with_replacement, variant, seed, order=(2, 3), change=lambda eq: eq, eps=0.0, bound=None, ridge=False):
+def assert_equals_enumeration(
+    n,
+    d,
+    b,
+    m,
+    with_replacement,
+    variant,
+    seed,
+    order=(2, 3),
+    change=lambda eq: eq,
+    eps=0.0,
+    bound=None,
+    ridge=False,
+):
     if not variant.startswith("m-"):
         m = b
     with jax.enable_x64(True):
         x = 0.5 * np.random.default_rng(seed).normal(size=d)
-        data, losses = ridges(n, d, seed, order[1] == 4) if ridge else (None, Polynomials.random(n, d, seed, quartic=order[1] == 4))
-        problem = sdesam.FiniteSum(ridge_loss, data, x) if ridge else sdesam.FiniteSum(polynomial_loss, vars(losses), x)
-        equation = change(sdesam.derive(OWN.get(variant, variant), order=order, replace=with_replacement))
-        # a drift of order (2, beta) is a polynomial of degree beta - 1 in rho, a covariance one of degree 2
+        data, losses = (
+            ridges(n, d, seed, order[1] == 4)
+            if ridge
+            else (None, Polynomials.random(n, d, seed, quartic=order[1] == 4))
+        )
+        problem = (
+            sdesam.FiniteSum(ridge_loss, data, x)
+            if ridge
+            else sdesam.FiniteSum(polynomial_loss, vars(losses), x)
+        )
+        equation = change(
+            sdesam.derive(OWN.get(variant, variant), order=order, replace=with_replacement)
+        )
+        # a drift of order (2, beta) is a polynomial of degree beta - 1 in rho, a covariance one of
+        # degree 2
         radii = np.linspace(0, 1, max(order[1], 3))
         drift = []
-        for lr in (LR, 2 * LR):  # a drift is affine in eta: two rates tell the correction from the rest
-            numbers = {"lr": lr, "batch": b, "micro": m if variant.startswith("m-") else None, "expectation": "exact"}
+        for lr in (
+            LR,
+            2 * LR,
+        ):  # a drift is affine in eta: two rates tell the correction from the rest
+            numbers = {
+                "lr": lr,
+                "batch": b,
+                "micro": m if variant.startswith("m-") else None,
+                "expectation": "exact",
+            }
             numbers |= {"eps": eps, **(bound or {})}
-            sdes = [equation.bind(problem, rho=None if variant == "sgd" else rho, **numbers) for rho in radii]
+            sdes = [
+                equation.bind(problem, rho=None if variant == "sgd" else rho, **numbers)
+                for rho in radii
+            ]
             drift.append(powers_of_rho([sde.drift(x) for sde in sdes], radii))
         correction = drift[1] - drift[0]
         covariance = powers_of_rho([sde.covariance(x) for sde in sdes], radii)
 
     true = moments(losses, x, variant, b, m, with_replacement, eps)
     for j in range(order[1]):
-        np.testing.assert_allclose(correction[j] - drift[0][j], true.mean[j], err_msg=f"mean step, rho^{j}", **CLOSE)
+        np.testing.assert_allclose(
+            correction[j] - drift[0][j], true.mean[j], err_msg=f"mean step, rho^{j}", **CLOSE
+        )
     for j in range(2):
-        np.testing.assert_allclose(correction[j], -LR / 2 * true.correction[j], err_msg=f"correction, rho^{j}", **CLOSE)
-        np.testing.assert_allclose(covariance[j], 2 * LR * true.covariance[j].ravel(), err_msg=f"covariance, rho^{j}", **CLOSE)
+        np.testing.assert_allclose(
+            correction[j], -LR / 2 * true.correction[j], err_msg=f"correction, rho^{j}", **CLOSE
+        )
+        np.testing.assert_allclose(
+            covariance[j],
+            2 * LR * true.covariance[j].ravel(),
+            err_msg=f"covariance, rho^{j}",
+            **CLOSE,
+        )
 
 
 @st.composite
@@ -92,7 +154,15 @@ def cases(draw):
     b = draw(st.integers(1, 4 if with_replacement else min(4, n)))
     m = draw(st.sampled_from([k for k in range(1, b + 1) if b % k == 0]))
     variant = draw(st.sampled_from(["sgd", "usam", "m-usam", "m-usam", "n-usam"]))
-    return n, draw(st.sampled_from([2, 3])), b, m, with_replacement, variant, draw(st.integers(0, 10**6))
+    return (
+        n,
+        draw(st.sampled_from([2, 3])),
+        b,
+        m,
+        with_replacement,
+        variant,
+        draw(st.integers(0, 10**6)),
+    )
 
 
 @settings(phases=[Phase.explicit], deadline=None)
@@ -114,14 +184,18 @@ def test_many_cubic_losses(case):
 
 
 @pytest.mark.parametrize("with_replacement", [True, False])
-@pytest.mark.parametrize(("variant", "m"), [("m-usam", 1), ("m-usam", 2), ("usam", 4), ("n-usam", 4)])
+@pytest.mark.parametrize(
+    ("variant", "m"), [("m-usam", 1), ("m-usam", 2), ("usam", 4), ("n-usam", 4)]
+)
 def test_rho_cubed_on_quartic_losses(variant, m, with_replacement):
     assert_equals_enumeration(5, 2, 4, m, with_replacement, variant, seed=7, order=(2, 4))
 
 
 def some_slow(cases):
     """Each of them compiles for seconds."""
-    return [pytest.param(*case, marks=[] if fast else pytest.mark.slow) for case, fast in cases.items()]
+    return [
+        pytest.param(*case, marks=[] if fast else pytest.mark.slow) for case, fast in cases.items()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -137,21 +211,45 @@ def some_slow(cases):
 )
 def test_losses_with_a_dense_layer(variant, m, order, with_replacement):
     """Where gradients of samples are not formed."""
-    assert_equals_enumeration(5, 3, 4, m, with_replacement, variant, seed=9, order=order, ridge=True)
+    assert_equals_enumeration(
+        5, 3, 4, m, with_replacement, variant, seed=9, order=order, ridge=True
+    )
     if variant == "m-usam":
         with pytest.raises(AssertionError, match="Not equal"):
-            assert_equals_enumeration(5, 3, 4, m, with_replacement, variant, 9, order, scaled("rho^1", sp.Rational(11, 10)), ridge=True)
+            assert_equals_enumeration(
+                5,
+                3,
+                4,
+                m,
+                with_replacement,
+                variant,
+                9,
+                order,
+                scaled("rho^1", sp.Rational(11, 10)),
+                ridge=True,
+            )
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        *(scaled(name, f) for name in ("rho^0", "rho^1", "rho^2", "eta", "eta rho^1", "noise", "noise rho^1") for f in (sp.Rational(11, 10), -1)),
-        *(lambda eq, t=t: eq.without(t) for t in ("rho^1 variance", "rho^2 variance", "noise rho^1")),
+        *(
+            scaled(name, f)
+            for name in ("rho^0", "rho^1", "rho^2", "eta", "eta rho^1", "noise", "noise rho^1")
+            for f in (sp.Rational(11, 10), -1)
+        ),
+        *(
+            lambda eq, t=t: eq.without(t)
+            for t in ("rho^1 variance", "rho^2 variance", "noise rho^1")
+        ),
         lambda eq: eq.subs(micro, batch),
         lambda eq: replace(eq, replace=not eq.replace),
-        lambda eq: replace(eq, noise_parts=sdesam.derive("m-usam", replace=not eq.replace).noise_parts),
-        lambda eq: replace(eq, drift_parts=sdesam.derive("m-usam", replace=not eq.replace).drift_parts),
+        lambda eq: replace(
+            eq, noise_parts=sdesam.derive("m-usam", replace=not eq.replace).noise_parts
+        ),
+        lambda eq: replace(
+            eq, drift_parts=sdesam.derive("m-usam", replace=not eq.replace).drift_parts
+        ),
         lambda eq: sdesam.derive("usam", replace=eq.replace),
         lambda eq: sdesam.derive("n-usam", replace=eq.replace),
     ],
@@ -159,7 +257,9 @@ def test_losses_with_a_dense_layer(variant, m, order, with_replacement):
 def test_negative_controls(change):
     """The comparison can fail: each of these wrong equations is caught."""
     with pytest.raises(AssertionError, match="Not equal"):
-        assert_equals_enumeration(5, 2, 4, 2, False, "m-usam", seed=11, change=lambda eq: relabelled(change(eq)))
+        assert_equals_enumeration(
+            5, 2, 4, 2, False, "m-usam", seed=11, change=lambda eq: relabelled(change(eq))
+        )
 
 
 def relabelled(equation, name="m-usam"):
@@ -186,7 +286,10 @@ def test_normalised_variants(variant, b, m, with_replacement):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("variant", "m"), some_slow({("sam", None): True, ("dnsam", None): False, ("n-sam", None): False}))
+@pytest.mark.parametrize(
+    ("variant", "m"),
+    some_slow({("sam", None): True, ("dnsam", None): False, ("n-sam", None): False}),
+)
 def test_rho_cubed_of_normalised_variants(variant, m):
     assert_equals_enumeration(4, 2, 3, m, True, variant, seed=8, order=(2, 4), eps=0.2)
 
@@ -194,7 +297,13 @@ def test_rho_cubed_of_normalised_variants(variant, m):
 @pytest.mark.slow
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(
-    st.tuples(st.integers(2, 4), st.sampled_from([2, 3]), st.booleans(), st.sampled_from(["sam", "m-sam", "n-sam", "dnsam"]), st.integers(0, 10**6))
+    st.tuples(
+        st.integers(2, 4),
+        st.sampled_from([2, 3]),
+        st.booleans(),
+        st.sampled_from(["sam", "m-sam", "n-sam", "dnsam"]),
+        st.integers(0, 10**6),
+    )
 )
 @example((1, 2, False, "m-sam", 3))
 @example((2, 2, False, "sam", 4))
@@ -204,29 +313,55 @@ def test_normalised_variants_on_random_losses(case):
 
 
 NORMALISED_MUTANTS = {
-    **{f"{part} 10 % off": {"change": scaled(part, sp.Rational(11, 10))} for part in ("rho^1", "rho^2", "eta rho^1", "noise rho^1")},
-    **{f"{term} missing": {"change": lambda eq, t=term: eq.without(t)} for term in ("rho^1 variance", "rho^2 variance", "noise rho^1")},
-    "the noise of the other sampling": {"change": lambda eq: replace(eq, noise_parts=sdesam.derive("m-sam", replace=not eq.replace).noise_parts)},
+    **{
+        f"{part} 10 % off": {"change": scaled(part, sp.Rational(11, 10))}
+        for part in ("rho^1", "rho^2", "eta rho^1", "noise rho^1")
+    },
+    **{
+        f"{term} missing": {"change": lambda eq, t=term: eq.without(t)}
+        for term in ("rho^1 variance", "rho^2 variance", "noise rho^1")
+    },
+    "the noise of the other sampling": {
+        "change": lambda eq: replace(
+            eq, noise_parts=sdesam.derive("m-sam", replace=not eq.replace).noise_parts
+        )
+    },
     "n-SAM": {"change": lambda eq: relabelled(sdesam.derive("n-sam", replace=eq.replace), "m-sam")},
-    "the norm of the whole set": {"change": lambda eq: relabelled(sdesam.derive("dnsam", replace=eq.replace), "m-sam")},
+    "the norm of the whole set": {
+        "change": lambda eq: relabelled(sdesam.derive("dnsam", replace=eq.replace), "m-sam")
+    },
     "another eps": {"bound": {"eps": 0.5}},
     "SAM": {"bound": {"micro": 4}},
 }
 
 
-@pytest.mark.parametrize("name", some_slow({(name,): name not in ("n-SAM", "SAM", "the norm of the whole set") for name in NORMALISED_MUTANTS}))
+@pytest.mark.parametrize(
+    "name",
+    some_slow(
+        {
+            (name,): name not in ("n-SAM", "SAM", "the norm of the whole set")
+            for name in NORMALISED_MUTANTS
+        }
+    ),
+)
 def test_negative_controls_of_normalised_variants(name):
     with pytest.raises(AssertionError, match="Not equal"):
-        assert_equals_enumeration(5, 2, 4, 2, False, "m-sam", seed=9, eps=0.4, **NORMALISED_MUTANTS[name])
+        assert_equals_enumeration(
+            5, 2, 4, 2, False, "m-sam", seed=9, eps=0.4, **NORMALISED_MUTANTS[name]
+        )
 
 
 RW_SAM = {"lam": LAM, "norms": sdesam.NormEstimate("exact")}
 
 
-@pytest.mark.parametrize(("with_replacement", "b", "eps"), some_slow({(True, 3, 0.0): False, (False, 2, 0.4): True}))
+@pytest.mark.parametrize(
+    ("with_replacement", "b", "eps"), some_slow({(True, 3, 0.0): False, (False, 2, 0.4): True})
+)
 def test_rw_sam(with_replacement, b, eps):
     """Weights by exact norms, and their derivatives in the correction and in the noise."""
-    assert_equals_enumeration(4, 2, b, None, with_replacement, "rw-sam", seed=12, eps=eps, bound=RW_SAM)
+    assert_equals_enumeration(
+        4, 2, b, None, with_replacement, "rw-sam", seed=12, eps=eps, bound=RW_SAM
+    )
 
 
 @pytest.mark.slow
@@ -252,7 +387,9 @@ def test_rules_that_are_not_registered(variant, b, m, with_replacement):
 
 
 def without_tree(number):
-    """The equation without one of the trees of `eta rho^1`, which are what becomes of `H u` when a weight, a norm or a Hessian moves."""
+    """The equation without one of the trees of `eta rho^1`, which are what becomes of `H u` when a
+    weight, a norm or a Hessian moves.
+    """
 
     def change(equation):
         def less(part):
@@ -260,13 +397,23 @@ def without_tree(number):
             del trees[list(trees)[number]]
             return replace(part, trees=TreeSum(trees))
 
-        return replace(equation, drift_parts=tuple(less(part) if part.name == "eta rho^1" else part for part in equation.drift_parts))
+        return replace(
+            equation,
+            drift_parts=tuple(
+                less(part) if part.name == "eta rho^1" else part for part in equation.drift_parts
+            ),
+        )
 
     return change
 
 
 def noise_without_weights(equation):
-    return replace(equation, noise_parts=sdesam.derive("sam", order=equation.order, replace=equation.replace).noise_parts)
+    return replace(
+        equation,
+        noise_parts=sdesam.derive(
+            "sam", order=equation.order, replace=equation.replace
+        ).noise_parts,
+    )
 
 
 RW_SAM_MUTANTS = {
@@ -274,7 +421,10 @@ RW_SAM_MUTANTS = {
     "no weights": {"bound": {**RW_SAM, "lam": 0.0}},
     "weights dropped from the noise": {"change": noise_without_weights},
     **{f"tree {k} of eta rho^1 missing": {"change": without_tree(k)} for k in range(4)},
-    **{f"{part} 10 % off": {"change": scaled(part, sp.Rational(11, 10))} for part in ("rho^1", "rho^2", "eta rho^1", "noise rho^1")},
+    **{
+        f"{part} 10 % off": {"change": scaled(part, sp.Rational(11, 10))}
+        for part in ("rho^1", "rho^2", "eta rho^1", "noise rho^1")
+    },
     "another eps": {"bound": {**RW_SAM, "eps": 0.5}},
 }
 
@@ -289,7 +439,19 @@ RW_SAM_FAST = (
 )
 
 
-@pytest.mark.parametrize("name", some_slow({(name,): name in RW_SAM_FAST for name in RW_SAM_MUTANTS}))
+@pytest.mark.parametrize(
+    "name", some_slow({(name,): name in RW_SAM_FAST for name in RW_SAM_MUTANTS})
+)
 def test_negative_controls_of_rw_sam(name):
     with pytest.raises(AssertionError, match="Not equal"):
-        assert_equals_enumeration(4, 2, 2, None, False, "rw-sam", seed=12, eps=0.4, **{"bound": RW_SAM, **RW_SAM_MUTANTS[name]})
+        assert_equals_enumeration(
+            4,
+            2,
+            2,
+            None,
+            False,
+            "rw-sam",
+            seed=12,
+            eps=0.4,
+            **{"bound": RW_SAM, **RW_SAM_MUTANTS[name]},
+        )

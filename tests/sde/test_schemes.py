@@ -1,9 +1,10 @@
-"""The error of each scheme in its step, on SDEs whose answers are known, and the rule of Heun's two probes.
+"""The error of each scheme in its step, on SDEs whose answers are known, and the rule of Heun's two
+probes.
 
-Additive: `dX = -X dt + s dW`, `E X(1) = x0 / e`, `E X(1)^2 = x0^2 e^-2 + s^2 (1 - e^-2) / 2`. Multiplicative: `dX = -X dt + s X dW`,
-`E X(1)^2 = x0^2 exp(-2 + s^2)`. Moments of a scheme follow exactly from its formula by recursion; the engine is compared with that
-recursion within standard errors, the recursion with the SDE to see the order.
-"""
+Additive: `dX = -X dt + s dW`, `E X(1) = x0 / e`, `E X(1)^2 = x0^2 e^-2 + s^2 (1 - e^-2) / 2`.
+Multiplicative: `dX = -X dt + s X dW`, `E X(1)^2 = x0^2 exp(-2 + s^2)`. Moments of a scheme follow
+exactly from its formula by recursion; the engine is compared with that recursion within standard
+errors, the recursion with the SDE to see the order."""
 
 from math import exp, sqrt
 
@@ -33,13 +34,27 @@ def second_moment(kind, method, s, dt):
 
 
 def exact(kind, s):
-    return START**2 * exp(-2) + s**2 * (1 - exp(-2)) / 2 if kind == "additive" else START**2 * exp(-2 + s**2)
+    return (
+        START**2 * exp(-2) + s**2 * (1 - exp(-2)) / 2
+        if kind == "additive"
+        else START**2 * exp(-2 + s**2)
+    )
 
 
 def simulated(kind, method, s, dt, paths=40_000, **options):
     noise = (lambda x, xi: s * xi) if kind == "additive" else (lambda x, xi: s * x * xi)
     sde = sdesam.SDE(lambda x: -x, noise, (), START)
-    out = sdesam.simulate(sde, jax.random.key(11), paths, 1.0, dt, method, times=[1.0], observe={"x2": lambda x: x * x}, **options)
+    out = sdesam.simulate(
+        sde,
+        jax.random.key(11),
+        paths,
+        1.0,
+        dt,
+        method,
+        times=[1.0],
+        observe={"x2": lambda x: x * x},
+        **options,
+    )
     return float(out.mean["x2"][0]), float(out.stderr["x2"][0])
 
 
@@ -63,11 +78,17 @@ def test_the_engine_steps_as_the_formula_says(kind, method):
         ("multiplicative", "euler", 1),
         ("additive", "richardson", 2),
         ("multiplicative", "richardson", 2),
-        ("multiplicative", "heun", 1),  # large noise: small-noise Heun is no better than Euler in order
+        (
+            "multiplicative",
+            "heun",
+            1,
+        ),  # large noise: small-noise Heun is no better than Euler in order
     ],
 )
 def test_order_in_the_step(kind, method, order):
-    """Slopes of the signed error over three halvings at fixed noise; their limit, not only their rate, is the SDE's answer."""
+    """Slopes of the signed error over three halvings at fixed noise; their limit, not only their
+    rate, is the SDE's answer.
+    """
     steps = 0.5 ** np.arange(7, 11)
     errors = np.array([second_moment(kind, method, 0.8, dt) - exact(kind, 0.8) for dt in steps])
     slopes = np.log2(errors[:-1] / errors[1:])
@@ -78,25 +99,49 @@ def test_order_in_the_step(kind, method, order):
 @pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2), ("richardson", 2)])
 @pytest.mark.parametrize("kind", ["additive", "multiplicative"])
 def test_order_for_small_noise(kind, method, order):
-    """On `s^2 = dt = eta`: Heun `O(dt^2 + eta dt)` is of order 2 here, for additive and for multiplicative noise."""
+    """On `s^2 = dt = eta`: Heun `O(dt^2 + eta dt)` is of order 2 here, for additive and for
+    multiplicative noise.
+    """
     steps = 0.5 ** np.arange(7, 11)
-    errors = np.array([second_moment(kind, method, sqrt(dt), dt) - exact(kind, sqrt(dt)) for dt in steps])
+    errors = np.array(
+        [second_moment(kind, method, sqrt(dt), dt) - exact(kind, sqrt(dt)) for dt in steps]
+    )
     np.testing.assert_allclose(np.log2(errors[:-1] / errors[1:]), order, atol=0.1)
 
 
 def test_richardson_halves_share_their_noise():
-    """The variance of `2 phi(fine) - phi(coarse)` is that of one path and not of five: the two are driven by one Brownian motion."""
+    """The variance of `2 phi(fine) - phi(coarse)` is that of one path and not of five: the two are
+    driven by one Brownian motion.
+    """
     _, together = simulated("additive", "richardson", 0.5, 0.125)
     _, alone = simulated("additive", "euler", 0.5, 0.125)
     assert together < 1.3 * alone, "independent paths would have sqrt(5) = 2.2"
     sde = sdesam.SDE(lambda x: jnp.zeros_like(x), lambda x, xi: xi, (3,), np.zeros(3))
-    out = sdesam.simulate(sde, jax.random.key(0), 5, 1.0, 0.25, "richardson", observe={"x": lambda x: x}, keep="trajectories", dtype="float32")
-    np.testing.assert_allclose(out.values["x"], out.trajectory, atol=1e-5)  # without drift, fine and coarse are the same path
+    out = sdesam.simulate(
+        sde,
+        jax.random.key(0),
+        5,
+        1.0,
+        0.25,
+        "richardson",
+        observe={"x": lambda x: x},
+        keep="trajectories",
+        dtype="float32",
+    )
+    np.testing.assert_allclose(
+        out.values["x"], out.trajectory, atol=1e-5
+    )  # without drift, fine and coarse are the same path
     assert out.final.shape == (5, 3)
     still = sdesam.SDE(lambda x: -x, lambda x, xi: 0 * xi, (), START)
-    out = sdesam.simulate(still, jax.random.key(0), 2, 1.0, 0.25, "richardson", observe={"x": lambda x: x})
-    np.testing.assert_allclose(out.final, START * (1 - 0.125) ** 8, rtol=1e-6)  # the states are those of the fine path
-    np.testing.assert_allclose(out.mean["x"][-1], START * (2 * (1 - 0.125) ** 8 - (1 - 0.25) ** 4), rtol=1e-6)
+    out = sdesam.simulate(
+        still, jax.random.key(0), 2, 1.0, 0.25, "richardson", observe={"x": lambda x: x}
+    )
+    np.testing.assert_allclose(
+        out.final, START * (1 - 0.125) ** 8, rtol=1e-6
+    )  # the states are those of the fine path
+    np.testing.assert_allclose(
+        out.mean["x"][-1], START * (2 * (1 - 0.125) ** 8 - (1 - 0.25) ** 4), rtol=1e-6
+    )
 
 
 class ProbedDrift:
@@ -127,10 +172,14 @@ class OneProbe(stepping.Heun):
 
 @pytest.mark.parametrize(("scheme", "biased"), [(stepping.Heun, False), (OneProbe, True)])
 def test_predictor_and_corrector_have_probes_of_their_own(scheme, biased):
-    """One step from 1: `1 - dt + E[e1 e2] dt^2 / 2`, with `E[e1 e2] = 1` for independent probes and 5 for a shared one."""
+    """One step from 1: `1 - dt + E[e1 e2] dt^2 / 2`, with `E[e1 e2] = 1` for independent probes and
+    5 for a shared one.
+    """
     step, dt, draws = scheme(ProbedDrift()), 0.5, 20_000
     params = stepping._StepNumbers((), dt)
-    moved = jax.vmap(lambda key: step(params, jnp.float32(1), key, jnp.float32(0)))(jax.random.split(jax.random.key(4), draws))
+    moved = jax.vmap(lambda key: step(params, jnp.float32(1), key, jnp.float32(0)))(
+        jax.random.split(jax.random.key(4), draws)
+    )
     mean, error = float(moved.mean()), float(moved.std()) / sqrt(draws)
     assert (abs(mean - (1 - dt + dt**2 / 2)) > SIGMAS * error) == biased
     if biased:
@@ -158,9 +207,13 @@ class Listening(ProbedDrift):
         return dt * self.step_drift(params, x, keys[1]) + self.step_noise(params, x, xi, keys[0])
 
 
-@pytest.mark.parametrize(("scheme", "evaluations"), [(stepping.Euler, 2), (stepping.Heun, 3), (stepping.Richardson, 6)])
+@pytest.mark.parametrize(
+    ("scheme", "evaluations"), [(stepping.Euler, 2), (stepping.Heun, 3), (stepping.Richardson, 6)]
+)
 def test_no_two_evaluations_of_a_step_share_a_key(scheme, evaluations):
-    """Noise and drift, predictor and corrector, both levels of Richardson's and both halves of the finer one."""
+    """Noise and drift, predictor and corrector, both levels of Richardson's and both halves of the
+    finer one.
+    """
     kernel, x = Listening(), jnp.float32(1)
     start, xi = ((x, x), jnp.zeros(2)) if scheme is stepping.Richardson else (x, jnp.zeros(()))
     scheme(kernel)(stepping._StepNumbers((), 0.5), start, jax.random.key(4), xi)

@@ -1,4 +1,6 @@
-"""SDEs written by hand: noise that is linear in `xi`, vectors of the state's structure, and calls where they cannot be."""
+"""SDEs written by hand: noise that is linear in `xi`, vectors of the state's structure, and calls
+where they cannot be.
+"""
 
 import equinox
 import jax
@@ -23,14 +25,26 @@ def own_numbers(x, xi):
 
 
 NOT_LINEAR = {
-    "a coefficient": (lambda x, xi: jnp.full_like(x, 0.1), "does not depend on xi, as the coefficient"),
+    "a coefficient": (
+        lambda x, xi: jnp.full_like(x, 0.1),
+        "does not depend on xi, as the coefficient",
+    ),
     "a coefficient of the state": (lambda x, xi: 0.1 * x, "does not depend on xi"),
-    "a coefficient that vanishes at the start": (lambda x, xi: 0.1 * (x - 1), "does not depend on xi"),
+    "a coefficient that vanishes at the start": (
+        lambda x, xi: 0.1 * (x - 1),
+        "does not depend on xi",
+    ),
     "affine": (lambda x, xi: 0.1 * xi + 0.01, "is not 0 for xi = 0"),
     "affine by a hair": (lambda x, xi: xi + 1e-4, "is not 0 for xi = 0"),
     "a drift inside": (lambda x, xi: 0.1 * xi - 0.01 * x, "is not 0 for xi = 0"),
-    "a key of its own": (lambda x, xi: 0.1 * xi + 0.1 * jax.random.normal(KEY, x.shape), "is not 0 for xi = 0"),
-    "numbers of numpy": (lambda x, xi: 0.1 * xi + RANDOM.normal(size=2).astype(np.float32), "is not 0 for xi = 0"),
+    "a key of its own": (
+        lambda x, xi: 0.1 * xi + 0.1 * jax.random.normal(KEY, x.shape),
+        "is not 0 for xi = 0",
+    ),
+    "numbers of numpy": (
+        lambda x, xi: 0.1 * xi + RANDOM.normal(size=2).astype(np.float32),
+        "is not 0 for xi = 0",
+    ),
     "a factor of numpy": (own_numbers, "gives for 32 a - 24 b not"),
     "square": (lambda x, xi: 0.1 * xi**2, "gives for 32 a - 24 b not"),
     "a small square": (lambda x, xi: xi + 0.01 * xi**2, "gives for 32 a - 24 b not"),
@@ -40,7 +54,10 @@ NOT_LINEAR = {
     "bounded": (lambda x, xi: jnp.tanh(xi), "gives for 32 a - 24 b not"),
     "product of two": (lambda x, xi: xi * xi[::-1], "gives for 32 a - 24 b not"),
     "norm": (lambda x, xi: xi * jnp.linalg.norm(xi), "gives for 32 a - 24 b not"),
-    "square beside the start": (lambda x, xi: 0.1 * xi + (x - 1) * xi**2, "gives for 32 a - 24 b not"),
+    "square beside the start": (
+        lambda x, xi: 0.1 * xi + (x - 1) * xi**2,
+        "gives for 32 a - 24 b not",
+    ),
     "exponential": (lambda x, xi: jnp.expm1(xi), "gives for 32 a - 24 b not"),
 }
 
@@ -48,7 +65,12 @@ NOT_LINEAR = {
 @pytest.mark.parametrize("kind", NOT_LINEAR)
 def test_noise_that_is_not_linear(kind):
     noise, told = NOT_LINEAR[kind]
-    with pytest.raises(ValueError, match=f"apply_noise must be linear in xi, the product A\\(x\\) xi such as .*, but it {told}"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            f"apply_noise must be linear in xi, the product A\\(x\\) xi such as .*, but it {told}"
+        ),
+    ):
         sde(noise)
 
 
@@ -74,7 +96,9 @@ LINEAR = {
     "rotated": lambda x, xi: jnp.fft.irfft(jnp.fft.rfft(xi.astype(jnp.float32)), 2).astype(x.dtype),
     "of a key": lambda x, xi: jax.random.normal(KEY, x.shape).astype(x.dtype) * xi,
     "difference of close numbers": lambda x, xi: (x + xi) - x,
-    "solved": lambda x, xi: jnp.linalg.solve(jnp.eye(2) + 0.1, xi.astype(jnp.float32)).astype(x.dtype),
+    "solved": (
+        lambda x, xi: jnp.linalg.solve(jnp.eye(2) + 0.1, xi.astype(jnp.float32)).astype(x.dtype)
+    ),
 }
 
 
@@ -86,7 +110,11 @@ def test_noise_that_is_linear(kind, dtype):
 
 @pytest.mark.parametrize(
     ("dtype", "scales"),
-    [("float32", [1e-30, 1e-6, 1e6, 1e30]), ("float16", [1e-7, 1e-5, 1e-3, 1e3, 3e4]), ("bfloat16", [1e-30, 1e-5, 1e6, 1e30])],
+    [
+        ("float32", [1e-30, 1e-6, 1e6, 1e30]),
+        ("float16", [1e-7, 1e-5, 1e-3, 1e3, 3e4]),
+        ("bfloat16", [1e-30, 1e-5, 1e6, 1e30]),
+    ],
 )
 def test_noise_of_any_size(dtype, scales):
     for scale in scales:
@@ -112,7 +140,9 @@ def test_the_noise_of_a_derived_sde_passes():
     ],
 )
 def test_what_is_not_finite_at_the_start(drift, noise, told):
-    with pytest.raises(ValueError, match=f"{told}: drift and noise must be finite at the start; move x0"):
+    with pytest.raises(
+        ValueError, match=f"{told}: drift and noise must be finite at the start; move x0"
+    ):
         sdesam.SDE(drift, noise, (2,), ONES)
 
 
@@ -138,7 +168,10 @@ def test_a_leaf_that_is_not_finite_is_named():
     ],
 )
 def test_vectors_that_are_none(value, error, told):
-    message = {ValueError: r"must have the shapes of x0, float32\[2\], but it returns", TypeError: "must hold real numbers, but it returns"}[error]
+    message = {
+        ValueError: r"must have the shapes of x0, float32\[2\], but it returns",
+        TypeError: "must hold real numbers, but it returns",
+    }[error]
     with pytest.raises(error, match=rf"drift\(x0\) {message} .*{told}"):
         sdesam.SDE(lambda x: value, lambda x, xi: xi, (2,), ONES)
     with pytest.raises(error, match=rf"apply_noise\(x0, xi\) {message} .*{told}"):
@@ -147,14 +180,21 @@ def test_vectors_that_are_none(value, error, told):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_vectors_of_another_precision(dtype):
-    """Of matrices of numpy, in float64; in float32: they are computed with in the precision of the state, which they are added to."""
+    """Of matrices of numpy, in float64; in float32: they are computed with in the precision of the
+    state, which they are added to.
+    """
     with jax.enable_x64(True):
         one, x0 = np.eye(2), jnp.ones(2, dtype)
         for wider in (jnp.float64, jnp.float32):
-            made = sdesam.SDE(lambda x, to=wider: -x.astype(to), lambda x, xi, to=wider: xi.astype(to), (2,), x0)
+            made = sdesam.SDE(
+                lambda x, to=wider: -x.astype(to), lambda x, xi, to=wider: xi.astype(to), (2,), x0
+            )
             assert (made.drift(x0).dtype, made.noise(x0, KEY).dtype) == (dtype, dtype)
         made = sdesam.SDE(lambda x: -one @ x, lambda x, xi: 0.1 * one @ xi, (2,), x0)
-        out, plain = (sdesam.simulate(each, KEY, 3, 0.5, 0.25, "heun").final for each in (made, sde(lambda x, xi: 0.1 * xi, x0=x0)))
+        out, plain = (
+            sdesam.simulate(each, KEY, 3, 0.5, 0.25, "heun").final
+            for each in (made, sde(lambda x, xi: 0.1 * xi, x0=x0))
+        )
         assert out.dtype == dtype
         np.testing.assert_allclose(out.astype(float), plain.astype(float), rtol=1e-2)
 
@@ -193,7 +233,9 @@ def test_what_is_observed(observe):
     bound = sdesam.derive("sgd", order=(1, 2)).bind(PROBLEM, lr=0.1, batch=2)
     with pytest.raises(TypeError, match=r"observe=|observables are named functions"):
         sdesam.simulate(bound, KEY, 1, 0.2, 0.1, observe=observe)
-    with pytest.raises((TypeError, ValueError), match=r"observables have names|observables are named functions"):
+    with pytest.raises(
+        (TypeError, ValueError), match=r"observables have names|observables are named functions"
+    ):
         sdesam.simulate(OU, KEY, 1, 0.2, 0.1, observe=observe)
     with pytest.raises(TypeError, match=r"observe=.* must be a list of names"):
         sdesam.train(CHAIN, KEY, 1, 1, observe=observe)
@@ -222,26 +264,47 @@ def pulled(drift):
 INSIDE = {
     "a number that the drift reads": (mean, "'rate'"),
     "an array of a module": (lambda rate: run(pulled(Rate(rate))), "'an argument'"),
-    "a number that an observable reads": (lambda rate: run(OU, {"x": lambda x: rate * x}), "'rate'"),
+    "a number that an observable reads": (
+        lambda rate: run(OU, {"x": lambda x: rate * x}),
+        "'rate'",
+    ),
     "the start": (lambda rate: run(sde(lambda x, xi: xi, (), x0=rate)), "'an argument'"),
-    "the forecast": (lambda rate: sdesam.plan(pulled(lambda x: -rate * x), 1, 1.0, 0.5).steps, "'rate'"),
+    "the forecast": (
+        lambda rate: sdesam.plan(pulled(lambda x: -rate * x), 1, 1.0, 0.5).steps,
+        "'rate'",
+    ),
 }
 
 
-@pytest.mark.parametrize("transform", [jax.jit, jax.grad, lambda fn: lambda x: jax.vmap(fn)(jnp.ones(2) * x)], ids=["jit", "grad", "vmap"])
+@pytest.mark.parametrize(
+    "transform",
+    [jax.jit, jax.grad, lambda fn: lambda x: jax.vmap(fn)(jnp.ones(2) * x)],
+    ids=["jit", "grad", "vmap"],
+)
 @pytest.mark.parametrize("kind", INSIDE)
 def test_runs_inside_a_transformation(kind, transform):
     fn, told = INSIDE[kind]
     call = "plan" if kind == "the forecast" else "simulate"
-    with pytest.raises(TypeError, match=rf"{call} runs outside of jax\.jit, jax\.grad and jax\.vmap, but {told} is traced by one of them"):
+    with pytest.raises(
+        TypeError,
+        match=(
+            rf"{call} runs outside of jax\.jit, jax\.grad and jax\.vmap, but {told} is traced by"
+            r" one of them"
+        ),
+    ):
         transform(fn)(1.0)
 
 
 def test_runs_under_jit_without_arguments():
-    for run in (lambda: sdesam.simulate(OU, KEY, 1, 1.0, 0.5), lambda: sdesam.train(CHAIN, KEY, 1, 1)):
+    for run in (
+        lambda: sdesam.simulate(OU, KEY, 1, 1.0, 0.5),
+        lambda: sdesam.train(CHAIN, KEY, 1, 1),
+    ):
         with pytest.raises(TypeError, match=r"runs outside of jax\.jit, jax\.grad and jax\.vmap"):
             jax.jit(lambda run=run: run().final)()
-    assert jax.grad(lambda x: x + float(sdesam.simulate(OU, KEY, 1, 1.0, 0.5).final.sum()))(1.0) == 1, "control: nothing is traced"
+    assert (
+        jax.grad(lambda x: x + float(sdesam.simulate(OU, KEY, 1, 1.0, 0.5).final.sum()))(1.0) == 1
+    ), "control: nothing is traced"
 
 
 def test_functions_of_an_sde_inside_a_transformation():

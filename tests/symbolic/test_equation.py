@@ -1,4 +1,6 @@
-"""The derivation: truncation, names, potentials, equality, and the theorem in explicit coordinates."""
+"""The derivation: truncation, names, potentials, equality, and the theorem in explicit
+coordinates.
+"""
 
 import itertools
 import subprocess
@@ -10,7 +12,19 @@ import pytest
 import sympy as sp
 
 import sdesam
-from sdesam.symbolic import Tree, TreeSum, batch, coordinates, eta, evaluate, gradient, micro, potential, rho, samples
+from sdesam.symbolic import (
+    Tree,
+    TreeSum,
+    batch,
+    coordinates,
+    eta,
+    evaluate,
+    gradient,
+    micro,
+    potential,
+    rho,
+    samples,
+)
 from sdesam.symbolic.expectation import mean, set_partitions
 from sdesam.symbolic.trees import Skeleton, canonical, directional_derivative, graft, reroot
 
@@ -21,10 +35,15 @@ SAME_EDGE = Tree(1, (Tree(1),))
 
 @pytest.mark.parametrize("with_replacement", [True, False])
 def test_rho_1_drift_in_coordinates(with_replacement):
-    """For undefined f_1, f_2 of two variables the rho^1 drift is -grad(rho/2 |grad f|^2 + rho c_m/2 tr V), tr V written out here."""
+    """For undefined f_1, f_2 of two variables the rho^1 drift is -grad(rho/2 |grad f|^2 + rho c_m/2
+    tr V), tr V written out here.
+    """
     x = sp.symbols("x y")
     losses = [sp.Function(f"f{i}")(*x) for i in (1, 2)]
-    rho1 = sdesam.derive("m-usam", order=(1, 2), replace=with_replacement).drift - sdesam.derive("sgd", order=(1, 1)).drift
+    rho1 = (
+        sdesam.derive("m-usam", order=(1, 2), replace=with_replacement).drift
+        - sdesam.derive("sgd", order=(1, 1)).drift
+    )
     derived = coordinates(rho1.subs({samples: 2}), losses, x)
 
     grads = [[sp.diff(f, v) for v in x] for f in losses]
@@ -42,7 +61,10 @@ def test_variance_vanishes_without_replacement_at_full_batch():
     equation = sdesam.derive("m-usam", order=(2, 4), replace=False).subs(micro, samples)
     assert equation.drift == sdesam.derive("n-usam", order=(2, 4), replace=False).drift
     assert "rho^1 variance" not in equation.terms
-    assert sdesam.derive("m-usam", replace=True).subs(micro, samples).drift != sdesam.derive("n-usam").drift
+    assert (
+        sdesam.derive("m-usam", replace=True).subs(micro, samples).drift
+        != sdesam.derive("n-usam").drift
+    )
 
 
 def test_kept_terms():
@@ -57,7 +79,10 @@ def test_kept_terms():
     assert names((2, 2)) == {"rho^0", "rho^1", "eta", "noise"}
     assert names((2, 3)) == {"rho^0", "rho^1", "rho^2", "eta", "eta rho^1", "noise", "noise rho^1"}
     assert names((2, 4)) == names((2, 3)) | {"rho^3"}
-    assert [part.name for part in sdesam.derive("sgd", order=(2, 4)).drift_parts] == ["rho^0", "eta"]
+    assert [part.name for part in sdesam.derive("sgd", order=(2, 4)).drift_parts] == [
+        "rho^0",
+        "eta",
+    ]
 
 
 def test_potentials():
@@ -71,7 +96,9 @@ def test_potentials():
     # the eta rho^1 part is (eta/2) grad f . grad phi_1 with phi_1 = (theorem - f)/rho
     rest = sdesam.derive("m-usam").without("rho^2")
     eta_rho = rest.potential() - sdesam.derive("m-usam", order=(2, 2)).potential()
-    expected = TreeSum([(canonical_free(t), c) for t, c in contract(theorem - loss).items()]) * (eta / 2)
+    expected = TreeSum([(canonical_free(t), c) for t, c in contract(theorem - loss).items()]) * (
+        eta / 2
+    )
     assert eta_rho == expected
 
     for variant in ("usam", "m-usam", "n-usam"):
@@ -102,8 +129,12 @@ def test_gradient_in_coordinates():
     losses = [sp.exp(x[0]) * x[1] ** 2, sp.sin(x[0] * x[1])]
     g = [[sp.diff(f, v) for v in x] for f in losses]
     H = [sp.hessian(f, x) for f in losses]
-    scalar = sum((sp.Matrix(g[i]).T * H[i] * sp.Matrix(g[j]))[0] for i in range(2) for j in range(2)) / 4
-    derived = coordinates(gradient(TreeSum({canonical_free(Tree(1, (Tree(1), Tree(2)))): 1})), losses, x)
+    scalar = (
+        sum((sp.Matrix(g[i]).T * H[i] * sp.Matrix(g[j]))[0] for i in range(2) for j in range(2)) / 4
+    )
+    derived = coordinates(
+        gradient(TreeSum({canonical_free(Tree(1, (Tree(1), Tree(2)))): 1})), losses, x
+    )
     for k, v in enumerate(x):
         assert sp.simplify(derived[k] - sp.diff(scalar, v)) == 0
 
@@ -113,7 +144,9 @@ def test_micro_batch_equal_to_batch_is_the_plain_variant():
         m_usam = sdesam.derive("m-usam", replace=with_replacement)
         assert m_usam != sdesam.derive("usam", replace=with_replacement)
         assert m_usam.subs(micro, batch) == sdesam.derive("usam", replace=with_replacement)
-        assert hash(m_usam.subs(micro, batch)) == hash(sdesam.derive("usam", replace=with_replacement))
+        assert hash(m_usam.subs(micro, batch)) == hash(
+            sdesam.derive("usam", replace=with_replacement)
+        )
     assert sdesam.derive("sgd", replace=True) != sdesam.derive("sgd", replace=False)
 
 
@@ -122,19 +155,34 @@ def test_without():
     assert not equation.without("noise").noise_parts
     assert [p.name for p in equation.without("noise rho^1").noise_parts] == ["noise"]
     assert [p.name for p in equation.without("eta").drift_parts] == ["rho^0", "rho^1", "rho^2"]
-    assert [p.name for p in equation.without("rho^1").drift_parts] == ["rho^0", "rho^2", "eta", "eta rho^1"]
-    assert equation.without("rho^1 variance").drift == equation.drift + TreeSum({SAME_EDGE: 1, EDGE: -1}) * (rho / micro)
-    with pytest.raises(ValueError, match=r"unknown term 'rho\^1 varience'.*did you mean 'rho\^1 variance'"):
+    assert [p.name for p in equation.without("rho^1").drift_parts] == [
+        "rho^0",
+        "rho^2",
+        "eta",
+        "eta rho^1",
+    ]
+    assert equation.without("rho^1 variance").drift == equation.drift + TreeSum(
+        {SAME_EDGE: 1, EDGE: -1}
+    ) * (rho / micro)
+    with pytest.raises(
+        ValueError, match=r"unknown term 'rho\^1 varience'.*did you mean 'rho\^1 variance'"
+    ):
         equation.without("rho^1 varience")
 
 
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (1, 3), (2, 2), (2, 4), (3, 4)])
 @pytest.mark.parametrize("with_replacement", [True, False])
 def test_expectations_over_micro_batches(m, n, with_replacement):
-    """Scalars a_i in place of derivatives: E of a product of batch means, against all batches listed."""
+    """Scalars a_i in place of derivatives: E of a product of batch means, against all batches
+    listed.
+    """
     values = np.random.default_rng(n).normal(size=(n, 4))
     skeleton = Skeleton(True, (Skeleton(True), Skeleton(True), Skeleton(False)))
-    picked = itertools.product(range(n), repeat=m) if with_replacement else itertools.permutations(range(n), m)
+    picked = (
+        itertools.product(range(n), repeat=m)
+        if with_replacement
+        else itertools.permutations(range(n), m)
+    )
     listed = [values[list(b)].mean(0) for b in picked]
     truth = np.mean([v[0] * v[1] * v[1] * values[:, 1].mean() for v in listed])
 
@@ -183,7 +231,10 @@ def test_text_latex_json():
         {"tree": [1, [1]], "coefficient": "-rho/m"},
         {"tree": [1, [2]], "coefficient": "-rho*(m - 1)/m"},
     ]
-    assert repr(sdesam.derive("m-usam").without("noise")) == "derive('m-usam', order=(2, 3), replace=True).without('noise')"
+    assert (
+        repr(sdesam.derive("m-usam").without("noise"))
+        == "derive('m-usam', order=(2, 3), replace=True).without('noise')"
+    )
 
 
 @pytest.mark.parametrize(
@@ -220,11 +271,16 @@ def test_noise_factor(with_replacement):
 
 
 def test_deriving_needs_no_jax():
-    code = "import sys, sdesam; sdesam.derive('m-usam', order=(2, 4)).text(); sys.exit('jax' in sys.modules)"
+    code = (
+        "import sys, sdesam; sdesam.derive('m-usam', order=(2, 4)).text(); sys.exit('jax' in"
+        " sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_deriving_does_little_work():
-    """A stand-in for 'below a second' that does not depend on the machine: the number of trees stays small."""
+    """A stand-in for 'below a second' that does not depend on the machine: the number of trees
+    stays small.
+    """
     equation = sdesam.derive("m-usam", order=(2, 4))
     assert len(equation.drift) + len(equation.noise) < 40

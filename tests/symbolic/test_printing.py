@@ -1,4 +1,6 @@
-"""What is printed is what was derived: centred moments expand back, and the demo's headline is pinned."""
+"""What is printed is what was derived: centred moments expand back, and the demo's headline is
+pinned.
+"""
 
 from itertools import product
 
@@ -12,11 +14,15 @@ from sdesam.symbolic.trees import block_sizes, canonical
 
 
 def expand(total, scalar=False):
-    """Deviations written out as `value - mean`: the inverse of `centred`, by another route (signs, not subsets of two and more)."""
+    """Deviations written out as `value - mean`: the inverse of `centred`, by another route (signs,
+    not subsets of two and more).
+    """
     terms = []
     for tree, coefficient in total.items():
         colours = [node.colour for node in tree.nodes()]
-        repeated = {colour for colour, size in block_sizes(tree).items() if size > 1 and colour != MARK}
+        repeated = {
+            colour for colour, size in block_sizes(tree).items() if size > 1 and colour != MARK
+        }
         places = [k for k, colour in enumerate(colours) if colour in repeated]
         for means in product([False, True], repeat=len(places)):
             to_mean = dict(zip(places, means, strict=True))
@@ -28,7 +34,9 @@ def expand(total, scalar=False):
                 return Tree(colour, tuple(visit(child) for child in node.children))
 
             rebuilt = visit(tree)
-            terms.append(((free if scalar else canonical)(rebuilt), coefficient * (-1) ** sum(means)))
+            terms.append(
+                ((free if scalar else canonical)(rebuilt), coefficient * (-1) ** sum(means))
+            )
     return TreeSum(terms)
 
 
@@ -54,5 +62,8 @@ def test_the_headline():
         assert line in text
     assert "c_b = (n - b)/(b*(n - 1))" in sdesam.derive("m-usam", replace=False).text()
     assert r"\frac{1}{b}\,\operatorname{Cov}_i" in sdesam.derive("sgd").latex()
-    assert r"\frac{n - b}{b \left(n - 1\right)}\,\operatorname{Cov}_i" in sdesam.derive("sgd", replace=False).latex()
+    assert (
+        r"\frac{n - b}{b \left(n - 1\right)}\,\operatorname{Cov}_i"
+        in sdesam.derive("sgd", replace=False).latex()
+    )
     assert sdesam.derive("sgd", replace=False).to_json()["noise_factor"] == "-(b - n)/(b*(n - 1))"
