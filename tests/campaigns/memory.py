@@ -3,8 +3,9 @@ then stays flat.
 
 The last 32 programs of each kind are kept, which are full after 160 problems of five kinds. A
 violation is: more live losses of problems that nobody uses any more in the last third than before;
-memory of the process that goes on growing in the last third, by more than a third of what the data
-of its problems take, or by 16 MB over repeated runs.
+memory of the process that goes on growing in the last third, by more than half of what the data of
+its problems take, or by 16 MB over repeated runs. A problem's data take 1 MB. jax's own caches of
+jaxprs, of 2,048 entries each, fill for several hundred problems, by 0.3 to 0.4 MB a problem.
 
     python -m tests.campaigns.memory --count 500 --seed 0    (300 different problems and 200 runs of
     one)
@@ -150,7 +151,7 @@ def campaign(count: int, seed: int) -> Iterator[tuple[int, Outcome]]:
     """Three in five are different problems."""
     rng, other = np.random.default_rng(seed), 3 * count // 5
     yield from watch(
-        "different problems", lambda number: different(number, rng), other, other // 3 * DATA / 3
+        "different problems", lambda number: different(number, rng), other, other // 3 * DATA / 2
     )
     run = repeated(rng)
     yield from watch("repeated runs", run, count - other, REPEATED)
