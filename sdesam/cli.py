@@ -361,6 +361,7 @@ def derive(
 )
 @_options(_observe, _seed, _json, _save, _snapshot)
 def simulate(
+    *,
     variant: str,
     problem_name: str,
     problem_args: tuple[tuple[str, Any], ...],
@@ -454,6 +455,7 @@ def simulate(
 )
 @_options(_steps, _observe, _seed, _json, _save, _snapshot)
 def train(
+    *,
     variant: str,
     problem_name: str,
     problem_args: tuple[tuple[str, Any], ...],
@@ -551,6 +553,7 @@ def train(
 @click.option("--name", default=None, help="Name of the files.  [default: compare-VARIANT-PROBLEM]")
 @_json
 def compare(
+    *,
     variant: str,
     problem_name: str,
     problem_args: tuple[tuple[str, Any], ...],
@@ -717,6 +720,7 @@ def compare(
 )
 @_json
 def verify(
+    *,
     names: tuple[str, ...],
     listing: bool,
     preset: str,
@@ -948,6 +952,7 @@ def bench(workloads: tuple[str, ...], quick: bool, output: str, json_file: str |
     help="Folder for the pictures and their data.",
 )
 def reproduce(
+    *,
     names: tuple[str, ...],
     listing: bool,
     preset: str,

@@ -21,7 +21,7 @@ from sdesam.discrete.kernel import check_delta_on, estimated_norms, gibbs, inver
 from sdesam.engine import check_key
 from sdesam.problems import FiniteSum, check_problem
 from sdesam.problems.finite_sum import SampleLoss, fold_samples, mean_grad, mean_grad_wide
-from sdesam.sampling import check_step, whole
+from sdesam.sampling import Hyperparameters, whole
 from sdesam.variants import NormEstimate, variant
 
 PyTree = Any
@@ -167,9 +167,8 @@ def effective_micro_batch(
     >>> found.step.share < 0 < found.weighted.share
     True
     """
-    number = check_step(
-        variant("rw-sam"), check_problem(problem).n, 1.0, 0.0, batch, None, replace, eps, lam, norms
-    )
+    given = Hyperparameters(1.0, 0.0, batch, None, replace, eps, lam, norms)
+    number = given.checked(variant("rw-sam"), check_problem(problem).n)
     if number.sampling.batch < 2:
         raise ValueError(
             "batch=1: a single sample has all the weight, so RW-SAM is SAM; choose batch >= 2"

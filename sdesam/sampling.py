@@ -165,37 +165,50 @@ class Step(NamedTuple):
         return found if VARIANTS.get(variant.name) == variant else {**found, "rule": variant.rule}
 
 
-def check_step(
-    variant: Variant,
-    n: int,
-    lr: float,
-    rho: float | None,
-    batch: int,
-    micro: int | None,
-    replace: bool,
-    eps: float = 0.0,
-    lam: float | None = None,
-    norms: NormEstimate | None = None,
-) -> Step:
-    """The numbers of a variant's step on `n` samples, or one sentence saying which does not fit.
+@dataclass(frozen=True)
+class Hyperparameters:
+    """The numbers of an optimizer's step as a user gives them; :meth:`checked` fits them to a rule.
 
-    >>> from sdesam.variants import variant
-    >>> check_step(variant("usam"), n=8, lr=0.1, rho=0.1, batch=4, micro=2, replace=True)
-    Traceback (most recent call last):
-    ...
-    ValueError: micro=2: usam has no micro-batches; leave micro out, or use m-usam
+    Args:
+        lr: learning rate `eta`.
+        rho: perturbation radius; None for a rule without a perturbation.
+        batch: mini-batch size `b`.
+        micro: micro-batch size `m`; None for the mini-batch.
+        replace: whether mini-batches are drawn with replacement.
+        eps: of the normaliser `sqrt(|g|^2 + eps^2)`.
+        lam: inverse temperature of Gibbs weights; None for a rule without them.
+        norms: how gradient norms are estimated for these weights.
     """
-    lr = positive("lr", lr)
-    rho, eps, lam, norms = check_perturbation(variant, rho, eps, lam, norms)
-    sampling = Sampling(batch, micro, replace)
-    if not variant.micro and sampling.m != sampling.batch:
-        other = f"m-{variant.name}" if f"m-{variant.name}" in VARIANTS else None
-        advice = f", or use {other}" if other else ""
-        raise ValueError(
-            f"micro={micro}: {variant.name} has no micro-batches; leave micro out{advice}"
-        )
-    sampling.check_population(n)
-    return Step(lr, rho, eps, lam, norms, sampling)
+
+    lr: float
+    rho: float | None = None
+    batch: int = 1
+    micro: int | None = None
+    replace: bool = True
+    eps: float = 0.0
+    lam: float | None = None
+    norms: NormEstimate | None = None
+
+    def checked(self, variant: Variant, n: int) -> Step:
+        """The numbers of a variant's step on `n` samples, or one sentence: which does not fit?
+
+        >>> from sdesam.variants import variant
+        >>> Hyperparameters(lr=0.1, rho=0.1, batch=4, micro=2).checked(variant("usam"), n=8)
+        Traceback (most recent call last):
+        ...
+        ValueError: micro=2: usam has no micro-batches; leave micro out, or use m-usam
+        """
+        lr = positive("lr", self.lr)
+        rho, eps, lam, norms = check_perturbation(variant, self.rho, self.eps, self.lam, self.norms)
+        sampling = Sampling(self.batch, self.micro, self.replace)
+        if not variant.micro and sampling.m != sampling.batch:
+            other = f"m-{variant.name}" if f"m-{variant.name}" in VARIANTS else None
+            advice = f", or use {other}" if other else ""
+            raise ValueError(
+                f"micro={self.micro}: {variant.name} has no micro-batches; leave micro out{advice}"
+            )
+        sampling.check_population(n)
+        return Step(lr, rho, eps, lam, norms, sampling)
 
 
 def check_perturbation(

@@ -303,8 +303,8 @@ NOISE = (
         ),
         (
             "_Evaluator._power_of_norm",
-            "inverse_norm(v, self.normaliser.eps) ** -factor.power",
-            "inverse_norm(v, self.normaliser.eps)",
+            "inverse_norm(v, self.norms.eps) ** -factor.power",
+            "inverse_norm(v, self.norms.eps)",
             "tests/sde/test_enumeration.py::test_normalised_variants[m-sam-3-1-False]",
         ),
     ),
@@ -1924,10 +1924,10 @@ ARGUED = (
         ),
     ),
     Mutation(
-        "sdesam.sde.compile",
-        "_sample_probes",
-        "-(10 * slot + size)",
-        "-size",
+        "sdesam.symbolic.roles",
+        "probe",
+        "PROBES - (10 * slot + size)",
+        "PROBES - size",
         argued=(
             "no tree of an order that is available has two colours whose nodes are apart, so that"
             " no two slots share a size"

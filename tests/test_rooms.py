@@ -131,3 +131,51 @@ def test_what_counts_as_an_import(source, found):
 def test_a_circle_is_found():
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c", "b"]]
     assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+MOST = 8
+EDGE = {
+    "sdesam.cli": ["simulate", "train", "compare", "verify", "reproduce"],
+    "sdesam.comparison": ["compare"],
+    "sdesam.coupling": ["coupled"],
+    "sdesam.discrete.chain": ["Chain.__init__", "train"],
+    "sdesam.effective": ["effective_micro_batch"],
+    "sdesam.exact.weak": ["signature", "weak_error"],
+    "sdesam.optim.makers": ["m_sam", "rw_sam", "usam"],
+    "sdesam.optim.optimizer": ["Optimizer.__init__"],
+    "sdesam.sde.equation": ["bind"],
+    "sdesam.sde.stepping": ["plan", "simulate"],
+    "sdesam.symbolic.equation": ["ModifiedEquation.bind"],
+}
+"""What users call: it may have more parameters, by keyword alone."""
+
+
+def signatures(source: str) -> dict[str, tuple[int, int]]:
+    """`function -> (parameters, those that may be given by position)`, `self` not counted."""
+    found = {}
+
+    def visit(node: ast.AST, inside: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            name = inside
+            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                name = f"{inside}.{child.name}".lstrip(".")
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                by_place = [a.arg for a in child.args.posonlyargs + child.args.args]
+                by_place = by_place[by_place[:1] in (["self"], ["cls"]) :]
+                found[name] = len(by_place) + len(child.args.kwonlyargs), len(by_place)
+            visit(child, name)
+
+    visit(ast.parse(source), "")
+    return found
+
+
+def test_no_function_has_too_many_parameters():
+    for name, path in files().items():
+        for function, (count, by_place) in signatures(path.read_text()).items():
+            edge = function in EDGE.get(name, ())
+            assert (by_place if edge else count) <= MOST, f"{name}.{function}"
+
+
+def test_what_counts_as_a_parameter():
+    source = "class A:\n    def f(self, a, *, b, **c): pass\nasync def g(a, /, b): pass"
+    assert signatures(source) == {"A.f": (2, 1), "g": (2, 2)}

@@ -15,7 +15,7 @@ from sdesam._precision import lenient
 from sdesam.discrete.kernel import Numbers, StepKernel, check_delta_on, random_key
 from sdesam.engine import Keep, Plan, Result, run, time_grid
 from sdesam.problems import FiniteSum, check_problem
-from sdesam.sampling import check_step, positive, whole
+from sdesam.sampling import Hyperparameters, positive, whole
 from sdesam.variants import NormEstimate, Variant
 from sdesam.variants import variant as find_variant
 
@@ -75,9 +75,8 @@ class Chain:
             raise TypeError(
                 f"replace={replace!r}: it must be True (with replacement) or False (without)"
             )
-        step = check_step(
-            self.variant, problem.n, lr, rho, batch, micro, bool(replace), eps, lam, norms
-        )
+        given = Hyperparameters(lr, rho, batch, micro, bool(replace), eps, lam, norms)
+        step = given.checked(self.variant, problem.n)
         check_delta_on(step.norms, problem)
         self.lr, self.rho, self.sampling = step.lr, step.rho, step.sampling
         self._kernel: StepKernel = StepKernel(

@@ -38,6 +38,25 @@ class Numbers(NamedTuple):
     eps: float = 0.0
     lam: float = 0.0
 
+    @property
+    def ascent(self) -> Ascent:
+        """Those of the perturbation."""
+        return Ascent(self.rho, self.eps, self.lam)
+
+
+class Ascent(NamedTuple):
+    """The numbers of a perturbation.
+
+    Args:
+        rho: the radius.
+        eps: of the normaliser.
+        lam: of the Gibbs weights.
+    """
+
+    rho: Any
+    eps: Any = 0.0
+    lam: Any = 0.0
+
 
 class Perturbed(NamedTuple):
     """What a micro-batch contributes to a step.
@@ -59,9 +78,7 @@ def perturbed_gradient(
     losses: Losses,
     x: PyTree,
     whole_set: PyTree,
-    rho: Any,
-    eps: Any,
-    lam: Any,
+    ascent: Ascent,
     key: jax.Array | None = None,
     together: str | None = None,
 ) -> Perturbed:
@@ -73,9 +90,7 @@ def perturbed_gradient(
         losses: per-sample losses of the micro-batch.
         x: the parameters.
         whole_set: `grad f(x)` if `rule.needs_whole_set`, else None.
-        rho: perturbation radius.
-        eps: of the normaliser.
-        lam: of the Gibbs weights.
+        ascent: the numbers of the perturbation.
         key: for the random directions of an estimate; the same for all parts of a micro-batch.
         together: the name of the device axis over which a micro-batch is spread, in equal parts;
             None if one device holds it.
@@ -91,16 +106,16 @@ def perturbed_gradient(
         return Perturbed(G, loss, aux)
     if rule.perturbation == "data set":
         loss, aux = mean(x)  # nobody asks for them in a chain, and compilation leaves them out
-        _, G = gradient(moved(x, rho, normalised(rule, whole_set, whole_set, eps)))
+        _, G = gradient(moved(x, ascent.rho, normalised(rule, whole_set, whole_set, ascent.eps)))
         return Perturbed(G, loss, aux)
     if rule.weights == "equal":
         (loss, aux), own = gradient(x)
         own = own if together is None else jax.lax.pmean(own, together)
     else:
         assert norms is not None
-        own, values, aux = weighted_gradient(norms, losses, x, lam, key, together)
+        own, values, aux = weighted_gradient(norms, losses, x, ascent.lam, key, together)
         loss = jnp.mean(values)
-    _, G = gradient(moved(x, rho, normalised(rule, own, whole_set, eps)))
+    _, G = gradient(moved(x, ascent.rho, normalised(rule, own, whole_set, ascent.eps)))
     return Perturbed(G, loss, aux)
 
 
@@ -465,7 +480,7 @@ class StepKernel:
                 return _losses(self.sample_loss, y, samples), None
 
             return perturbed_gradient(
-                self.rule, self.norms, losses, x, whole_set, params.rho, params.eps, params.lam, key
+                self.rule, self.norms, losses, x, whole_set, params.ascent, key
             ).gradient
 
         return jax.tree.map(lambda leaf: leaf.mean(axis=0), jax.vmap(micro_batch)(indices))

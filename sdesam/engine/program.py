@@ -218,7 +218,7 @@ def advance(stepper: Stepper, draw: Draw, look: Look | None, mesh: Mesh) -> Any:
             at, slot, ensemble, rows = now
             stop, looking = legs[k]
             x, noise = _steps(
-                stepper, draw, mesh, params, key, ids, (ensemble.x, ensemble.noise), at, stop
+                stepper, draw, mesh, params, key, ids, (ensemble.x, ensemble.noise), (at, stop)
             )
             ensemble = Ensemble(x, noise, _mark(ensemble.first, x, stop))
             if look is not None:
@@ -282,13 +282,12 @@ def _steps(
     key: jax.Array,
     ids: jax.Array,
     carry: tuple[PyTree, Any],
-    begin: Any,
-    stop: Any,
+    span: tuple[Any, Any],
 ) -> tuple[PyTree, Any]:
-    """The states of one device's paths after steps `begin .. stop - 1`, and what is carried beside
-    them.
+    """The states of one device's paths after the steps of a span, its end excluded, and what is
+    carried beside them.
     """
-    x, noise = carry
+    (x, noise), (begin, stop) = carry, span
     one = small(
         stepper,
         draw,

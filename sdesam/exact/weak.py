@@ -331,9 +331,8 @@ def weak_error(
     >>> abs(curve.slope - 2) < 0.1
     True
     """
-    curve = _measure(
-        equation, problem, (), rates, batch, micro, c, horizon, _Options(eps, lam, norms)
-    )[0][None]
+    numbers = {"batch": batch, "micro": micro, "eps": eps, "lam": lam, "norms": norms}
+    curve = _measure(equation, problem, (), _Path(rates, c, horizon), numbers)[0][None]
     if not curve.settled and not curve.vanishes:
         raise ValueError(
             f"no asymptotic range: over the rates {[float(f'{r:.4g}') for r in curve.rates]} with"
@@ -360,17 +359,9 @@ def signature(
     :func:`weak_error`.
     """
     alpha = equation.order[0]
-    measured, grids = _measure(
-        equation,
-        problem,
-        equation.terms,
-        rates,
-        batch,
-        micro,
-        c,
-        horizon,
-        _Options(eps, lam, norms),
-    )
+    numbers = {"batch": batch, "micro": micro, "eps": eps, "lam": lam, "norms": norms}
+    path = _Path(rates, c, horizon)
+    measured, grids = _measure(equation, problem, equation.terms, path, numbers)
     terms = tuple(
         Term(
             name,
@@ -400,12 +391,12 @@ def signature(
     return Signature(equation, measured[None], terms, config)
 
 
-class _Options(NamedTuple):
-    """The numbers that only some variants have."""
+class _Path(NamedTuple):
+    """The learning rates, and `rho = c eta^(alpha/beta)` at each, up to an SDE time."""
 
-    eps: float
-    lam: float | None
-    norms: NormEstimate | None
+    rates: Sequence[float] | None
+    c: float
+    horizon: float
 
 
 def fit_slope(
@@ -515,12 +506,8 @@ def _measure(
     equation: ModifiedEquation,
     problem: FiniteSum,
     terms: Sequence[str],
-    rates: Sequence[float] | None,
-    batch: int,
-    micro: int | None,
-    c: float,
-    horizon: float,
-    options: _Options,
+    path: _Path,
+    numbers: dict[str, Any],
 ) -> tuple[dict[Any, Curve], list[int]]:
     """The curves of the full error (key None), and of `(term, "change")` and `(term, "knock-out")`;
     the torus grid that each rate took.
@@ -529,7 +516,8 @@ def _measure(
     if not isinstance(equation, ModifiedEquation):
         raise TypeError(f"equation={equation!r}: it must be what sdesam.derive gives")
     grid = check_rates(
-        rates if rates is not None else FINE_RATES if problem.period is None else RATES, horizon
+        path.rates if path.rates is not None else FINE_RATES if problem.period is None else RATES,
+        path.horizon,
     )
     alpha, beta = equation.order
     unperturbed = equation.variant.perturbation == "none"
@@ -537,24 +525,18 @@ def _measure(
     coarsest = 0
     grids = []
     for rate in grid:
-        rho = None if unperturbed else positive("c", c) * float(rate) ** (alpha / beta)
-        numbers = {
-            "lr": float(rate),
-            "rho": rho,
-            "batch": batch,
-            "micro": micro,
-            **options._asdict(),
-        }
-        chain = Chain(equation.variant, problem, replace=equation.replace, **numbers)
+        rho = None if unperturbed else positive("c", path.c) * float(rate) ** (alpha / beta)
+        at = {"lr": float(rate), "rho": rho, **numbers}
+        chain = Chain(equation.variant, problem, replace=equation.replace, **at)
         bound = {
             term: (
                 (equation.without(term) if term else equation).bind(
-                    problem, expectation="exact", **numbers
+                    problem, expectation="exact", **at
                 )
             )
             for term in (None, *terms)
         }
-        found, coarsest = _resolved(problem, horizon, chain, bound, coarsest)
+        found, coarsest = _resolved(problem, path.horizon, chain, bound, coarsest)
         if problem.period is not None:
             grids.append(_SIZES[problem.dim][coarsest + 1])
         for key, pair in found.items():

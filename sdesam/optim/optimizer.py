@@ -19,6 +19,7 @@ import optax
 from sdesam._names import unknown
 from sdesam._precision import wide
 from sdesam.discrete.kernel import (
+    Ascent,
     Perturbed,
     check_delta,
     check_delta_at,
@@ -330,7 +331,7 @@ class Optimizer:
         loss_key, direction_key = self._keys(key)
         params = _moving(params)
         self._check_whole(whole, params)
-        rho, eps, lam = (number(state.count) for number in (self.rho, self.eps, self.lam))
+        ascent = Ascent(*(number(state.count) for number in (self.rho, self.eps, self.lam)))
         parts, number_of = self._micro_batches(batch)
         first: Any = 0
         x = params
@@ -348,9 +349,7 @@ class Optimizer:
                 losses,
                 x,
                 whole,
-                rho,
-                eps,
-                lam,
+                ascent,
                 direction_key,
                 together=self.together,
             )

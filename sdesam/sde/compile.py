@@ -32,7 +32,18 @@ from sdesam.discrete.kernel import inverse_norm, weighted_gradient
 from sdesam.problems import fold_samples
 from sdesam.problems.finite_sum import computes_in_half, samples_without_vectors, summed_gradient
 from sdesam.problems.ghost import dense_layers, factors, loss_along
-from sdesam.symbolic import MARK, Tree
+from sdesam.symbolic import Tree
+from sdesam.symbolic.roles import (
+    MARK,
+    MARKED_MICRO,
+    MEAN,
+    MICRO,
+    PROBES,
+    of_data_set,
+    of_micro_batch,
+    probe,
+    visited,
+)
 from sdesam.symbolic.trees import Factor, relabel, rootings
 from sdesam.variants import NormEstimate
 
@@ -42,37 +53,63 @@ Combination = list[tuple[Any, Tree]]
 """Pairs of a (possibly traced) number and a tree."""
 Field = Callable[[PyTree], PyTree]
 
-_MEAN = 10**6
-"""The weights `1/n` of every colour that has none of its own; like colours and probes an integer,
-because jax sorts keys.
-"""
 
-_MICRO, _MARKED = -(10**6), -(10**6) - 1
-"""The colour of a micro-batch, and of one that contains the marked sample."""
-
-
-class MicroBatches(NamedTuple):
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["indices", "probabilities", "keys"],
+    meta_fields=["drawn"],
+)
+@dataclass(frozen=True)
+class MicroBatches:
     """Micro-batches to average over.
 
     Args:
         indices: of their samples, shape `(q, m)`.
-        chance: their weights, shape `(q,)`, of sum 1.
+        probabilities: their weights, shape `(q,)`, of sum 1.
         keys: for the random directions of norm estimates, shape `(q,)`; None where there are none.
+        drawn: whether they are a sample, of independent micro-batches, and not all of them.
     """
 
     indices: jax.Array | np.ndarray
-    chance: jax.Array | np.ndarray
+    probabilities: jax.Array | np.ndarray
     keys: jax.Array | None = None
+    drawn: bool = False
 
 
-class Normaliser(NamedTuple):
-    """The numbers of a normalised perturbation."""
+class Norms(NamedTuple):
+    """What the norms of gradients in a tree are.
+
+    Args:
+        eps: of `sqrt(|g|^2 + eps^2)`.
+        lam: of the weights of a weighted node.
+        estimate: how a weighted node estimates the norms of samples.
+    """
 
     eps: Any = 0.0
     lam: Any = 0.0
+    estimate: NormEstimate | None = None
 
 
-_UNNORMALISED = Normaliser()
+class Samples(NamedTuple):
+    """The finite sum that trees are evaluated on.
+
+    Args:
+        loss: `(params, sample) -> scalar`.
+        data: pytree, leading axis `n`.
+        chunk: samples per chunk of per-sample work.
+    """
+
+    loss: Callable[[Any, Any], jax.Array]
+    data: PyTree
+    chunk: int
+
+    @property
+    def first(self) -> PyTree:
+        """A sample, for its shapes."""
+        return jax.tree.map(lambda leaf: leaf[0], self.data)
+
+
+_PLAIN = Norms()
 
 
 class _Item(NamedTuple):
@@ -97,60 +134,61 @@ class _Direction(NamedTuple):
 def combine(
     trees: tuple[Tree, ...],
     coefficients: jax.Array | np.ndarray,
-    sample_loss: Callable[[Any, Any], jax.Array],
-    chunk: int,
-    data: PyTree,
+    samples: Samples,
     x: PyTree,
+    *,
     mark: jax.Array | None = None,
     key: jax.Array | None = None,
     micro: MicroBatches | None = None,
-    normaliser: Normaliser = _UNNORMALISED,
-    norms: NormEstimate | None = None,
-    drawn: bool = False,
+    norms: Norms = _PLAIN,
 ) -> PyTree:
     """`sum_t coefficients[t] * trees[t]` at `x`.
 
     Args:
         trees: rooted trees; with a marked colour only if `mark` is given.
         coefficients: one number per tree, shape `(len(trees),)`.
-        sample_loss: `(params, sample) -> scalar`.
-        chunk: samples per chunk of per-sample work.
-        data: pytree, leading axis `n`.
+        samples: the losses that the nodes are derivatives of.
         x: the parameters.
         mark: weights `w_i`, shape `(n,)`, of sum 0: the marked colour `i` is summed with them.
         key: for probes in trees without a marked colour; None for the exact expectation.
         micro: what a colour with a norm is averaged over; needed where one occurs.
-        normaliser: `eps` of the norms, `lam` of the weights.
-        norms: how weighted nodes estimate norms.
-        drawn: whether `micro` is a sample, of independent micro-batches, and not all of them.
+        norms: what the norms are.
 
     Returns:
         A vector with the structure of `x`.
     """
-    n = jax.tree.leaves(data)[0].shape[0]
+    n = jax.tree.leaves(samples.data)[0].shape[0]
     dtype = of_sums(jnp.result_type(*jax.tree.leaves(x)))
-    weights: dict[Any, jax.Array] = {_MEAN: jnp.full(n, 1 / n, dtype)}
+    weights: dict[Any, jax.Array] = {MEAN: jnp.full(n, 1 / n, dtype)}
     if mark is not None:
         weights[MARK] = mark.astype(dtype)
     if micro is not None:
-        weights[_MICRO] = jnp.asarray(micro.chance, dtype)
+        weights[MICRO] = jnp.asarray(micro.probabilities, dtype)
         if mark is not None:
             # sum_i w_i E[. | i in I] = E[W_I .], W_I = (n/m) sum_(k in I) w_k, of mean 0: a
             # covariance, estimated as one, because a sample's own mean of W would let the large
             # common part of all micro-batches in
             W = weights[MARK][micro.indices].mean(axis=1) * n
             q = micro.indices.shape[0]
-            weights[_MARKED] = weights[_MICRO] * ((W - jnp.mean(W)) * (q / (q - 1)) if drawn else W)
-    layers = dense_layers(sample_loss, x, jax.tree.map(lambda leaf: leaf[0], data))
-    half = computes_in_half(sample_loss, x, data)
+            W = (W - jnp.mean(W)) * (q / (q - 1)) if micro.drawn else W
+            weights[MARKED_MICRO] = weights[MICRO] * W
     evaluator = _Evaluator(
-        sample_loss, chunk, data, x, weights, layers, half, micro, normaliser, norms
+        samples,
+        x,
+        weights,
+        dense_layers(samples.loss, x, samples.first),
+        computes_in_half(samples.loss, x, samples.data),
+        micro,
+        norms,
     )
     pairs: Combination = [
         (jnp.asarray(coefficients[k], dtype), _placed(tree)) for k, tree in enumerate(trees)
     ]
     if key is not None:
-        marked = [any(node.colour in (MARK, _MARKED) for node in tree.nodes()) for _, tree in pairs]
+        # the noise is linear in its marked sample, and so its trees are exact
+        marked = [
+            any(node.colour in (MARK, MARKED_MICRO) for node in tree.nodes()) for _, tree in pairs
+        ]
         drift = _sample_probes(
             evaluator, [pair for pair, noise in zip(pairs, marked, strict=True) if not noise], key
         )
@@ -166,7 +204,7 @@ def _placed(tree: Tree) -> Tree:
     if not whole:
         return tree
     (colour,) = whole  # no tree of an order that is available has two
-    new = _MARKED if colour == MARK else _MICRO
+    new = MARKED_MICRO if colour == MARK else MICRO
     tree = relabel(tree, lambda c: new if c == colour else c)
     own = tuple(
         factor for factor in tree.factors if any(node.colour == new for node in factor.tree.nodes())
@@ -195,12 +233,12 @@ def _sample_probes(evaluator: _Evaluator, pairs: Combination, key: jax.Array) ->
     for coefficient, tree in pairs:
         for slot, colour in enumerate(_apart(tree)):
             size = sum(node.colour == colour for node in tree.nodes())
-            probe = -(10 * slot + size)
-            if probe not in evaluator.weights:
-                evaluator.weights[probe] = _probe(
-                    jax.random.fold_in(key, -probe), size, evaluator.weights[_MEAN]
+            new = probe(slot, size)
+            if new not in evaluator.weights:
+                evaluator.weights[new] = _probe(
+                    jax.random.fold_in(key, PROBES - new), size, evaluator.weights[MEAN]
                 )
-            tree = _recolour(tree, colour, probe)
+            tree = _recolour(tree, colour, new)
         result.append((coefficient, tree))
     return result
 
@@ -231,16 +269,13 @@ class _Evaluator:
     float16 has no numbers below `6e-8`.
     """
 
-    sample_loss: Callable[[Any, Any], jax.Array]
-    chunk: int
-    data: PyTree
+    samples: Samples
     x: PyTree
     weights: dict[Any, jax.Array]
     layers: dict[int, Any]
     half: bool = False
     micro: MicroBatches | None = None
-    normaliser: Normaliser = _UNNORMALISED
-    norms: NormEstimate | None = None
+    norms: Norms = _PLAIN
     gradients: dict[Any, PyTree] = field(default_factory=dict)
     numbers: dict[Factor, jax.Array] = field(default_factory=dict)
 
@@ -257,7 +292,7 @@ class _Evaluator:
         """Factors that depend on no micro-batch, made part of the coefficient."""
         kept = []
         for factor in tree.factors:
-            if any(node.colour in (_MICRO, _MARKED) for node in factor.tree.nodes()):
+            if any(of_micro_batch(node.colour) for node in factor.tree.nodes()):
                 kept.append(factor)
             else:
                 if factor not in self.numbers:
@@ -267,17 +302,17 @@ class _Evaluator:
 
     def _number(self, factor: Factor) -> jax.Array:
         if factor.norm:
-            return self._power_of_norm(self._gradient(_MEAN), factor)
+            return self._power_of_norm(self._gradient(MEAN), factor)
         # hung from a leaf it is the product of a mean gradient and a vector
         leaf = next(rooted for rooted in rootings(factor.tree) if len(rooted.children) == 1)
         if any(node.colour == leaf.colour for node in leaf.children[0].nodes()):
             raise NotImplementedError(f"no way is known to evaluate the scalar {factor.tree}")
-        value = _dot(self._gradient(_MEAN), self.vector([(1, leaf.children[0])]))
+        value = _dot(self._gradient(MEAN), self.vector([(1, leaf.children[0])]))
         return _power(value, factor.power)
 
     def _power_of_norm(self, v: PyTree, factor: Factor) -> jax.Array:
         assert factor.power < 0, "norms only divide"
-        inverse: jax.Array = inverse_norm(v, self.normaliser.eps) ** -factor.power
+        inverse: jax.Array = inverse_norm(v, self.norms.eps) ** -factor.power
         return inverse
 
     def _together(self, pairs: Combination) -> PyTree:
@@ -287,7 +322,7 @@ class _Evaluator:
         grown = [(c, tree) for c, tree in pairs if tree.children]
         wanted = (
             {self._weighting(node) for _, tree in grown for node in tree.nodes()}
-            | {_MEAN}
+            | {MEAN}
             | set(self.gradients)
         )
         plain: dict[Any, list[Any]] = defaultdict(list)
@@ -302,41 +337,37 @@ class _Evaluator:
                     plain[self._weighting(tree)].append(c)
         total = [_scale(self._gradient(which), sum(many)) for which, many in plain.items()]
         for of_samples in (True, False):
-            some = [
-                (c, tree)
-                for c, tree in passed
-                if (tree.colour not in (_MICRO, _MARKED)) == of_samples
-            ]
+            some = [(c, tree) for c, tree in passed if of_micro_batch(tree.colour) != of_samples]
             total += [self._pass(some, of_samples)] if some else []
         return reduce(_add, total)
 
     def _gradient(self, which: Any) -> PyTree:
         if which not in self.gradients:
             self.gradients[which] = self._pass(
-                [(1, Tree(1 if which == _MEAN else which))], of_samples=True
+                [(1, Tree(1 if which == MEAN else which))], of_samples=True
             )
         return self.gradients[which]
 
     def _weighting(self, tree: Tree) -> Any:
-        return tree.colour if tree.colour in self.weights else _MEAN
+        return tree.colour if tree.colour in self.weights else MEAN
 
     def _enumerate(self, pairs: Combination) -> PyTree:
         """Trees with a colour whose nodes are apart: that colour runs over all samples, one at a
         time.
         """
-        n = self.weights[_MEAN].shape[0]
-        self._gradient(_MEAN)  # shared by every sample
-        bound = -1000 - len(self.weights)
+        n = self.weights[MEAN].shape[0]
+        self._gradient(MEAN)  # shared by every sample
+        bound = visited(len(self.weights))
         by_weight: dict[Any, Combination] = defaultdict(list)
         for c, tree in pairs:
             colour = _apart(tree)[0]
-            by_weight[MARK if colour == MARK else _MEAN].append((c, _recolour(tree, colour, bound)))
+            by_weight[MARK if colour == MARK else MEAN].append((c, _recolour(tree, colour, bound)))
 
         def some(part: Any) -> PyTree:
             indices, outer = part
 
             def one(index: jax.Array, weight: dict[Any, jax.Array]) -> PyTree:
-                only = jnp.zeros(n, self.weights[_MEAN].dtype).at[index].set(1)
+                only = jnp.zeros(n, self.weights[MEAN].dtype).at[index].set(1)
                 inner = replace(
                     self,
                     weights={**self.weights, bound: only},
@@ -376,15 +407,17 @@ class _Evaluator:
         # vectors from other passes are computed here, before the loop over samples starts
         scalar = self._scalar(by_weight)
         if of_samples:
-            everything = self.data
+            everything = self.samples.data
             vectors = self.half or any(_own_vectors(tree) for _, tree in pairs)
             chunk = (
-                self.chunk if vectors else samples_without_vectors(self.layers, self.chunk, self.x)
+                self.samples.chunk
+                if vectors
+                else samples_without_vectors(self.layers, self.samples.chunk, self.x)
             )
         else:
             assert self.micro is not None, "trees with norms need micro-batches"
             everything = (self.micro.indices, self.micro.keys)
-            chunk = max(1, self.chunk // self.micro.indices.shape[1])
+            chunk = max(1, self.samples.chunk // self.micro.indices.shape[1])
 
         def one(y: PyTree, part: Any) -> jax.Array:
             description, weight = part
@@ -401,9 +434,9 @@ class _Evaluator:
 
     def _sample(self, sample: PyTree) -> _Item:
         def along(y: PyTree, t: Any) -> jax.Array:
-            own = factors(self.sample_loss, self.layers, self.x, sample)
+            own = factors(self.samples.loss, self.layers, self.x, sample)
             return loss_along(
-                self.sample_loss,
+                self.samples.loss,
                 self.layers,
                 y,
                 t,
@@ -411,17 +444,18 @@ class _Evaluator:
                 jax.tree.map(lambda leaf: leaf[None], own),
             )
 
-        return _Item(lambda y: self.sample_loss(y, sample), along if self.layers else None)
+        return _Item(lambda y: self.samples.loss(y, sample), along if self.layers else None)
 
     def _micro_batch(self, indices: jax.Array, key: jax.Array | None) -> _Item:
-        samples = jax.tree.map(lambda leaf: leaf[indices], self.data)
+        samples = jax.tree.map(lambda leaf: leaf[indices], self.samples.data)
 
         def losses(y: PyTree) -> tuple[jax.Array, None]:
-            return jax.vmap(self.sample_loss, (None, 0))(y, samples), None
+            return jax.vmap(self.samples.loss, (None, 0))(y, samples), None
 
         def weighted(y: PyTree) -> PyTree:
-            assert self.norms is not None, "weighted nodes need an estimate of norms"
-            return weighted_gradient(self.norms, losses, y, self.normaliser.lam, key)[0]
+            estimate = self.norms.estimate
+            assert estimate is not None, "weighted nodes need an estimate of norms"
+            return weighted_gradient(estimate, losses, y, self.norms.lam, key)[0]
 
         return _Item(lambda y: jnp.mean(losses(y)[0]), weighted=weighted)
 
@@ -516,7 +550,7 @@ class _Evaluator:
             leaf = self._children([(1, factor.tree, True)])
             return lambda item: self._power_of_norm(leaf(item).dense, factor)
         tree = max(
-            (rooted for rooted in rootings(factor.tree) if rooted.colour in (_MICRO, _MARKED)),
+            (rooted for rooted in rootings(factor.tree) if of_micro_batch(rooted.colour)),
             key=lambda rooted: (rooted.weighted, len(rooted.children)),
         )
         vectors = [
@@ -541,7 +575,7 @@ def _apart(tree: Tree) -> list[int]:
     )  # how often a colour starts below a node of another colour
 
     def visit(node: Tree, above: int | None) -> None:
-        if node.colour >= MARK and node.colour != above:
+        if of_data_set(node.colour) and node.colour != above:
             entries[node.colour] += 1
         for child in node.children:
             visit(child, node.colour)

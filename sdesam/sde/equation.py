@@ -27,15 +27,15 @@ from sdesam.problems.arrays import check_structure, describe, numeric, parameter
 from sdesam.problems.finite_sum import computes_in_half, samples_without_vectors
 from sdesam.problems.ghost import dense_layers
 from sdesam.sampling import (
+    Hyperparameters,
     Sampling,
     Step,
-    check_step,
     count_micro_batches,
     list_micro_batches,
     told_count,
     whole,
 )
-from sdesam.sde.compile import MicroBatches, Normaliser, combine, forms_vectors
+from sdesam.sde.compile import MicroBatches, Norms, Samples, combine, forms_vectors
 from sdesam.sde.written import check_written
 from sdesam.symbolic import MARK, ModifiedEquation, Part, Tree, derive, evaluate
 from sdesam.variants import NormEstimate
@@ -92,7 +92,8 @@ class _Numbers(NamedTuple):
     drift: np.ndarray
     noise: np.ndarray
     noise_scale: float
-    normaliser: Normaliser
+    eps: float
+    lam: float
     micro: MicroBatches | None
 
 
@@ -123,7 +124,7 @@ class _Draw:
             else self._subsets(key_batches)
         )
         directions = jax.random.split(key_directions, self.count) if self.directions else None
-        return MicroBatches(indices, jnp.full(self.count, 1 / self.count), directions)
+        return MicroBatches(indices, jnp.full(self.count, 1 / self.count), directions, drawn=True)
 
     def _subsets(self, key: jax.Array) -> jax.Array:
         """Uniform subsets of `m` of `n` (Floyd's algorithm: Bentley & Floyd 1987, Commun. ACM
@@ -226,20 +227,10 @@ class _TreeKernel:
         mark: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> PyTree:
-        drawn = self.draw is not None
+        samples = Samples(self.sample_loss, params.data, self.chunk)
+        norms = Norms(params.eps, params.lam, self.norms)
         return combine(
-            trees,
-            coefficients,
-            self.sample_loss,
-            self.chunk,
-            params.data,
-            x,
-            mark,
-            key,
-            micro,
-            params.normaliser,
-            self.norms,
-            drawn,
+            trees, coefficients, samples, x, mark=mark, key=key, micro=micro, norms=norms
         )
 
 
@@ -611,9 +602,8 @@ def bind(
     check_problem(problem)
     if expectation not in ("exact", "sampled"):
         raise ValueError(f"expectation={expectation!r}: choose 'exact' or 'sampled'")
-    step = check_step(
-        equation.variant, problem.n, lr, rho, batch, micro, equation.replace, eps, lam, norms
-    )
+    given = Hyperparameters(lr, rho, batch, micro, equation.replace, eps, lam, norms)
+    step = given.checked(equation.variant, problem.n)
     check_delta_on(step.norms, problem)
     lr, rho, sampling = step.lr, step.rho, step.sampling
     full = derive(equation.variant, equation.order, equation.replace)
@@ -635,10 +625,8 @@ def bind(
         draw,
         step.norms,
     )
-    normaliser = Normaliser(step.eps, step.lam)
-    numbers = _Numbers(
-        problem.data, drift, noise, sqrt(lr * factor / problem.n), normaliser, listed
-    )
+    noise_scale = sqrt(lr * factor / problem.n)
+    numbers = _Numbers(problem.data, drift, noise, noise_scale, step.eps, step.lam, listed)
     config = {
         "variant": equation.variant.name,
         "order": list(equation.order),

@@ -227,7 +227,8 @@ def simulate(
     >>> bool(abs(out.mean["x"][-1] - (1 - 0.25 + 0.25**2 / 2) ** 4) < 4 * out.stderr["x"][-1])
     True
     """
-    made, grid = _plan("simulate", sde, key, horizon, dt, method, times, observe, normals, dtype)
+    request = _Request("simulate", horizon, dt, method, times, observe, normals, dtype)
+    made, grid = _plan(sde, key, request)
     out = run(
         made,
         key,
@@ -282,7 +283,8 @@ def plan(
     >>> expected.steps, expected.chunks, expected.seconds > 0
     (4, 1, True)
     """
-    made, grid = _plan("plan", sde, None, horizon, dt, method, times, observe, normals, dtype)
+    request = _Request("plan", horizon, dt, method, times, observe, normals, dtype)
+    made, grid = _plan(sde, None, request)
     options: dict[str, Any] = {
         "keep": keep,
         "antithetic": antithetic,
@@ -292,29 +294,32 @@ def plan(
     return forecast(made, seed_key(0), paths=whole("paths", paths), grid=grid, **options)
 
 
-def _plan(
-    call: str,
-    sde: SDE,
-    key: Any,
-    horizon: float,
-    dt: float,
-    method: str,
-    times: Any,
-    observe: Any,
-    normals: Normals,
-    dtype: str | None,
-) -> tuple[Plan, np.ndarray]:
+class _Request(NamedTuple):
+    """What :func:`simulate` and :func:`plan` are asked for, as it was given."""
+
+    call: str
+    horizon: float
+    dt: float
+    method: str
+    times: Any
+    observe: Any
+    normals: Normals
+    dtype: str | None
+
+
+def _plan(sde: SDE, key: Any, request: _Request) -> tuple[Plan, np.ndarray]:
     """What to run and the steps at which to observe, or one sentence saying what does not fit."""
+    call, method, normals = request.call, request.method, request.normals
     check_sde(call, sde)
-    dt, steps = check_stepping(horizon, dt, method)
-    grid = time_grid(times, steps, dt, "dt")
-    observer, data = _observer(sde, observe)
+    dt, steps = check_stepping(request.horizon, request.dt, method)
+    grid = time_grid(request.times, steps, dt, "dt")
+    observer, data = _observer(sde, request.observe)
     check_known(
         call,
         (sde.x0, sde.params, data, key),
         [*vars(sde.kernel).values(), *(fn for _, fn in observer.extra)],
     )
-    x0 = _in_precision(sde.x0, dtype)
+    x0 = _in_precision(sde.x0, request.dtype)
     if grid[0] == 0:
         observer.check(data, x0)
     if sde.problem is not None:

@@ -8,7 +8,8 @@ and LaTeX, `coordinates` the cross-check in explicit coordinates.
 from sdesam.symbolic.coordinates import coordinates
 from sdesam.symbolic.equation import ModifiedEquation, Part, check_order, derive, evaluate
 from sdesam.symbolic.potential import gradient, potential
-from sdesam.symbolic.trees import MARK, Factor, Tree, TreeSum, batch, eps, eta, micro, rho, samples
+from sdesam.symbolic.roles import MARK
+from sdesam.symbolic.trees import Factor, Tree, TreeSum, batch, eps, eta, micro, rho, samples
 
 __all__ = [
     "MARK",

@@ -13,7 +13,8 @@ from itertools import product
 
 import sympy as sp
 
-from sdesam.symbolic.trees import MARK, WHOLE, Factor, Tree, TreeSum, eps
+from sdesam.symbolic.roles import MARK, WHOLE
+from sdesam.symbolic.trees import Factor, Tree, TreeSum, eps
 
 
 def coordinates(

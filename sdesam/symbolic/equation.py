@@ -27,9 +27,8 @@ from sdesam.symbolic import printing
 from sdesam.symbolic.expectation import conditional_scale, mean, projection
 from sdesam.symbolic.potential import Obstruction
 from sdesam.symbolic.potential import potential as find_potential
+from sdesam.symbolic.roles import MARK, WHOLE
 from sdesam.symbolic.trees import (
-    MARK,
-    WHOLE,
     Factor,
     Skeleton,
     Tree,

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 import sympy as sp
 
-from sdesam.symbolic.trees import MARK, Skeleton, Tree, TreeSum, canonical, samples
+from sdesam.symbolic.roles import MARK
+from sdesam.symbolic.trees import Skeleton, Tree, TreeSum, canonical, samples
 
 Item = TypeVar("Item")
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import sympy as sp
 
 from sdesam.symbolic.printing import text
-from sdesam.symbolic.trees import ONE, WHOLE, Factor, Tree, TreeSum, canonical, closed, eps, reroot
+from sdesam.symbolic.roles import ONE, WHOLE
+from sdesam.symbolic.trees import Factor, Tree, TreeSum, canonical, closed, eps, reroot
 
 
 def free(tree: Tree) -> Tree:

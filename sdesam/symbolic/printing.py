@@ -13,10 +13,8 @@ from itertools import chain, combinations
 
 import sympy as sp
 
+from sdesam.symbolic.roles import MARK, ONE, WHOLE
 from sdesam.symbolic.trees import (
-    MARK,
-    ONE,
-    WHOLE,
     Factor,
     Tree,
     TreeSum,

@@ -24,16 +24,7 @@ from typing import Any, NamedTuple
 
 import sympy as sp
 
-MARK = 0
-"""The colour of the marked sample."""
-
-WHOLE = -1
-"""In a norm, the colour of the whole data set."""
-
-ONE = -2
-"""The colour of a tree without nodes, the number 1: what factors multiply in a scalar that is all
-factors.
-"""
+from sdesam.symbolic.roles import MARK, ONE, WHOLE
 
 eta, rho, batch, micro, samples = sp.symbols("eta rho b m n", positive=True)
 """Learning rate, perturbation radius, mini-batch, micro-batch and data-set size."""

@@ -128,7 +128,7 @@ def test_draws_are_apart():
         "every micro-batch has a direction of its own"
     )
     assert len(np.unique(batches.indices, axis=0)) > 55
-    np.testing.assert_allclose(batches.chance, 1 / 64)
+    np.testing.assert_allclose(batches.probabilities, 1 / 64)
     np.testing.assert_array_equal(batches.indices, draw(jax.random.key(0)).indices)
     assert (np.asarray(batches.indices) != draw(jax.random.key(1)).indices).any()
     data = np.ones((300, 2), np.float32)

@@ -22,7 +22,8 @@ from sdesam.symbolic import (
     printing,
     rho,
 )
-from sdesam.symbolic.trees import WHOLE, Factor, canonical, directional_derivative
+from sdesam.symbolic.roles import WHOLE
+from sdesam.symbolic.trees import Factor, canonical, directional_derivative
 
 X = sp.symbols("x y")
 LOSSES = [sp.exp(X[0]) * X[1] ** 2 + X[0], sp.sin(X[0] * X[1]) + 2 * X[1]]
