@@ -234,6 +234,31 @@ def _pace(steps: Hashable, size: int, shapes: Hashable) -> _Pace:
     return _Pace()
 
 
+# A worked example: 4 paths of 6 steps in chunks of 4, observed at the steps 0, 3 and 6 on a machine
+# where every call ends at an observation. Path 2 is infinite after step 5.
+#
+#     call                  state after it                  what is known
+#     begin                 at=0  seen=0  checks=[0]
+#     (stop=0, look)        at=0  seen=1  checks=[0, 0]     moments at step 0 are of 4 paths
+#     (stop=3, look)        at=3  seen=2  checks=[0, 0, 3]  moments at step 3 are of 4 paths
+#     (stop=6, look)        at=6  seen=3  checks=[..., 6]   path 2 is not finite at step 6
+#
+# The moments of a path that diverges must not be in any row: with it the mean would be infinite,
+# and a growing path bends the mean before it is infinite. That it diverges is known only now, when
+# its numbers are in sums already, from which nothing can be taken out. So the chunk is run once
+# more without it:
+#
+#     begin                 good=[1, 1, 0, 1]  windows=[(3, 6)]
+#     (stop=0, look)        moments at step 0 are of 3 paths
+#     (stop=3, look)        moments at step 3 are of 3 paths
+#     (stop=4) (stop=5)     inside the window step by step: first[2] = 5, the step that is reported
+#     (stop=6, look)        moments at step 6 are of 3 paths; the chunk is finished
+#
+# The window (3, 6) says between which checks the path was lost. The second run has the same draws,
+# because these are made from the path's number and the step. A run without divergence goes once,
+# and never asks step by step: looking costs more than stepping.
+
+
 class _Work:
     """A run on its way: what has been found so far, and what comes next."""
 

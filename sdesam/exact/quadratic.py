@@ -175,6 +175,28 @@ def check_affine(rule: str | Variant) -> None:
         )
 
 
+# A worked example of `_expected`: E[mean_I(a) mean_I(b)] of two numbers per sample, over a
+# micro-batch I of m = 2 samples. Each of the two means picks a position of I, with equal chances:
+#
+#     both pick the same position      2 of 4     E[a_i b_i]        one sample i
+#     they pick different positions    2 of 4     E[a_i b_j]        two samples, i and j
+#
+# The two ways are the partitions of the factors {a, b} into positions, {ab} and {a}{b}. The number
+# of ways to place p blocks on m positions is m (m-1) ... (m-p+1), here 2 and 2, of m^2 = 4 in all.
+#
+# With replacement i and j are independent, E[a_i b_j] = mean(a) mean(b), and we are done. Without
+# replacement i and j differ: of the n^2 pairs the n with i = j are taken away,
+#
+#     E[a_i b_j] = (n^2 mean(a) mean(b) - n mean(a b)) / (n (n - 1))
+#
+# which is the sum over partitions of the *positions* into those that might agree, with the sign
+# (-1)^(size - 1) (size - 1)! of each part. For n = 3, a = b = (0, 1, 2): (9 - 5) / 6 = 2/3, and by
+# hand the pairs (0,1), (0,2), (1,2) have the products 0, 0 and 2, of mean 2/3.
+#
+# Factors of different micro-batches never share a position, so partitions that join them are left
+# out; their samples may be equal with replacement, and never without.
+
+
 def _expected(
     words: list[list[np.ndarray]], group: list[int], sampling: Sampling, n: int
 ) -> np.ndarray:

@@ -260,6 +260,34 @@ def _probe(key: jax.Array, size: int, mean: jax.Array) -> jax.Array:
     raise NotImplementedError(f"no probe is known for a colour of {size} nodes that are apart")
 
 
+# A worked example. Two samples with losses f_i(x) = h_i (x - a_i)^2 / 2 of one parameter,
+# h = (1, 2) and a = (0, 1), at x = 3. The gradients are g = (3, 4), the Hessians H = (1, 2). What
+# happens to
+#
+#     2 [1 [1]] + 5 [1 [2]]    =    2 mean_i H_i g_i + 5 Hbar gbar    =    2 * 5.5 + 5 * 1.5 * 3.5
+#
+# 1. `vector` looks for colours whose nodes are apart. There are none: the nodes of colour 1 in the
+#    first tree hang together, and each colour of the second tree has one node.
+# 2. `_together` sees that both trees have children and that no plain gradient is asked for.
+# 3. `_pass` groups both under the weights 1/n, and `_scalar` sorts the children of each root:
+#    * of [1 [1]] the child has the root's colour. It is the item's own gradient, formed inside the
+#      loop over samples: v_i = g_i = (3, 4).
+#    * of [1 [2]] the child has another colour. It is the same vector for every sample, so
+#      `_children` computes it now, before the loop: gbar = 3.5, an evaluation of the tree [2].
+#    Neither tree has a child beside that one, so they are of one family and share a derivative,
+#    along the vector 2 g_i + 5 gbar = (23.5, 25.5).
+# 4. The loop sums a number that depends on y, with y = x in the end:
+#
+#        s(y) = sum_i (1/2) d/dv f_i(y) = (1/2) (1 (y - 0) 23.5 + 2 (y - 1) 25.5)
+#
+# 5. One reverse pass gives its derivative, (1/2) (23.5 + 51) = 37.25. This is the value of both
+#    trees: 11 + 26.25. No Hessian was formed, and there was one pass for any number of trees.
+#
+# Why a derivative of a scalar, and not a product of matrices? `D^(k+1) f [v_1, ..., v_k]` has one
+# free index, and the reverse pass gives it for the price of a few evaluations of f, whatever the
+# number of parameters. Forward derivatives along known vectors are as cheap.
+
+
 @dataclass
 class _Evaluator:
     """Combinations of trees at one point. `weights` says with which weights the samples of a colour
@@ -504,6 +532,10 @@ class _Evaluator:
 
         return scalar
 
+    # Whether a branch is the item's own decides when it is computed. What is not the item's is
+    # known before the loop and computed once; what is the item's is a function that the loop calls
+    # with each sample. So `_children` gives a function `item -> vector`, and not a vector.
+
     def _children(self, branches: list[tuple[Any, Tree, bool]]) -> Callable[[_Item], _Direction]:
         """`item -> sum of branches` `(coefficient, tree, whether its root is the item)`."""
         known = [(c, tree) for c, tree, own in branches if not own]
@@ -566,6 +598,19 @@ class _Evaluator:
             return _power(contracted, factor.power)
 
         return value
+
+
+# An example. In [1 [2 [1]]] = mean_i H_i Hbar g_i, colour 1 starts twice: at the root, which has
+# nothing above it, and at the leaf, which has a node of colour 2 above it. So its nodes are apart:
+# the vector Hbar g_i is another for every sample, and costs a pass over the data for each. In
+# [1 [1 [2]]] = mean_i H_i H_i gbar colour 1 starts once, and one pass over the data does.
+#
+# A probe makes such a tree cheap. With independent signs e_i, E e_i e_j is 1 where i = j and else 0:
+#
+#     mean_i H_i Hbar g_i = E[(1/n) sum_i e_i H_i Hbar sum_j e_j g_j]
+#
+# Inside the expectation both sums are passes over the data with weights, and each weighted sum is
+# a colour of its own.
 
 
 def _apart(tree: Tree) -> list[int]:

@@ -54,6 +54,18 @@ def mean(skeleton: Skeleton, size: sp.Expr, replace: bool) -> TreeSum:
     return TreeSum(terms)
 
 
+# A worked example: the influence of sample i on Gbar_I^2, the square of a micro-batch mean of
+# numbers g_j of mean gbar, with replacement. Each of the two nodes is at i's position or elsewhere:
+#
+#     nodes at i    value                  chance that the nodes are so placed
+#     both          g_i^2                  1/m^2
+#     one           g_i gbar, twice        (m-1)/m^2 each
+#     none          no i in it             left out: a constant drops out of a covariance
+#
+# Times m, the scale: h(i) = g_i^2/m + 2 (m-1)/m g_i gbar. As m grows it becomes 2 g_i gbar, the
+# derivative of gbar^2 along g_i, as the delta method says. At m = 1 it is g_i^2, all there is.
+
+
 def projection(skeleton: Skeleton, size: sp.Expr, replace: bool) -> TreeSum:
     """The influence `h(i)` of a sample on a tree: the first Hoeffding projection, up to a constant
     in `i`.
