@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from sdesam.sampling import whole
+from sdesam._checks import check_int
 
 MOST = 2**32 - 1
 """Of a larger seed jax, where it has 64 bits turned off, would use the lowest 32 bits alone: two
@@ -19,7 +19,7 @@ def seed_key(seed: int) -> jax.Array:
     >>> str(jax.random.key_impl(seed_key(0)))
     'threefry2x32'
     """
-    number = whole("seed", seed, least=0)
+    number = check_int("seed", seed, least=0)
     if number > MOST:
         raise ValueError(f"seed={number}: it must be at most 2**32 - 1 = {MOST}")
     return jax.random.key(number, impl="threefry2x32")

@@ -20,12 +20,12 @@ import numpy as np
 from scipy import stats
 
 from sdesam import store
+from sdesam._checks import check_int
 from sdesam._keys import seed_key
 from sdesam._names import Status
 from sdesam.discrete import Chain, train
 from sdesam.engine import Result, time_grid
 from sdesam.problems import FiniteSum, check_problem
-from sdesam.sampling import whole
 from sdesam.sde import simulate
 from sdesam.sde.stepping import check_stepping
 from sdesam.symbolic import ModifiedEquation, derive
@@ -326,12 +326,12 @@ def compare(
             raise ValueError(
                 f"observable {name!r} has shape {shape.shape}: a comparison takes scalars"
             )
-    steps = whole("steps", steps)
-    count = whole("runs", runs, least=8)
+    steps = check_int("steps", steps)
+    count = check_int("runs", runs, least=8)
     if count % 2:
         raise ValueError(f"runs={runs}: an even number is needed, for antithetic pairs")
     given: Any = micro if np.iterable(micro) else (micro,)
-    sizes: list[int | None] = [whole("micro", m) for m in given] or [None]
+    sizes: list[int | None] = [check_int("micro", m) for m in given] or [None]
     if not isinstance(halving, bool):
         raise TypeError(f"halving={halving!r}: it must be True or False")
     options: Any = {"eps": eps, "lam": lam, "norms": norms}

@@ -21,12 +21,12 @@ from jax.scipy.special import ndtr
 from scipy.special import gammaln
 
 from sdesam import store
+from sdesam._checks import check_int
 from sdesam.discrete import Chain
 from sdesam.discrete.chain import check_chain
 from sdesam.discrete.kernel import Numbers, StepKernel
 from sdesam.engine import Divergence, Plan, run, time_grid
 from sdesam.problems.finite_sum import Observer
-from sdesam.sampling import whole
 from sdesam.sde.equation import SDE, Kernel
 from sdesam.sde.stepping import check_sde
 
@@ -123,7 +123,7 @@ def coupled(
     """
     _check_pair(sde, chain)
     problem, sampling = chain.problem, chain.sampling
-    count = whole("steps", steps)
+    count = check_int("steps", steps)
     groups = sampling.batch // sampling.m
     observer, data = problem.observer([observe] if isinstance(observe, str) else observe)
     plan = Plan(
@@ -144,7 +144,7 @@ def coupled(
     result = run(
         plan,
         key,
-        paths=whole("runs", runs, least=2),
+        paths=check_int("runs", runs, least=2),
         grid=time_grid(None, count, chain.lr, "lr"),
         keep="values",
         chunk=chunk,

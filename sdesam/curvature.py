@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.linalg import eigh_tridiagonal
 
+from sdesam._checks import check_int
 from sdesam._functions import compiled
 from sdesam.engine import check_key
 from sdesam.problems import FiniteSum, check_problem
 from sdesam.problems.finite_sum import hessian_product
-from sdesam.sampling import whole
 
 PyTree = Any
 
@@ -61,7 +61,7 @@ def hessian_trace(problem: FiniteSum, x: PyTree, key: jax.Array, probes: int = 6
     True
     """
     check_problem(problem)
-    count = whole("probes", probes, least=2)
+    count = check_int("probes", probes, least=2)
     values = np.asarray(
         _probe(
             problem.sample_loss,
@@ -107,7 +107,7 @@ def largest_eigenvalue(
     True
     """
     x = check_problem(problem).check_params(x)
-    count = min(whole("iterations", iterations), problem.dim)
+    count = min(check_int("iterations", iterations), problem.dim)
     a, b = (
         np.asarray(part, np.float64)
         for part in _lanczos(

@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdesam._checks import check_int
 from sdesam._functions import compiled
 from sdesam._precision import like, wide
 from sdesam.discrete.kernel import check_delta_on, estimated_norms, gibbs, inverse_norm
 from sdesam.engine import check_key
 from sdesam.problems import FiniteSum, check_problem
 from sdesam.problems.finite_sum import SampleLoss, fold_samples, mean_grad, mean_grad_wide
-from sdesam.sampling import Hyperparameters, whole
+from sdesam.sampling import Hyperparameters
 from sdesam.variants import NormEstimate, variant
 
 PyTree = Any
@@ -177,7 +178,7 @@ def effective_micro_batch(
     check_delta_on(number.norms, problem)
     x, b, n = problem.check_params(x), number.sampling.batch, problem.n
     length = b * _BATCHES_PER_BLOCK if replace else b * min(_BATCHES_PER_BLOCK, n // b)
-    blocks = -(-whole("batches", batches) * b // length)
+    blocks = -(-check_int("batches", batches) * b // length)
     if blocks < 16:
         least = 16 * length // b
         raise ValueError(

@@ -31,9 +31,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from sdesam import store
+from sdesam._checks import check_int, check_positive
 from sdesam._names import unknown
 from sdesam.runs import Numbers, Run, RunStore, key
-from sdesam.sampling import positive, whole
 
 Config = Mapping[str, Any]
 Preset = Literal["quick", "full"]
@@ -131,11 +131,14 @@ class Experiment:
                     else [value]
                 )
                 asked[name] = tuple(
-                    whole(name, int(one) if str(one).strip().isdigit() else one) for one in several
+                    check_int(name, int(one) if str(one).strip().isdigit() else one)
+                    for one in several
                 )
             elif name in known:
                 asked[name] = (
-                    positive(name, value) if isinstance(known[name], float) else whole(name, value)
+                    check_positive(name, value)
+                    if isinstance(known[name], float)
+                    else check_int(name, value)
                 )
             else:
                 raise ValueError(

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sdesam._checks import check_int, check_nonnegative, check_positive
 from sdesam.variants import VARIANTS, NormEstimate, Variant
 
 _MOST_DRAWN = 2**31 - 1
@@ -44,13 +45,13 @@ class Sampling:
     replace: bool = True
 
     def __post_init__(self) -> None:
-        if whole("batch", self.batch) > _MOST_DRAWN:
+        if check_int("batch", self.batch) > _MOST_DRAWN:
             raise ValueError(
                 f"batch={told_count(self.batch)}: at most {_MOST_DRAWN} samples are drawn in a step"
             )
         if self.micro is None:
             object.__setattr__(self, "micro", self.batch)
-        whole("micro", self.micro)
+        check_int("micro", self.micro)
         if self.batch % self.m:
             raise ValueError(
                 f"micro={self.micro} does not divide batch={self.batch}: choose one of"
@@ -198,7 +199,7 @@ class Hyperparameters:
         ...
         ValueError: micro=2: usam has no micro-batches; leave micro out, or use m-usam
         """
-        lr = positive("lr", self.lr)
+        lr = check_positive("lr", self.lr)
         rho, eps, lam, norms = check_perturbation(variant, self.rho, self.eps, self.lam, self.norms)
         sampling = Sampling(self.batch, self.micro, self.replace)
         if not variant.micro and sampling.m != sampling.batch:
@@ -223,12 +224,12 @@ def check_perturbation(
     ValueError: lam=-1.0: it must be a finite number of at least 0
     """
     if variant.perturbation == "none":
-        if rho is not None and positive("rho", rho, zero=True):
+        if rho is not None and check_nonnegative("rho", rho):
             raise ValueError(f"rho={rho!r}: {variant.name} has no perturbation; leave rho out")
         rho = 0.0
     elif rho is None:
         raise ValueError(f"{variant.name} needs rho, the perturbation radius")
-    eps = positive("eps", eps, zero=True)
+    eps = check_nonnegative("eps", eps)
     if eps and variant.normaliser == "none":
         raise ValueError(
             f"eps={eps!r}: {variant.name} does not normalise its perturbation; leave eps out"
@@ -240,7 +241,7 @@ def check_perturbation(
                     f"{name}={value!r}: {variant.name} has no Gibbs weights; leave {name} out, or"
                     " use rw-sam"
                 )
-        return positive("rho", rho, zero=True), eps, 0.0, None
+        return check_nonnegative("rho", rho), eps, 0.0, None
     if lam is None:
         raise ValueError(
             f"{variant.name} needs lam, the inverse temperature of its weights (0 gives SAM)"
@@ -249,56 +250,5 @@ def check_perturbation(
         raise TypeError(f"norms={norms!r}: it must be a sdesam.NormEstimate")
     # beyond float32 it would be infinite, and 0 * inf at the largest norm NaN; the limit is reached
     # long before
-    lam = min(positive("lam", lam, zero=True), float(np.finfo(np.float32).max))
-    return positive("rho", rho, zero=True), eps, lam, norms or NormEstimate()
-
-
-_KNOWN = (
-    "it must be a number that is known when it is given, not one that jax.jit, vmap or grad traces:"
-    " make this outside of them"
-)
-
-
-def _traced(value: object) -> bool:
-    """Whether a number is known to jax only while it runs; this room does without jax."""
-    return any(kind.__name__ == "Tracer" for kind in type(value).__mro__)
-
-
-def whole(name: str, value: Any, least: int = 1) -> int:
-    """`value` as an int, or one clear sentence.
-
-    >>> whole("runs", 0)
-    Traceback (most recent call last):
-    ...
-    ValueError: runs=0: it must be at least 1
-    """
-    if _traced(value):
-        raise TypeError(f"{name}={value!r}: {_KNOWN}")
-    if isinstance(value, bool) or not hasattr(value, "__index__") or np.ndim(value):
-        raise TypeError(f"{name}={value!r}: it must be a whole number of at least {least}")
-    number = int(value.__index__())
-    if number < least:
-        raise ValueError(f"{name}={number}: it must be at least {least}")
-    return number
-
-
-def positive(name: str, value: float, *, zero: bool = False) -> float:
-    """`value` as a finite float above 0 (or at least 0), or one clear sentence.
-
-    >>> positive("lr", -0.1)
-    Traceback (most recent call last):
-    ...
-    ValueError: lr=-0.1: it must be a finite number above 0
-    """
-    wanted = f"{name}={value!r}: it must be a finite number {'of at least' if zero else 'above'} 0"
-    if _traced(value):
-        raise TypeError(f"{name}={value!r}: {_KNOWN}")
-    if isinstance(value, (bool, np.bool_, str, bytes)) or np.ndim(value):
-        raise TypeError(wanted)
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(wanted) from None
-    if not (number >= 0 if zero else number > 0) or number == float("inf"):
-        raise ValueError(wanted)
-    return number
+    lam = min(check_nonnegative("lam", lam), float(np.finfo(np.float32).max))
+    return check_nonnegative("rho", rho), eps, lam, norms or NormEstimate()

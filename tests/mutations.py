@@ -916,8 +916,8 @@ PROBLEMS = (
         ),
         (
             "linear_regression",
-            "positive('noise', noise, zero=True)",
-            "positive('noise', noise, zero=True) ** 2",
+            "check_nonnegative('noise', noise)",
+            "check_nonnegative('noise', noise) ** 2",
             "test_linear_regression_has_the_noise_that_was_asked_for",
         ),
         ("torus", "len(grid) // 2 + 1", "len(grid) // 2", "test_data_of_quadratics_and_tori"),

@@ -10,12 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from sdesam._checks import check_int, check_nonnegative
 from sdesam._functions import check_known, compiled
 from sdesam._precision import lenient
 from sdesam.discrete.kernel import Numbers, StepKernel, check_delta_on, random_key
 from sdesam.engine import Keep, Plan, Result, run, time_grid
 from sdesam.problems import FiniteSum, check_problem
-from sdesam.sampling import Hyperparameters, positive, whole
+from sdesam.sampling import Hyperparameters
 from sdesam.variants import NormEstimate, Variant
 from sdesam.variants import variant as find_variant
 
@@ -235,7 +236,7 @@ def train(
     """
     check_chain(chain, "train")
     problem = chain.problem
-    count = whole("steps", steps)
+    count = check_int("steps", steps)
     grid = time_grid(times, count, chain.lr, "lr")
     observer, data = problem.observer([observe] if isinstance(observe, str) else observe)
     check_known(
@@ -266,7 +267,7 @@ def train(
     return run(
         plan,
         key,
-        paths=whole("runs", runs),
+        paths=check_int("runs", runs),
         grid=grid,
         keep=keep,
         chunk=chunk,
@@ -274,7 +275,7 @@ def train(
         progress=progress,
         label=chain.variant.title,
         snapshot=snapshot,
-        snapshot_every=positive("snapshot_every", snapshot_every, zero=True),
+        snapshot_every=check_nonnegative("snapshot_every", snapshot_every),
     )
 
 

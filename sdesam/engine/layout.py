@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from sdesam._checks import check_int
 from sdesam.engine import machine
 from sdesam.engine.program import Normals, Observer, Stepper
-from sdesam.sampling import told_count, whole
+from sdesam.sampling import told_count
 
 PyTree = Any
 Keep = Literal["means", "statistics", "values", "trajectories"]
@@ -334,7 +335,7 @@ def _chunk_size(
         max(1, chunk_bytes(mesh) // step_bytes),
         _CHUNK_PATHS.get(mesh.devices.flat[0].platform, paths),
     )
-    most = whole("chunk", chunk) if chunk is not None else together * mesh.size
+    most = check_int("chunk", chunk) if chunk is not None else together * mesh.size
     chunks = math.ceil(paths / most)
     each = -(-paths // (chunks * mesh.size))
     unit = 2 if antithetic or each >= _PAIRED else 1

@@ -18,13 +18,13 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from sdesam import store
+from sdesam._checks import check_positive
 from sdesam._names import Status
 from sdesam.discrete import Chain
 from sdesam.engine import steps_of
 from sdesam.exact.quadratic import Quadratic
 from sdesam.exact.torus import Torus
 from sdesam.problems import FiniteSum, check_problem
-from sdesam.sampling import positive
 from sdesam.sde import SDE
 from sdesam.symbolic import ModifiedEquation
 from sdesam.variants import NormEstimate
@@ -491,14 +491,14 @@ def solvers(problem: FiniteSum, horizon: float) -> Iterator[Solver]:
 
 def check_rates(rates: Sequence[float], horizon: float) -> np.ndarray:
     """The learning rates as an array, or one sentence saying why no slope can be fitted to them."""
-    grid = np.array([positive("a rate", rate) for rate in rates])
+    grid = np.array([check_positive("a rate", rate) for rate in rates])
     if len(grid) < 3 or np.any(np.diff(grid) >= 0):
         raise ValueError(
             f"rates={list(rates)}: at least three learning rates, decreasing, are needed to show a"
             " slope"
         )
     for rate in grid:
-        steps_of(positive("horizon", horizon), float(rate), "horizon", "the learning rate")
+        steps_of(check_positive("horizon", horizon), float(rate), "horizon", "the learning rate")
     return grid
 
 
@@ -525,7 +525,7 @@ def _measure(
     coarsest = 0
     grids = []
     for rate in grid:
-        rho = None if unperturbed else positive("c", path.c) * float(rate) ** (alpha / beta)
+        rho = None if unperturbed else check_positive("c", path.c) * float(rate) ** (alpha / beta)
         at = {"lr": float(rate), "rho": rho, **numbers}
         chain = Chain(equation.variant, problem, replace=equation.replace, **at)
         bound = {

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sdesam._checks import check_int
 from sdesam._names import unknown
 from sdesam._precision import wide
 from sdesam.discrete.kernel import (
@@ -27,7 +28,6 @@ from sdesam.discrete.kernel import (
     random_key,
 )
 from sdesam.sampling import check_perturbation
-from sdesam.sampling import whole as whole_number
 from sdesam.variants import NormEstimate, Variant
 from sdesam.variants import variant as find_variant
 
@@ -175,7 +175,7 @@ class Optimizer:
             raise ValueError(
                 f"micro={micro!r}: {name} has no micro-batches; leave micro out, or use m_sam"
             )
-        self.micro = None if micro is None else whole_number("micro", micro)
+        self.micro = None if micro is None else check_int("micro", micro)
         if groups not in get_args(Groups):
             raise unknown("way to run groups", groups, get_args(Groups))
         self.groups = groups
@@ -403,7 +403,7 @@ class Optimizer:
         """
         self._check_params(params)
         params = _moving(params)
-        n, chunk = _samples(data), whole_number("chunk", chunk)
+        n, chunk = _samples(data), check_int("chunk", chunk)
         loss_key, _ = self._keys(key, directions=False)
         full, x = (
             n // chunk,

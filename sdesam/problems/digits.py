@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from sdesam._checks import check_int
 from sdesam._precision import precisely
 from sdesam.problems.arrays import check_structure
 from sdesam.problems.finite_sum import FiniteSum
-from sdesam.sampling import whole
 
 _IMAGES = 1797
 _LOOK = 50
@@ -72,8 +72,8 @@ def digits(
     >>> digits()
     FiniteSum('digits', n=256, parameters=1210)
     """
-    hidden = whole("width", width)
-    if whole("train", train) > _IMAGES:
+    hidden = check_int("width", width)
+    if check_int("train", train) > _IMAGES:
         raise ValueError(f"train={train}: there are {_IMAGES} images")
     if not 0 <= label_noise <= 1:
         raise ValueError(f"label_noise={label_noise}: it must be a share from 0 to 1")

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from sdesam._checks import check_int, check_positive
 from sdesam._functions import Function, compiled, failure
 from sdesam._keys import seed_key
 from sdesam._names import unknown
@@ -33,7 +34,6 @@ from sdesam.problems.arrays import (
 )
 from sdesam.problems.ghost import Factors, dense_layers, deviations, factors, held
 from sdesam.problems.smoothness import bodies, nonsmooth_operations
-from sdesam.sampling import positive, whole
 
 PyTree = Any
 SampleLoss = Callable[[Any, Any], Any]
@@ -110,7 +110,7 @@ class FiniteSum:
             refuse_traced(f"{self._loss.traced[0]!r}, which the loss reads,")
         self.dim = sum(leaf.size for leaf in jax.tree.leaves(self.x0))
         self.period = period
-        most = max(1, _CHUNK_NUMBERS // self.dim) if chunk is None else whole("chunk", chunk)
+        most = max(1, _CHUNK_NUMBERS // self.dim) if chunk is None else check_int("chunk", chunk)
         self.chunk = -(
             -self.n // -(-self.n // most)
         )  # as many chunks as `most` asks for, of even size
@@ -279,7 +279,7 @@ class FiniteSum:
                 f"the loss at the start x0 is {float(start)}: it must be finite{self._cause()}"
             )
         if self.period is not None:
-            positive("period", self.period)
+            check_positive("period", self.period)
             self._check_period(float(start))
 
     def _check_period(self, start: float) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from sdesam._checks import check_int, check_nonnegative
 from sdesam.problems.finite_sum import FiniteSum
-from sdesam.sampling import positive, whole
 
 
 def _quadratic_loss(x: Any, sample: Any) -> Any:
@@ -30,7 +30,7 @@ def quadratic(dim: int = 2, samples: int = 8, seed: int = 0) -> FiniteSum:
     >>> quadratic(dim=3, samples=5)
     FiniteSum('quadratic', n=5, parameters=3)
     """
-    d, n = whole("dim", dim), whole("samples", samples)
+    d, n = check_int("dim", dim), check_int("samples", samples)
     rng = np.random.default_rng(seed)
     root = rng.normal(size=(n, d, d)) / np.sqrt(d)
     data = {
@@ -53,10 +53,10 @@ def linear_regression(
     >>> linear_regression(dim=3, samples=5)
     FiniteSum('linear-regression', n=5, parameters=3)
     """
-    d, n = whole("dim", dim), whole("samples", samples)
+    d, n = check_int("dim", dim), check_int("samples", samples)
     rng = np.random.default_rng(seed)
     inputs, truth = rng.normal(size=(n, d)), rng.normal(size=d)
-    targets = inputs @ truth + positive("noise", noise, zero=True) * rng.normal(size=n)
+    targets = inputs @ truth + check_nonnegative("noise", noise) * rng.normal(size=n)
     return FiniteSum(
         _squared_error, {"input": inputs, "target": targets}, np.zeros(d), name="linear-regression"
     )
@@ -77,7 +77,7 @@ def torus(dim: int = 2, samples: int = 4, seed: int = 0) -> FiniteSum:
     >>> torus(dim=2, samples=4)
     FiniteSum('torus2d', n=4, parameters=2)
     """
-    n = whole("samples", samples)
+    n = check_int("samples", samples)
     if dim not in (1, 2):
         raise ValueError(f"dim={dim!r}: torus problems have 1 or 2 dimensions")
     rng = np.random.default_rng(seed)

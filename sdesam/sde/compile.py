@@ -605,7 +605,7 @@ class _Evaluator:
 # the vector Hbar g_i is another for every sample, and costs a pass over the data for each. In
 # [1 [1 [2]]] = mean_i H_i H_i gbar colour 1 starts once, and one pass over the data does.
 #
-# A probe makes such a tree cheap. With independent signs e_i, E e_i e_j is 1 where i = j and else 0:
+# A probe makes such a tree cheap. With independent signs e_i, E e_i e_j is 1 if i = j and else 0:
 #
 #     mean_i H_i Hbar g_i = E[(1/n) sum_i e_i H_i Hbar sum_j e_j g_j]
 #

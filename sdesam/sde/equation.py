@@ -18,6 +18,7 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 from jax.flatten_util import ravel_pytree
 
+from sdesam._checks import check_int
 from sdesam._functions import Function, bare, compiled, failure
 from sdesam._precision import like, wide
 from sdesam.discrete.kernel import check_delta_on
@@ -33,7 +34,6 @@ from sdesam.sampling import (
     count_micro_batches,
     list_micro_batches,
     told_count,
-    whole,
 )
 from sdesam.sde.compile import MicroBatches, Norms, Samples, combine, forms_vectors
 from sdesam.sde.written import check_written
@@ -715,7 +715,7 @@ def _micro_batches(
         indices, chance = list_micro_batches(m, n, equation.replace)
         return MicroBatches(indices, chance), None
     return None, _Draw(
-        whole("micro_batches", max(_FEW, n // 2) if count is None else count, least=2),
+        check_int("micro_batches", max(_FEW, n // 2) if count is None else count, least=2),
         m,
         n,
         equation.replace,

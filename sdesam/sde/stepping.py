@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdesam._checks import check_int, check_nonnegative, check_positive
 from sdesam._functions import check_known
 from sdesam._keys import seed_key
 from sdesam._names import unknown
@@ -32,7 +33,6 @@ from sdesam.engine import (
     time_grid,
 )
 from sdesam.problems.finite_sum import Observer, make_observer
-from sdesam.sampling import positive, whole
 from sdesam.sde.equation import SDE, Kernel
 
 PyTree = Any
@@ -232,7 +232,7 @@ def simulate(
     out = run(
         made,
         key,
-        paths=whole("paths", paths),
+        paths=check_int("paths", paths),
         grid=grid,
         keep=keep,
         antithetic=antithetic,
@@ -241,7 +241,7 @@ def simulate(
         progress=progress,
         label="SDE",
         snapshot=snapshot,
-        snapshot_every=positive("snapshot_every", snapshot_every, zero=True),
+        snapshot_every=check_nonnegative("snapshot_every", snapshot_every),
     )
     if method == "richardson":  # the coarse path was there for the observables
         fine = {
@@ -291,7 +291,7 @@ def plan(
         "chunk": chunk,
         "devices": devices,
     }
-    return forecast(made, seed_key(0), paths=whole("paths", paths), grid=grid, **options)
+    return forecast(made, seed_key(0), paths=check_int("paths", paths), grid=grid, **options)
 
 
 class _Request(NamedTuple):
@@ -409,7 +409,7 @@ def _warn_if_unstable(curvature: float, dt: float, method: str) -> None:
 
 def check_stepping(horizon: float, dt: float, method: str) -> tuple[float, int]:
     """`(dt, steps)`, or one sentence saying which number does not fit."""
-    dt, horizon = positive("dt", dt), positive("horizon", horizon)
+    dt, horizon = check_positive("dt", dt), check_positive("horizon", horizon)
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     steps = steps_of(horizon, dt, "horizon", "dt")

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdesam._checks import check_int
 from sdesam._names import unknown
-from sdesam.sampling import whole
 
 PyTree = Any
 Compute = Literal["float32", "bfloat16"]
@@ -65,13 +65,15 @@ class ResNet:
     convolution: Convolution = "auto"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "blocks", tuple(whole("blocks", number) for number in self.blocks))
+        object.__setattr__(
+            self, "blocks", tuple(check_int("blocks", number) for number in self.blocks)
+        )
         if not self.blocks:
             raise ValueError(
                 "blocks=(): give the number of blocks of each stage, such as (2, 2, 2, 2)"
             )
-        whole("width", self.width)
-        whole("classes", self.classes, least=2)
+        check_int("width", self.width)
+        check_int("classes", self.classes, least=2)
         if self.dtype not in get_args(Compute):
             raise unknown("dtype", self.dtype, get_args(Compute))
         if self.convolution not in get_args(Convolution):

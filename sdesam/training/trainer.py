@@ -28,13 +28,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from sdesam._checks import check_int, check_nonnegative, check_positive
 from sdesam._keys import seed_key
 from sdesam._names import unknown
 from sdesam.optim import Optimizer
 from sdesam.optim import State as OptimizerState
 from sdesam.optim.optimizer import Groups
 from sdesam.problems.cifar10 import Images
-from sdesam.sampling import check_perturbation, positive, whole
+from sdesam.sampling import check_perturbation
 from sdesam.training.resnet import ResNet
 from sdesam.variants import Variant
 from sdesam.variants import variant as find_variant
@@ -104,14 +105,14 @@ class Recipe:
                 else "has no micro-batches; leave micro out"
             )
             raise ValueError(f"micro={self.micro!r}: {rule.name} {words}")
-        positive("lr", self.lr)
-        positive("weight_decay", self.weight_decay, zero=True)
+        check_positive("lr", self.lr)
+        check_nonnegative("weight_decay", self.weight_decay)
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum={self.momentum!r}: it must be at least 0 and below 1")
         if self.schedule not in get_args(Schedule):
             raise unknown("schedule", self.schedule, get_args(Schedule))
         sizes = [("batch", self.batch), ("micro", self.micro), ("ghost", self.ghost)]
-        given = [(name, whole(name, size)) for name, size in sizes if size is not None]
+        given = [(name, check_int(name, size)) for name, size in sizes if size is not None]
         for (larger, number), (smaller, size) in pairwise(given):
             if number % size:
                 divisors = ", ".join(str(k) for k in range(1, number + 1) if number % k == 0)
@@ -289,9 +290,9 @@ class Trainer:
             ValueError: no epochs, fewer images than a batch, fewer than two samples.
         """
         steps = self.steps_per_epoch(len(images.train_labels))
-        total = whole("epochs", epochs) * steps
+        total = check_int("epochs", epochs) * steps
         some = np.random.default_rng(0).permutation(len(images.train_labels))[
-            : whole("samples", samples, least=2)
+            : check_int("samples", samples, least=2)
         ]
         state = self.start(seed, start)
         train, test = (
