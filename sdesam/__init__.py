@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sdesam.coupling import Coupled, coupled
     from sdesam.discrete import Chain, train
     from sdesam.effective import EffectiveMicroBatch, effective_micro_batch
-    from sdesam.engine import Divergence, Forecast, Result
+    from sdesam.engine import CostEstimate, Divergence, Result
     from sdesam.exact import one_step, signature, weak_error
     from sdesam.hypothesis import Hypothesis, check
     from sdesam.problems import FiniteSum
@@ -35,11 +35,11 @@ __all__ = [
     "VARIANTS",
     "Chain",
     "Comparison",
+    "CostEstimate",
     "Coupled",
     "Divergence",
     "EffectiveMicroBatch",
     "FiniteSum",
-    "Forecast",
     "Hypothesis",
     "ModifiedEquation",
     "NormEstimate",
@@ -72,7 +72,7 @@ _WITH_JAX = {
     "EffectiveMicroBatch": "sdesam.effective",
     "effective_micro_batch": "sdesam.effective",
     "Divergence": "sdesam.engine",
-    "Forecast": "sdesam.engine",
+    "CostEstimate": "sdesam.engine",
     "Result": "sdesam.engine",
     "FiniteSum": "sdesam.problems",
     "Comparison": "sdesam.comparison",

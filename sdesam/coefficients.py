@@ -22,8 +22,8 @@ import numpy as np
 
 from sdesam._names import Status
 from sdesam.discrete import Chain
-from sdesam.exact.double import mean_step, sample_sizes, step_coefficients
 from sdesam.exact.enumerate import list_batches
+from sdesam.exact.float64 import mean_step, sample_sizes, step_coefficients
 from sdesam.problems import FiniteSum
 from sdesam.sampling import Sampling
 

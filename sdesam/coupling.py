@@ -25,7 +25,7 @@ from sdesam._checks import check_int
 from sdesam.discrete import Chain
 from sdesam.discrete.chain import check_chain
 from sdesam.discrete.kernel import Numbers, StepKernel
-from sdesam.engine import Divergence, Plan, run, time_grid
+from sdesam.engine import Divergence, RunSpec, run, time_grid
 from sdesam.problems.finite_sum import Observer
 from sdesam.sde.equation import SDE, Kernel
 from sdesam.sde.stepping import check_sde
@@ -126,7 +126,7 @@ def coupled(
     count = check_int("steps", steps)
     groups = sampling.batch // sampling.m
     observer, data = problem.observer([observe] if isinstance(observe, str) else observe)
-    plan = Plan(
+    plan = RunSpec(
         stepper=_PairStep(chain.kernel, sde.kernel),
         params=_PairNumbers(chain.params, sde.params, chain.lr),
         x0=(problem.x0, sde.x0),

@@ -198,10 +198,10 @@ def effective_micro_batch(
     direction = None if along is None else problem.check_params(along)
     if direction is not None and not float(_dot(direction, direction)) > 0:
         raise ValueError("along is zero or not finite: it must be a direction in parameter space")
-    values, whole_set = _measure(
+    values, full_gradient = _measure(
         layout, blocks, problem.data, x, direction, check_key(key), number.eps, number.lam
     )
-    return _summary(layout, np.asarray(values, float), float(whole_set))
+    return _summary(layout, np.asarray(values, float), float(full_gradient))
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ def _measure(
         return slope(sample, _scaled(g, inverse_norm(g, eps)))
 
     gbar = mean_grad(loss, layout.chunk, data, x)
-    whole_set = jax.jvp(
+    full_gradient = jax.jvp(
         lambda y: mean_grad_wide(loss, layout.chunk, data, y),
         (x,),
         (_scaled(gbar, inverse_norm(gbar, eps)),),
@@ -266,7 +266,7 @@ def _measure(
             data,
             layout.chunk,
         )
-        along = like(jax.tree.map(lambda one, all_: one / layout.n - all_, total, whole_set), x)
+        along = like(jax.tree.map(lambda one, all_: one / layout.n - all_, total, full_gradient), x)
 
     def block(key: jax.Array) -> jax.Array:
         drawn, chance = jax.random.split(key)
@@ -305,7 +305,7 @@ def _measure(
         reweighted = [jnp.mean(response(p, even)), jnp.mean(response(p, p))]
         return jnp.stack([*family, *reweighted, jnp.mean(1 / jnp.sum(weights**2, axis=1))])
 
-    return jax.lax.map(block, jax.random.split(key, blocks)), _dot(along, whole_set)
+    return jax.lax.map(block, jax.random.split(key, blocks)), _dot(along, full_gradient)
 
 
 def _groups(length: int, m: int, dtype: Any) -> jax.Array:
@@ -340,7 +340,7 @@ def _products(a: PyTree, b: PyTree) -> jax.Array:
     )
 
 
-def _summary(layout: _Layout, values: np.ndarray, whole_set: float) -> EffectiveMicroBatch:
+def _summary(layout: _Layout, values: np.ndarray, full_gradient: float) -> EffectiveMicroBatch:
     k = len(layout.sizes)
     rng = np.random.default_rng(0)
     picked = rng.multinomial(
@@ -349,10 +349,10 @@ def _summary(layout: _Layout, values: np.ndarray, whole_set: float) -> Effective
     mean, drawn = values.mean(axis=0), picked @ values
     spread = drawn.std(axis=0)
     sizes = np.array([*layout.sizes, np.inf if layout.replace else layout.n], float)
-    family = np.append(mean[:k], whole_set)
+    family = np.append(mean[:k], full_gradient)
     falls = -np.diff(family)
     error = np.append(
-        drawn[:, : k - 1] - drawn[:, 1:k], drawn[:, k - 1 : k] - whole_set, axis=1
+        drawn[:, : k - 1] - drawn[:, 1:k], drawn[:, k - 1 : k] - full_gradient, axis=1
     ).std(axis=0)
     monotone = bool(np.all(falls >= -np.maximum(_CLEAR * error, 1e-6 * abs(family).max())))
     clear = abs(mean[0] - mean[k]) > max(
@@ -381,7 +381,7 @@ def _summary(layout: _Layout, values: np.ndarray, whole_set: float) -> Effective
         ):  # NaN where no micro-batch size differs from another
             share = (mean[column] - mean[k]) / (mean[0] - mean[k])
             shares = (drawn[:, column] - drawn[:, k]) / (drawn[:, 0] - drawn[:, k])
-        found = np.array([size(row[column], np.append(row[:k], whole_set)) for row in drawn])
+        found = np.array([size(row[column], np.append(row[:k], full_gradient)) for row in drawn])
         low, high = np.quantile(found, [0.025, 0.975], method="nearest")
         return Equivalent(
             float(mean[column]),

@@ -36,8 +36,8 @@ from sdesam.coefficients import (
     summarised,
 )
 from sdesam.discrete import Chain
-from sdesam.exact.double import Rebuild, directions, start, to_double
 from sdesam.exact.enumerate import MOST_BATCHES, count_batches, list_batches, one_step
+from sdesam.exact.float64 import Rebuild, directions, start, to_double
 from sdesam.exact.torus import Torus
 from sdesam.exact.weak import TOLERANCE, fit_slope
 from sdesam.problems import FiniteSum, check_problem, torus

@@ -24,7 +24,7 @@ from sdesam.claims.luo2025 import finite_population, micro_batches
 from sdesam.coefficients import Field, Finding, Setting, compare_coefficients, interpolated
 from sdesam.discrete import Chain
 from sdesam.discrete.kernel import Numbers, StepKernel
-from sdesam.exact.double import covariance, drift
+from sdesam.exact.float64 import covariance, drift
 from sdesam.hypothesis import Hypothesis, Stated
 from sdesam.problems import FiniteSum, torus
 from sdesam.sampling import Sampling

@@ -196,7 +196,7 @@ STEPPING = (
         ),
     ),
     *of(
-        "engine.layout",
+        "engine.placement",
         "tests/sde/test_sde.py",
         ("steps_of", "1e-6 * max(1.0, abs(ratio))", "0.2 * max(1.0, abs(ratio))", "test_bad_runs"),
         (
@@ -284,19 +284,19 @@ NOISE = (
         ("_probe", "jnp.sqrt(mean)", "mean", "test_the_laws_of_probes[2-moments0]"),
         ("_probe", "jnp.cbrt(mean)", "jnp.sqrt(mean)", "test_the_laws_of_probes[3-moments1]"),
         (
-            "combine",
+            "evaluate_trees",
             "weights[MARK][micro.indices].mean(axis=1)",
             "weights[MARK][micro.indices].sum(axis=1)",
             "tests/sde/test_micro_batches.py::test_a_drawn_noise_is_a_sample_covariance",
         ),
         (
-            "combine",
+            "evaluate_trees",
             "(W - jnp.mean(W)) * (q / (q - 1))",
             "W - jnp.mean(W)",
             "tests/sde/test_micro_batches.py::test_a_drawn_noise_is_a_sample_covariance",
         ),
         (
-            "combine",
+            "evaluate_trees",
             "W - jnp.mean(W)",
             "W",
             "tests/sde/test_micro_batches.py::test_a_drawn_noise_is_a_sample_covariance",
@@ -467,7 +467,7 @@ OPTIMIZERS = (
         ),
         (
             "normalised",
-            'own if rule.normaliser == "own" else whole_set',
+            'own if rule.normaliser == "own" else full_gradient',
             "own",
             "test_one_step_is_the_formula[dnsam]",
         ),
@@ -833,7 +833,7 @@ PROBLEMS = (
             "_trace_cov_dense",
             "squares / n - squared_norm([total / n for total in sums])",
             "squares / n",
-            "tests/problems/test_ghost.py::test_two_layers_in_numpy",
+            "tests/problems/test_outer_products.py::test_two_layers_in_numpy",
         ),
         (
             "FiniteSum.curvature",
@@ -862,8 +862,8 @@ PROBLEMS = (
         ),
     ),
     *of(
-        "problems.ghost",
-        "tests/problems/test_ghost.py",
+        "problems.outer_products",
+        "tests/problems/test_outer_products.py",
         (
             "deviations",
             "2 * (u @ a0) * jnp.sum(delta * v, axis=1)",
@@ -1039,14 +1039,14 @@ ENSEMBLE = (
         ),
         (
             "_Work.place",
-            "self.layout.first + state.start + np.arange(self.layout.size)",
-            "self.layout.first + np.arange(self.layout.size)",
+            "self.placement.first + state.start + np.arange(self.placement.size)",
+            "self.placement.first + np.arange(self.placement.size)",
             "test_layout_changes_nothing[1-3-sde]",
         ),
         (
             "_Work.result",
-            "layout.grid * plan.step_time",
-            "layout.grid + plan.step_time",
+            "placement.grid * plan.step_time",
+            "placement.grid + plan.step_time",
             "test_observation_times_change_nothing",
         ),
         (
@@ -1076,7 +1076,7 @@ ENSEMBLE = (
         ),
     ),
     *of(
-        "engine.program",
+        "engine.compiled",
         "tests/engine/test_driver.py",
         (
             "Draw.drawn",
@@ -1904,7 +1904,7 @@ KINDS = {
 
 ARGUED = (
     Mutation(
-        "sdesam.engine.program",
+        "sdesam.engine.compiled",
         "Look.__call__",
         "good.reshape(-1, 2).all(axis=1)",
         "good.reshape(-1, 2).any(axis=1)",

@@ -20,7 +20,7 @@ from sdesam.coupling import (
     counts_and_weights,
     coupled,
 )
-from sdesam.exact.double import drift
+from sdesam.exact.float64 import drift
 from sdesam.exact.quadratic import Quadratic
 from sdesam.sde import stepping
 

@@ -11,8 +11,8 @@ from scipy.integrate import quad
 
 from sdesam.claims._base import Claim, Control, Measurement, Outcome, Preset
 from sdesam.discrete import Chain
-from sdesam.exact.double import directions
 from sdesam.exact.enumerate import list_batches
+from sdesam.exact.float64 import directions
 from sdesam.problems import torus
 from sdesam.sampling import Sampling
 

@@ -12,7 +12,7 @@ import numpy as np
 from sdesam.claims._base import Claim, Control, Measurement, Outcome, Preset
 from sdesam.discrete import Chain
 from sdesam.exact import Torus
-from sdesam.exact.double import to_double
+from sdesam.exact.float64 import to_double
 from sdesam.exact.weak import RATES, TOLERANCE, fit_slope
 from sdesam.problems import FiniteSum, torus
 from sdesam.problems.finite_sum import SampleLoss

@@ -29,8 +29,8 @@ from sdesam.claims.luo2025 import (
     variance,
 )
 from sdesam.discrete import Chain
-from sdesam.exact.double import to_double
 from sdesam.exact.enumerate import list_batches
+from sdesam.exact.float64 import to_double
 from sdesam.hypothesis import Hypothesis
 from sdesam.problems import FiniteSum, torus
 from sdesam.variants import NormEstimate

@@ -23,7 +23,7 @@ from sdesam.claims.luo2025_normalised import first_order
 from sdesam.discrete import Chain, train
 from sdesam.discrete.kernel import gibbs
 from sdesam.effective import effective_micro_batch
-from sdesam.exact.double import directions, to_double
+from sdesam.exact.float64 import directions, to_double
 from sdesam.problems import FiniteSum, digits, torus
 from sdesam.variants import NormEstimate
 

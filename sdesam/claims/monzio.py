@@ -16,8 +16,8 @@ from sdesam._keys import seed_key
 from sdesam.claims._base import Claim, Control, Measurement, Outcome, Preset
 from sdesam.discrete import Chain, train
 from sdesam.exact import Quadratic, one_step
-from sdesam.exact.double import drift, mean_step
 from sdesam.exact.enumerate import list_batches
+from sdesam.exact.float64 import drift, mean_step
 from sdesam.exact.weak import fit_slope
 from sdesam.problems import FiniteSum
 from sdesam.sde import SDE, simulate

@@ -14,8 +14,8 @@ import numpy as np
 from sdesam.claims._base import Claim, Control, Measurement, Outcome, Preset
 from sdesam.discrete import Chain
 from sdesam.exact import Torus, one_step
-from sdesam.exact.double import directions, mean_step, to_double
 from sdesam.exact.enumerate import list_batches
+from sdesam.exact.float64 import directions, mean_step, to_double
 from sdesam.exact.weak import fit_slope
 from sdesam.problems import FiniteSum, torus
 from sdesam.problems.finite_sum import SampleLoss

@@ -14,7 +14,7 @@ from sdesam._checks import check_int, check_nonnegative
 from sdesam._functions import check_known, compiled
 from sdesam._precision import lenient
 from sdesam.discrete.kernel import Numbers, StepKernel, check_delta_on, random_key
-from sdesam.engine import Keep, Plan, Result, run, time_grid
+from sdesam.engine import Keep, Result, RunSpec, run, time_grid
 from sdesam.problems import FiniteSum, check_problem
 from sdesam.sampling import Hyperparameters
 from sdesam.variants import NormEstimate, Variant
@@ -247,7 +247,7 @@ def train(
     if grid[0] == 0:
         observer.check(data, problem.x0)
     problem.check_gradient()
-    plan = Plan(
+    plan = RunSpec(
         stepper=chain.kernel,
         params=chain.params,
         x0=problem.x0,

@@ -19,7 +19,13 @@ import numpy as np
 from sdesam._functions import compiled
 from sdesam._precision import precisely, wide
 from sdesam.problems import FiniteSum, mean_grad
-from sdesam.problems.ghost import Factors, dense_layers, factors, loss_along, squared_norm_of_mean
+from sdesam.problems.outer_products import (
+    Factors,
+    dense_layers,
+    factors,
+    loss_along,
+    squared_norm_of_mean,
+)
 from sdesam.variants import NormEstimate, Variant
 
 PyTree = Any
@@ -77,7 +83,7 @@ def perturbed_gradient(
     norms: NormEstimate | None,
     losses: Losses,
     x: PyTree,
-    whole_set: PyTree,
+    full_gradient: PyTree,
     ascent: Ascent,
     key: jax.Array | None = None,
     together: str | None = None,
@@ -89,7 +95,7 @@ def perturbed_gradient(
         norms: how gradient norms are estimated, for Gibbs weights.
         losses: per-sample losses of the micro-batch.
         x: the parameters.
-        whole_set: `grad f(x)` if `rule.needs_whole_set`, else None.
+        full_gradient: `grad f(x)` if `rule.needs_full_gradient`, else None.
         ascent: the numbers of the perturbation.
         key: for the random directions of an estimate; the same for all parts of a micro-batch.
         together: the name of the device axis over which a micro-batch is spread, in equal parts;
@@ -106,7 +112,9 @@ def perturbed_gradient(
         return Perturbed(G, loss, aux)
     if rule.perturbation == "data set":
         loss, aux = mean(x)  # nobody asks for them in a chain, and compilation leaves them out
-        _, G = gradient(moved(x, ascent.rho, normalised(rule, whole_set, whole_set, ascent.eps)))
+        _, G = gradient(
+            moved(x, ascent.rho, normalised(rule, full_gradient, full_gradient, ascent.eps))
+        )
         return Perturbed(G, loss, aux)
     if rule.weights == "equal":
         (loss, aux), own = gradient(x)
@@ -115,7 +123,7 @@ def perturbed_gradient(
         assert norms is not None
         own, values, aux = weighted_gradient(norms, losses, x, ascent.lam, key, together)
         loss = jnp.mean(values)
-    _, G = gradient(moved(x, ascent.rho, normalised(rule, own, whole_set, ascent.eps)))
+    _, G = gradient(moved(x, ascent.rho, normalised(rule, own, full_gradient, ascent.eps)))
     return Perturbed(G, loss, aux)
 
 
@@ -136,11 +144,11 @@ def weighted_gradient(
     return own if together is None else jax.lax.psum(own, together), values, aux
 
 
-def normalised(rule: Variant, own: PyTree, whole_set: PyTree, eps: Any) -> PyTree:
+def normalised(rule: Variant, own: PyTree, full_gradient: PyTree, eps: Any) -> PyTree:
     """`u_I` from the gradient that it follows; 0 where the normaliser vanishes."""
     if rule.normaliser == "none":
         return own
-    factor = inverse_norm(own if rule.normaliser == "own" else whole_set, eps)
+    factor = inverse_norm(own if rule.normaliser == "own" else full_gradient, eps)
     return jax.tree.map(lambda leaf: (leaf.astype(factor.dtype) * factor).astype(leaf.dtype), own)
 
 
@@ -464,14 +472,14 @@ class StepKernel:
         """`G(x)`, the mean over the micro-batches of `grad f_I(x + rho u_I)`; `key` is for random
         directions.
         """
-        whole_set = (
+        full_gradient = (
             mean_grad(self.sample_loss, self.chunk, params.data, x)
-            if self.rule.needs_whole_set
+            if self.rule.needs_full_gradient
             else None
         )
         layers = dense_layers(self.sample_loss, x, jax.tree.map(lambda leaf: leaf[0], params.data))
         if self._inner_products_pay(layers, x):
-            return self._direction_by_factors(params, x, indices, layers, whole_set)
+            return self._direction_by_factors(params, x, indices, layers, full_gradient)
 
         def micro_batch(indices: jax.Array) -> PyTree:
             samples = jax.tree.map(lambda leaf: leaf[indices], params.data)
@@ -480,7 +488,7 @@ class StepKernel:
                 return _losses(self.sample_loss, y, samples), None
 
             return perturbed_gradient(
-                self.rule, self.norms, losses, x, whole_set, params.ascent, key
+                self.rule, self.norms, losses, x, full_gradient, params.ascent, key
             ).gradient
 
         return jax.tree.map(lambda leaf: leaf.mean(axis=0), jax.vmap(micro_batch)(indices))
@@ -519,7 +527,7 @@ class StepKernel:
         x: PyTree,
         indices: jax.Array,
         layers: dict[int, Any],
-        whole_set: PyTree,
+        full_gradient: PyTree,
     ) -> PyTree:
         """The same, without weights of its own for every micro-batch: these would make each product
         a small one.
@@ -531,7 +539,7 @@ class StepKernel:
             if self.rule.normaliser == "none":
                 return jnp.ones((), _widest(jax.tree.leaves(x)))
             if self.rule.normaliser == "data set":
-                return inverse_norm(whole_set, params.eps)
+                return inverse_norm(full_gradient, params.eps)
             # the scale of gradients is in the rest: inputs of layers are neither as small nor as
             # large as their derivatives can be
             inputs = wide(group.inputs)

@@ -1,22 +1,30 @@
 """The driver that SDEs and discrete optimizers share, and the result that it gives."""
 
-from sdesam.engine.driver import Forecast, forecast, run
-from sdesam.engine.layout import Keep, Layout, Plan, check_key, lay_out, steps_of, time_grid
+from sdesam.engine.compiled import Normals
+from sdesam.engine.driver import CostEstimate, estimate_cost, run
 from sdesam.engine.normals import standard_normals
-from sdesam.engine.program import Normals
+from sdesam.engine.placement import (
+    Keep,
+    Placement,
+    RunSpec,
+    check_key,
+    choose_placement,
+    steps_of,
+    time_grid,
+)
 from sdesam.engine.result import Divergence, Result
 
 __all__ = [
+    "CostEstimate",
     "Divergence",
-    "Forecast",
     "Keep",
-    "Layout",
     "Normals",
-    "Plan",
+    "Placement",
     "Result",
+    "RunSpec",
     "check_key",
-    "forecast",
-    "lay_out",
+    "choose_placement",
+    "estimate_cost",
     "run",
     "standard_normals",
     "steps_of",

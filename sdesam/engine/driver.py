@@ -28,9 +28,15 @@ from sdesam import store
 from sdesam._functions import PROGRAMS
 from sdesam._precision import of_products, precisely
 from sdesam._process import begin_run, check_not_forked
-from sdesam.engine import machine, program
-from sdesam.engine.layout import Layout, Plan, chunk_bytes, gigabytes, lay_out
-from sdesam.engine.program import Ensemble
+from sdesam.engine import compiled, hardware
+from sdesam.engine.compiled import Ensemble
+from sdesam.engine.placement import (
+    Placement,
+    RunSpec,
+    choose_placement,
+    chunk_bytes,
+    gigabytes,
+)
 from sdesam.engine.result import Divergence, Result
 from sdesam.engine.snapshot import Snapshot, fingerprint
 
@@ -61,7 +67,7 @@ _SETTINGS = (
 
 
 def run(
-    plan: Plan,
+    plan: RunSpec,
     key: jax.Array,
     *,
     progress: bool | None = None,
@@ -71,17 +77,17 @@ def run(
     **options: Any,
 ) -> Result:
     """Advance paths to `plan.steps` and observe them on the way; `options` are those of
-    :func:`lay_out`.
+    :func:`choose_placement`.
     """
     check_not_forked()
-    layout = lay_out(plan, key, **options)
-    layout.check_memory()
-    if snapshot is not None and machine.process_count() > 1:
-        snapshot = f"{os.fspath(snapshot)}.{machine.process_index()}"
-    share = layout.host_bytes * (layout.last - layout.first) // layout.paths
-    with Snapshot.open(snapshot, snapshot_every, lambda: _identity(layout), share) as found:
-        work = _Work(layout, found)
-        total = (layout.last - layout.first) * plan.steps
+    placement = choose_placement(plan, key, **options)
+    placement.check_memory()
+    if snapshot is not None and hardware.process_count() > 1:
+        snapshot = f"{os.fspath(snapshot)}.{hardware.process_index()}"
+    share = placement.host_bytes * (placement.last - placement.first) // placement.paths
+    with Snapshot.open(snapshot, snapshot_every, lambda: _identity(placement), share) as found:
+        work = _Work(placement, found)
+        total = (placement.last - placement.first) * plan.steps
         # None leaves the bar to tqdm, which shows it on a terminal only
         hidden = None if progress is None else not progress
         begin_run()
@@ -99,7 +105,7 @@ def run(
 
 
 @dataclass(frozen=True)
-class Forecast:
+class CostEstimate:
     """What a run will need.
 
     Args:
@@ -138,16 +144,17 @@ class Forecast:
         )
 
 
-def forecast(plan: Plan, key: jax.Array, **options: Any) -> Forecast:
-    """What a run needs, from its first steps; `options` are those of :func:`lay_out`."""
+def estimate_cost(plan: RunSpec, key: jax.Array, **options: Any) -> CostEstimate:
+    """What a run needs, from its first steps; `options` are those of :func:`choose_placement`."""
     check_not_forked()
-    layout = lay_out(plan, key, **options)
-    layout.check_memory()
-    work = _Work(layout, Snapshot(None, 0.0, {}, None))
-    state, ensemble = work.begin(_Pass(0, np.ones(layout.size, bool), np.empty((0, 2), int)))
+    placement = choose_placement(plan, key, **options)
+    placement.check_memory()
+    work = _Work(placement, Snapshot(None, 0.0, {}, None))
+    state, ensemble = work.begin(_Pass(0, np.ones(placement.size, bool), np.empty((0, 2), int)))
     before = perf_counter()
     place = work.place(state)
-    compiled = program.advance(*work.steps).lower(*work.arguments(place, ensemble, 0, [])).compile()
+    arguments = work.arguments(place, ensemble, 0, [])
+    program = compiled.advance(*work.steps).lower(*arguments).compile()
     jax.block_until_ready(work.look(place, ensemble))
     compile_seconds = perf_counter() - before
 
@@ -155,7 +162,7 @@ def forecast(plan: Plan, key: jax.Array, **options: Any) -> Forecast:
         nonlocal ensemble
         before = perf_counter()
         ensemble, _ = jax.block_until_ready(
-            compiled(*work.arguments(place, ensemble, 0, [_Leg(steps, False)]))
+            program(*work.arguments(place, ensemble, 0, [_Segment(steps, False)]))
         )
         return perf_counter() - before
 
@@ -167,26 +174,26 @@ def forecast(plan: Plan, key: jax.Array, **options: Any) -> Forecast:
     before = perf_counter()
     jax.block_until_ready(work.look(place, ensemble))
     look = perf_counter() - before
-    used = compiled.memory_analysis()
-    chunks = math.ceil((layout.last - layout.first) / layout.size)
-    return Forecast(
-        paths=layout.paths,
+    used = program.memory_analysis()
+    chunks = math.ceil((placement.last - placement.first) / placement.size)
+    return CostEstimate(
+        paths=placement.paths,
         steps=plan.steps,
         chunks=chunks,
-        host_bytes=layout.host_bytes,
+        host_bytes=placement.host_bytes,
         # as seen from one device
         device_bytes=(
-            layout.mesh.size * (used.temp_size_in_bytes + used.argument_size_in_bytes)
+            placement.mesh.size * (used.temp_size_in_bytes + used.argument_size_in_bytes)
             if used
-            else layout.device_bytes
+            else placement.device_bytes
         ),
-        available_bytes=machine.available_memory(),
+        available_bytes=hardware.available_memory(),
         compile_seconds=compile_seconds,
-        seconds=chunks * (plan.steps * passed / steps + len(layout.grid) * look),
+        seconds=chunks * (plan.steps * passed / steps + len(placement.grid) * look),
     )
 
 
-class _Leg(NamedTuple):
+class _Segment(NamedTuple):
     """Steps without an observation between them."""
 
     stop: int
@@ -262,70 +269,73 @@ def _pace(steps: Hashable, size: int, shapes: Hashable) -> _Pace:
 class _Work:
     """A run on its way: what has been found so far, and what comes next."""
 
-    def __init__(self, layout: Layout, snapshot: Snapshot):
-        plan = layout.plan
-        self.layout, self.snapshot = layout, snapshot
-        self.rows = layout.last - layout.first
-        self.split, everywhere = program.placement(layout.mesh)
+    def __init__(self, placement: Placement, snapshot: Snapshot):
+        plan = placement.plan
+        self.placement, self.snapshot = placement, snapshot
+        self.rows = placement.last - placement.first
+        self.split, everywhere = compiled.shardings(placement.mesh)
         # once, not with every call
         self.params, self.data, self.key = jax.device_put(
-            (plan.params, plan.data, layout.key), everywhere
+            (plan.params, plan.data, placement.key), everywhere
         )
-        draw = program.Draw(
+        draw = compiled.Draw(
             plan.noise_shape,
             np.dtype(_dtype(plan.x0)).name,
             plan.normals,
-            layout.antithetic,
+            placement.antithetic,
             carried=False,
         )
-        small = program.small(plan.stepper, draw, self.params, plan.x0) is not None
-        self.draw = replace(draw, carried=machine.on_cpu(layout.mesh) and not small)
+        small = compiled.small(plan.stepper, draw, self.params, plan.x0) is not None
+        self.draw = replace(draw, carried=hardware.on_cpu(placement.mesh) and not small)
         self.tables = {
             name: np.empty((self.rows, *shape[1:]), dtype)
-            for name, (shape, dtype) in layout.tables.items()
+            for name, (shape, dtype) in placement.tables.items()
         }
         shapes = {
-            name: (len(layout.grid), *shape.shape) for name, shape in layout.observables.items()
+            name: (len(placement.grid), *shape.shape)
+            for name, shape in placement.observables.items()
         }
         self.moments = {name: _Moments.none(shape) for name, shape in shapes.items()}
         # of the chunk on its way, at each time and from each device: a row of moments of all
         # observables
         self.part = np.zeros(
             (
-                len(layout.grid),
-                layout.mesh.size,
+                len(placement.grid),
+                placement.mesh.size,
                 4 * sum(math.prod(shape[1:]) for shape in shapes.values()),
             )
         )
         self.done = 0
         self.x0 = jax.tree.map(np.asarray, plan.x0)  # not where the user put it
-        self.looking = program.Look(
-            plan.observer, max(1, chunk_bytes(layout.mesh) // plan.observe_bytes), layout.antithetic
+        self.looking = compiled.Look(
+            plan.observer,
+            max(1, chunk_bytes(placement.mesh) // plan.observe_bytes),
+            placement.antithetic,
         )
-        self.on_the_way = small and not layout.keeps_values and 0 < self.part.shape[2] <= _ROW
+        self.on_the_way = small and not placement.keeps_values and 0 < self.part.shape[2] <= _ROW
         """Whether `advance` looks itself."""
         self.steps = (
             plan.stepper,
             self.draw,
             self.looking if self.on_the_way else None,
-            layout.mesh,
+            placement.mesh,
         )
         """What `advance` is compiled for."""
         self.pace = _pace(
-            self.steps, layout.size, tuple(leaf.shape for leaf in jax.tree.leaves(self.params))
+            self.steps, placement.size, tuple(leaf.shape for leaf in jax.tree.leaves(self.params))
         )
 
     def run(self, tick: Callable[[int], object]) -> None:
         """All chunks from beginning to end, or from the snapshot on."""
         state = self._restore()
-        tick(self.done * self.layout.plan.steps)
+        tick(self.done * self.placement.plan.steps)
         if state is not None and not len(state[0].windows):
             tick(state[0].at * int(state[0].good.sum()))
         while self.done < self.rows:
-            count = min(self.layout.size, self.rows - self.done)
+            count = min(self.placement.size, self.rows - self.done)
             if state is None:
                 state = self.begin(
-                    _Pass(self.done, np.arange(self.layout.size) < count, np.empty((0, 2), int))
+                    _Pass(self.done, np.arange(self.placement.size) < count, np.empty((0, 2), int))
                 )
             state = self._through(*state, tick)
             if state is None:
@@ -334,13 +344,15 @@ class _Work:
 
     def begin(self, state: _Pass) -> tuple[_Pass, Ensemble]:
         """A chunk at its start."""
-        return state, program.start(self.draw, self.layout.mesh)(
+        return state, compiled.start(self.draw, self.placement.mesh)(
             self.key, self.place(state)[0], self.x0
         )
 
     def place(self, state: _Pass) -> tuple[jax.Array, jax.Array]:
         """The numbers of a chunk's paths, and which are good."""
-        ids = (self.layout.first + state.start + np.arange(self.layout.size)).astype(np.uint32)
+        ids = (self.placement.first + state.start + np.arange(self.placement.size)).astype(
+            np.uint32
+        )
         placed: tuple[jax.Array, jax.Array] = jax.device_put((ids, state.good), self.split)
         return placed
 
@@ -349,12 +361,12 @@ class _Work:
         place: tuple[jax.Array, jax.Array],
         ensemble: Ensemble,
         start: int,
-        legs: Sequence[_Leg],
+        segments: Sequence[_Segment],
     ) -> tuple[Any, ...]:
-        """For `program.advance`."""
+        """For `compiled.advance`."""
         ids, good = place
-        route = np.zeros((1 + program.LEGS, 2), np.int32)
-        route[: 1 + len(legs)] = [(start, len(legs)), *legs]
+        route = np.zeros((1 + compiled.SEGMENTS, 2), np.int32)
+        route[: 1 + len(segments)] = [(start, len(segments)), *segments]
         return (
             self.params,
             self.key,
@@ -368,9 +380,11 @@ class _Work:
         self, place: tuple[jax.Array, jax.Array], ensemble: Ensemble
     ) -> tuple[Any, dict[str, Any]]:
         """Rows of moments, and values."""
-        if not self.layout.plan.observer.names:
-            return np.zeros((self.layout.mesh.size, 1, 0)), {}
-        looked = program.observe(self.looking, self.layout.mesh)(ensemble.x, (self.data, place[1]))
+        if not self.placement.plan.observer.names:
+            return np.zeros((self.placement.mesh.size, 1, 0)), {}
+        looked = compiled.observe(self.looking, self.placement.mesh)(
+            ensemble.x, (self.data, place[1])
+        )
         found: tuple[Any, dict[str, Any]] = looked
         return found
 
@@ -378,33 +392,33 @@ class _Work:
         self, state: _Pass, ensemble: Ensemble, tick: Callable[[int], object]
     ) -> tuple[_Pass, Ensemble] | None:
         """One chunk to its end; what it has to do next, or None."""
-        layout, place = self.layout, self.place(state)
+        placement, place = self.placement, self.place(state)
         queue: deque[tuple[slice, Any]] = deque()
 
         def collect(most: int) -> None:
             while len(queue) > most:
                 self._collect(state, *queue.popleft())
 
-        while legs := self._legs(state):
+        while segments := self._segments(state):
             if self.snapshot.due():
                 collect(0)
                 self._save((state, ensemble))
-            ensemble, found = self._advance(state, place, ensemble, legs)
+            ensemble, found = self._advance(state, place, ensemble, segments)
             if not len(state.windows):
-                tick((legs[-1].stop - state.at) * int(state.good.sum()))
-            looks = sum(leg.look for leg in legs)
+                tick((segments[-1].stop - state.at) * int(state.good.sum()))
+            looks = sum(segment.look for segment in segments)
             if looks:
-                if layout.keep == "trajectories":
+                if placement.keep == "trajectories":
                     for k, leaf in enumerate(jax.tree.leaves(ensemble.x)):
                         self._keep(state, f"trajectory.{k}", leaf, state.seen)
                 queue.append((slice(state.seen, state.seen + looks), found))
                 collect(_AHEAD)
-            state.at, state.seen = legs[-1].stop, state.seen + looks
-            state.checks += [leg.stop for leg in legs]
+            state.at, state.seen = segments[-1].stop, state.seen + looks
+            state.checks += [segment.stop for segment in segments]
         collect(0)
         first = np.array(ensemble.first)
         bad = first >= 0
-        if layout.antithetic:
+        if placement.antithetic:
             bad = np.repeat(bad.reshape(-1, 2).any(axis=1), 2)
         if (bad & state.good).any():
             until = np.unique(first[state.good & (first > 0)])
@@ -415,16 +429,20 @@ class _Work:
         self._finish(state, ensemble, first)
         return None
 
-    def _legs(self, state: _Pass) -> list[_Leg]:
+    def _segments(self, state: _Pass) -> list[_Segment]:
         """What to do in one call: go from observation to observation, not beyond our patience, and
         step by step where a path diverges.
         """
-        grid, at, seen = self.layout.grid, state.at, state.seen
+        grid, at, seen = self.placement.grid, state.at, state.seen
         # until it is known how long steps and looks take: one
-        limit = min(self.layout.plan.steps, at + max(1, int(self.pace.speed * _PATIENCE)))
-        most = max(1, int(min(program.LEGS, _PATIENCE / self.pace.wait))) if self.on_the_way else 1
-        legs: list[_Leg] = []
-        while len(legs) < program.LEGS and seen < state.seen + most:
+        limit = min(self.placement.plan.steps, at + max(1, int(self.pace.speed * _PATIENCE)))
+        most = (
+            max(1, int(min(compiled.SEGMENTS, _PATIENCE / self.pace.wait)))
+            if self.on_the_way
+            else 1
+        )
+        segments: list[_Segment] = []
+        while len(segments) < compiled.SEGMENTS and seen < state.seen + most:
             stop = next(
                 (
                     min(limit, at + 1 if after <= at else int(after))
@@ -437,14 +455,18 @@ class _Work:
             stop = int(grid[seen]) if look else stop
             if stop == at and not look:
                 break
-            legs.append(_Leg(stop, look))
+            segments.append(_Segment(stop, look))
             at, seen = stop, seen + look
-        return legs
+        return segments
 
     def _advance(
-        self, state: _Pass, place: tuple[jax.Array, jax.Array], ensemble: Ensemble, legs: list[_Leg]
+        self,
+        state: _Pass,
+        place: tuple[jax.Array, jax.Array],
+        ensemble: Ensemble,
+        segments: list[_Segment],
     ) -> tuple[Ensemble, Any]:
-        steps, looks = legs[-1].stop - state.at, sum(leg.look for leg in legs)
+        steps, looks = segments[-1].stop - state.at, sum(segment.look for segment in segments)
         pace = self.pace
         rows, values, called = None, dict[str, Any](), steps > 0 or self.on_the_way
         # where patience cuts the call short: it is long enough for the wait not to matter, or
@@ -457,19 +479,19 @@ class _Work:
             jax.block_until_ready(ensemble)
         before = perf_counter()
         if called:
-            ensemble, rows = program.advance(*self.steps)(
-                *self.arguments(place, ensemble, state.at, legs)
+            ensemble, rows = compiled.advance(*self.steps)(
+                *self.arguments(place, ensemble, state.at, segments)
             )
         if timed:
             jax.block_until_ready(ensemble)
             passed = perf_counter() - before
             pace.speed = max(steps, 1) / passed
             pace.wait = passed / looks if looks else pace.wait
-        if legs[-1].look and not self.on_the_way:
+        if segments[-1].look and not self.on_the_way:
             rows, values = self.look(place, ensemble)
         if isinstance(rows, jax.Array):
             rows.copy_to_host_async()
-        return ensemble, (rows, values if self.layout.keeps_values else {})
+        return ensemble, (rows, values if self.placement.keeps_values else {})
 
     def _collect(self, state: _Pass, times: slice, found: tuple[Any, dict[str, Any]]) -> None:
         rows, values = found
@@ -478,13 +500,13 @@ class _Work:
             self._keep(state, f"values.{name}", table, times.start)
 
     def _keep(self, state: _Pass, name: str, rows: Any, time: int | None = None) -> None:
-        count = min(self.layout.size, self.rows - state.start)
+        count = min(self.placement.size, self.rows - state.start)
         where = slice(state.start, state.start + count)
         self.tables[name][where if time is None else (where, time)] = np.asarray(rows)[:count]
 
     def _finish(self, state: _Pass, ensemble: Ensemble, first: np.ndarray) -> None:
         self._keep(state, "first", first)
-        if self.layout.keep != "means":
+        if self.placement.keep != "means":
             for k, leaf in enumerate(jax.tree.leaves(ensemble.x)):
                 self._keep(state, f"final.{k}", leaf)
         in_a_row = [self.moments[name] for name in sorted(self.moments)]  # the order of jax
@@ -505,7 +527,7 @@ class _Work:
         if self.snapshot.path is None:
             return
         position: dict[str, Any] = {"done": self.done}
-        upto = self.done + (self.layout.size if now else 0)
+        upto = self.done + (self.placement.size if now else 0)
         arrays = {f"table.{name}": table[:upto] for name, table in self.tables.items()}
         for name, moments in self.moments.items():
             arrays |= {f"{part}.{name}": array for part, array in vars(moments).items()}
@@ -557,11 +579,11 @@ class _Work:
 
     def result(self) -> Result:
         """What was found, by all processes together."""
-        layout, plan, names = self.layout, self.layout.plan, list(self.moments)
+        placement, plan, names = self.placement, self.placement.plan, list(self.moments)
         own = {f"table.{name}": table for name, table in self.tables.items()}
         for k, moments in enumerate(self.moments.values()):
             own |= {f"{k}.{part}": array for part, array in vars(moments).items()}
-        everyone = machine.gather(own)
+        everyone = hardware.gather(own)
         if len(everyone) > 1:
             self.tables = {
                 name: np.concatenate([one[f"table.{name}"] for one in everyone])
@@ -585,37 +607,37 @@ class _Work:
         first = self.tables["first"]
         config = {
             **plan.config,
-            "paths": layout.paths,
-            "antithetic": layout.antithetic,
-            "key": np.asarray(jax.random.key_data(layout.key)).tolist(),
+            "paths": placement.paths,
+            "antithetic": placement.antithetic,
+            "key": np.asarray(jax.random.key_data(placement.key)).tolist(),
         }
         return Result(
-            time=layout.grid * plan.step_time,
+            time=placement.grid * plan.step_time,
             mean={name: moments.mean for name, moments in self.moments.items()},
             stderr={name: moments.stderr for name, moments in self.moments.items()},
-            final=states("final") if layout.keep != "means" else None,
+            final=states("final") if placement.keep != "means" else None,
             diverged=Divergence(
-                np.flatnonzero(first >= 0), first[first >= 0] * plan.step_time, layout.paths
+                np.flatnonzero(first >= 0), first[first >= 0] * plan.step_time, placement.paths
             ),
             nonfinite={name: moments.lost for name, moments in self.moments.items()},
             config=config,
             provenance=store.provenance(),
             values=(
                 {name: self.tables[f"values.{name}"] for name in names}
-                if layout.keeps_values
+                if placement.keeps_values
                 else None
             ),
-            trajectory=states("trajectory") if layout.keep == "trajectories" else None,
+            trajectory=states("trajectory") if placement.keep == "trajectories" else None,
         )
 
 
-def _identity(layout: Layout) -> dict[str, Any]:
+def _identity(placement: Placement) -> dict[str, Any]:
     """All that a run depends on to the last bit: a snapshot is read by the same run only."""
-    plan = layout.plan
-    keys = layout.key
+    plan = placement.plan
+    keys = placement.key
     xi = None if plan.noise_shape is None else jnp.zeros(plan.noise_shape, _dtype(plan.x0))
     versions = store.provenance()["versions"]
-    times = np.asarray(layout.grid)
+    times = np.asarray(placement.grid)
     return {
         **plan.config,
         "precision of products": of_products(),
@@ -626,21 +648,23 @@ def _identity(layout: Layout) -> dict[str, Any]:
             ]
         ),
         "key": np.asarray(jax.random.key_data(keys)),
-        "paths": layout.paths,
-        "antithetic": layout.antithetic,
-        "keep": layout.keep,
+        "paths": placement.paths,
+        "antithetic": placement.antithetic,
+        "keep": placement.keep,
         "observation steps": (
             times
             if len(times) <= _FEW_TIMES
             else hashlib.sha256(times.astype(np.int64).tobytes()).hexdigest()
         ),
         "observables": plan.observer.names,
-        "chunk": layout.size,
-        "devices": layout.mesh.size,
-        "device": layout.mesh.devices.flat[0].device_kind,
-        "processes": [machine.process_index(), machine.process_count()],
-        "instructions of the CPU": machine.instruction_set() if machine.on_cpu(layout.mesh) else "",
-        "flags of XLA": machine.compiler_flags(),
+        "chunk": placement.size,
+        "devices": placement.mesh.size,
+        "device": placement.mesh.devices.flat[0].device_kind,
+        "processes": [hardware.process_index(), hardware.process_count()],
+        "instructions of the CPU": hardware.instruction_set()
+        if hardware.on_cpu(placement.mesh)
+        else "",
+        "flags of XLA": hardware.compiler_flags(),
         "settings of jax": {name: str(getattr(jax.config, name, None)) for name in _SETTINGS},
         "versions": {name: versions[name] for name in ("sdesam", "jax", "jaxlib")},
     }

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from sdesam import store
-from sdesam.engine import machine
+from sdesam.engine import hardware
 
 SCHEMA = "sdesam.result/2"
 
@@ -172,7 +172,7 @@ class Result:
             wrong = _wrong(meta, {name: shape for name, (_, shape) in archive.arrays.items()})
             if wrong:
                 raise ValueError(f"{str(path)!r} is no result of sdesam: {wrong}")
-            free = machine.available_memory()
+            free = hardware.available_memory()
             if free is not None and archive.nbytes > free:
                 raise ValueError(
                     f"{str(path)!r} needs {archive.nbytes / 1e9:.3g} GB of memory, but"

@@ -1,9 +1,9 @@
 """Snapshots of long runs: written atomically, read again only by the very run that wrote them.
 
-A snapshot says what it is of: configuration, numbers and functions of the step, layout, versions,
-settings of jax. Where any of these differ it is refused with a sentence, because a run that
-silently starts anew, or goes on with other numbers, is worse than one that stops. As long as a run
-uses it, no other one can.
+A snapshot says what it is of: configuration, numbers and functions of the step, placement,
+versions, settings of jax. Where any of these differ it is refused with a sentence, because a run
+that silently starts anew, or goes on with other numbers, is worse than one that stops. As long as a
+run uses it, no other one can.
 """
 
 from __future__ import annotations

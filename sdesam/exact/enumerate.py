@@ -11,7 +11,7 @@ import numpy as np
 
 from sdesam.discrete import Chain
 from sdesam.discrete.chain import check_chain
-from sdesam.exact.double import directions
+from sdesam.exact.float64 import directions
 from sdesam.sampling import Sampling, told_count
 
 MOST_BATCHES = 5000
@@ -87,8 +87,8 @@ def one_step(chain: Chain, points: np.ndarray) -> OneStep:
     if points.ndim == 1:
         return OneStep(*(part[0] for part in one_step(chain, points[None])))
     check_chain(chain, "one_step")
-    batches, chance = list_batches(chain.sampling, chain.problem.n)
+    batches, probability = list_batches(chain.sampling, chain.problem.n)
     G = directions(chain, points, batches)
-    mean = np.einsum("q,qpj->pj", chance, G)
+    mean = np.einsum("q,qpj->pj", probability, G)
     away = G - mean
-    return OneStep(mean, np.einsum("q,qpj,qpk->pjk", chance, away, away))
+    return OneStep(mean, np.einsum("q,qpj,qpk->pjk", probability, away, away))

@@ -21,7 +21,7 @@ from scipy.sparse.linalg import expm_multiply
 from sdesam.discrete import Chain
 from sdesam.discrete.chain import check_chain
 from sdesam.engine import steps_of
-from sdesam.exact.double import Rebuild, drift, noise_columns, start, to_double
+from sdesam.exact.float64 import Rebuild, drift, noise_columns, start, to_double
 from sdesam.problems import FiniteSum
 from sdesam.sampling import Sampling
 from sdesam.sde import SDE
@@ -219,20 +219,20 @@ def _expected(
         if any(len(home) > 1 for home in homes):
             continue  # one position lies in one micro-batch
         per_group = [sum(home == {g} for home in homes) for g in (0, 1)]
-        chance = prod(perm(m, count) for count in per_group) / m ** len(group)
-        if not chance:
+        probability = prod(perm(m, count) for count in per_group) / m ** len(group)
+        if not probability:
             continue
         if sampling.replace:
-            total = total + chance * _plain(words, positions)
+            total = total + probability * _plain(words, positions)
             continue
         # distinct positions hold distinct samples: inclusion-exclusion over which of them might
         # agree
         for merged in set_partitions(positions):
             sign = prod((-1) ** (len(part) - 1) * factorial(len(part) - 1) for part in merged)
             blocks = [[k for block in part for k in block] for part in merged]
-            total = total + chance * sign * n ** len(blocks) / perm(n, len(positions)) * _plain(
-                words, blocks
-            )
+            total = total + probability * sign * n ** len(blocks) / perm(
+                n, len(positions)
+            ) * _plain(words, blocks)
     return total
 
 

@@ -17,8 +17,8 @@ from scipy.sparse.linalg import expm_multiply
 
 from sdesam.discrete import Chain
 from sdesam.engine import steps_of
-from sdesam.exact.double import covariance, directions, drift
 from sdesam.exact.enumerate import list_batches
+from sdesam.exact.float64 import covariance, directions, drift
 from sdesam.sde import SDE
 
 _TEST_WAVES = {1: ((1,), (2,)), 2: ((1, 0), (0, 1), (1, 1), (1, -1))}
@@ -65,11 +65,11 @@ class Torus:
     def chain(self, chain: Chain) -> np.ndarray:
         """`E phi(x_k)` from every grid point, `k = horizon / lr`: shape `(N^d, q)`."""
         steps = steps_of(self.horizon, chain.lr, "horizon", "lr")
-        batches, chance = list_batches(chain.sampling, chain.problem.n)
+        batches, probability = list_batches(chain.sampling, chain.problem.n)
         moves = directions(chain, self.points, batches)
         operator = np.zeros((self.size**self.dim,) * 2)
-        for probability, G in zip(chance, moves, strict=True):
-            operator += probability * self.interpolation(self.points - chain.lr * G)
+        for one, G in zip(probability, moves, strict=True):
+            operator += one * self.interpolation(self.points - chain.lr * G)
         values = self.tests
         for _ in range(steps):
             values = operator @ values

@@ -615,7 +615,7 @@ class Optimizer:
 
     def _check_whole(self, gradient: PyTree, params: PyTree) -> None:
         name = self.variant.name
-        if not self.variant.needs_whole_set:
+        if not self.variant.needs_full_gradient:
             if gradient is not None:
                 raise ValueError(
                     f"whole: {name} does not use the gradient of the data set; leave it out"

@@ -32,7 +32,7 @@ from sdesam.problems.arrays import (
     samples,
     where_not_finite,
 )
-from sdesam.problems.ghost import Factors, dense_layers, deviations, factors, held
+from sdesam.problems.outer_products import Factors, dense_layers, deviations, factors, held
 from sdesam.problems.smoothness import bodies, nonsmooth_operations
 
 PyTree = Any

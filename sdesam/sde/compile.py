@@ -31,7 +31,7 @@ from sdesam._precision import like, of_sums, wide
 from sdesam.discrete.kernel import inverse_norm, weighted_gradient
 from sdesam.problems import fold_samples
 from sdesam.problems.finite_sum import computes_in_half, samples_without_vectors, summed_gradient
-from sdesam.problems.ghost import dense_layers, factors, loss_along
+from sdesam.problems.outer_products import dense_layers, factors, loss_along
 from sdesam.symbolic import Tree
 from sdesam.symbolic.roles import (
     MARK,
@@ -131,7 +131,7 @@ class _Direction(NamedTuple):
     own: Any = None
 
 
-def combine(
+def evaluate_trees(
     trees: tuple[Tree, ...],
     coefficients: jax.Array | np.ndarray,
     samples: Samples,

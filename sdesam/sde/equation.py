@@ -26,7 +26,7 @@ from sdesam.engine import check_key
 from sdesam.problems import FiniteSum, check_problem
 from sdesam.problems.arrays import check_structure, describe, numeric, parameters, shapes
 from sdesam.problems.finite_sum import computes_in_half, samples_without_vectors
-from sdesam.problems.ghost import dense_layers
+from sdesam.problems.outer_products import dense_layers
 from sdesam.sampling import (
     Hyperparameters,
     Sampling,
@@ -35,7 +35,7 @@ from sdesam.sampling import (
     list_micro_batches,
     told_count,
 )
-from sdesam.sde.compile import MicroBatches, Norms, Samples, combine, forms_vectors
+from sdesam.sde.compile import MicroBatches, Norms, Samples, evaluate_trees, forms_vectors
 from sdesam.sde.written import check_written
 from sdesam.symbolic import MARK, ModifiedEquation, Part, Tree, derive, evaluate
 from sdesam.variants import NormEstimate
@@ -229,7 +229,7 @@ class _TreeKernel:
     ) -> PyTree:
         samples = Samples(self.sample_loss, params.data, self.chunk)
         norms = Norms(params.eps, params.lam, self.norms)
-        return combine(
+        return evaluate_trees(
             trees, coefficients, samples, x, mark=mark, key=key, micro=micro, norms=norms
         )
 
@@ -712,8 +712,8 @@ def _micro_batches(
                 " samples"
             )
     if expectation == "exact" or (count is None and not random and total <= max(n, _FEW)):
-        indices, chance = list_micro_batches(m, n, equation.replace)
-        return MicroBatches(indices, chance), None
+        indices, probability = list_micro_batches(m, n, equation.replace)
+        return MicroBatches(indices, probability), None
     return None, _Draw(
         check_int("micro_batches", max(_FEW, n // 2) if count is None else count, least=2),
         m,

@@ -21,13 +21,13 @@ from sdesam._keys import seed_key
 from sdesam._names import unknown
 from sdesam._precision import lenient
 from sdesam.engine import (
-    Forecast,
+    CostEstimate,
     Keep,
     Normals,
-    Plan,
     Result,
-    forecast,
-    machine,
+    RunSpec,
+    estimate_cost,
+    hardware,
     run,
     steps_of,
     time_grid,
@@ -269,14 +269,14 @@ def plan(
     devices: Sequence[jax.Device] | None = None,
     normals: Normals = "counter",
     dtype: str | None = None,
-) -> Forecast:
+) -> CostEstimate:
     """What :func:`simulate` would need with these arguments: steps, memory, and time, from a trial
     of a fraction of a second.
 
     Args and errors are those of :func:`simulate`; a run that cannot fit into memory is refused.
 
     Returns:
-        A :class:`sdesam.Forecast`.
+        A :class:`sdesam.CostEstimate`.
 
     >>> ou = SDE(lambda x: -x, lambda x, xi: 0.1 * xi, noise_shape=(), x0=1.0)
     >>> expected = plan(ou, paths=1000, horizon=1.0, dt=0.25)
@@ -291,7 +291,7 @@ def plan(
         "chunk": chunk,
         "devices": devices,
     }
-    return forecast(made, seed_key(0), paths=check_int("paths", paths), grid=grid, **options)
+    return estimate_cost(made, seed_key(0), paths=check_int("paths", paths), grid=grid, **options)
 
 
 class _Request(NamedTuple):
@@ -307,7 +307,7 @@ class _Request(NamedTuple):
     dtype: str | None
 
 
-def _plan(sde: SDE, key: Any, request: _Request) -> tuple[Plan, np.ndarray]:
+def _plan(sde: SDE, key: Any, request: _Request) -> tuple[RunSpec, np.ndarray]:
     """What to run and the steps at which to observe, or one sentence saying what does not fit."""
     call, method, normals = request.call, request.method, request.normals
     check_sde(call, sde)
@@ -327,7 +327,7 @@ def _plan(sde: SDE, key: Any, request: _Request) -> tuple[Plan, np.ndarray]:
         sde.problem.check_gradient()
     samples = sde.problem.chunk if sde.problem is not None else 1
     extrapolate = method == "richardson"
-    made = Plan(
+    made = RunSpec(
         stepper=METHODS[method](sde.kernel),
         params=_StepNumbers(sde.params, dt),
         x0=(x0, x0) if extrapolate else x0,
@@ -381,7 +381,7 @@ def _in_precision(x0: PyTree, dtype: str | None) -> PyTree:
             f"dtype={dtype!r}: choose 'float32' or 'float64', or leave it out for the precision"
             " of x0"
         )
-    if dtype == "float64" and not machine.double_precision():
+    if dtype == "float64" and not hardware.double_precision():
         raise ValueError(
             "dtype='float64', but jax has 64 bits turned off and would compute in float32: make"
             " problem and SDE and simulate within `with jax.enable_x64(True):`, or set"

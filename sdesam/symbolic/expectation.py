@@ -48,9 +48,9 @@ def mean(skeleton: Skeleton, size: sp.Expr, replace: bool) -> TreeSum:
     nodes = _sampled(skeleton)
     terms = []
     for positions in set_partitions(nodes):
-        chance = falling(size, len(positions)) / size ** len(nodes)
+        probability = falling(size, len(positions)) / size ** len(nodes)
         for _, blocks, weight in _plain_means(positions, anchor=None, replace=replace):
-            terms.append((_coloured(skeleton, [], blocks), chance * weight))
+            terms.append((_coloured(skeleton, [], blocks), probability * weight))
     return TreeSum(terms)
 
 
@@ -85,10 +85,12 @@ def projection(skeleton: Skeleton, size: sp.Expr, replace: bool) -> TreeSum:
         here = [node for k, node in enumerate(nodes) if chosen >> k & 1]
         elsewhere = [node for node in nodes if node not in here]
         for positions in set_partitions(elsewhere):
-            chance = falling(size - 1, len(positions)) / size ** len(nodes)
+            probability = falling(size - 1, len(positions)) / size ** len(nodes)
             for marked, blocks, weight in _plain_means(positions, anchor=here, replace=replace):
                 if marked:
-                    terms.append((_coloured(skeleton, marked, blocks), scale * chance * weight))
+                    terms.append(
+                        (_coloured(skeleton, marked, blocks), scale * probability * weight)
+                    )
     return TreeSum(terms)
 
 

@@ -92,7 +92,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         rule = find_variant(self.variant)
-        if rule.needs_whole_set:
+        if rule.needs_full_gradient:
             raise ValueError(
                 f"{rule.name} needs the gradient of the whole data set at each step: train it with"
                 " sdesam.optim or as a sdesam.Chain"

@@ -117,7 +117,7 @@ class Variant:
         }
 
     @property
-    def needs_whole_set(self) -> bool:
+    def needs_full_gradient(self) -> bool:
         """Whether a step needs the gradient of the whole data set."""
         return "data set" in (self.perturbation, self.normaliser)
 

@@ -331,7 +331,7 @@ def test_loops_over_paths_are_of_even_length():
     mesh = [jax.sharding.Mesh(np.array(jax.devices()[:k]), ("paths",)) for k in (1, 2)]
     for paths in (*range(1, 80), 1001, 99_999, 100_000):
         for devices, chunk in ((1, None), (2, None), (1, 40), (2, 41), (2, 33_400)):
-            size = sdesam.engine.layout._chunk_size(
+            size = sdesam.engine.placement._chunk_size(
                 paths, chunk, mesh[devices - 1], 100, antithetic=False
             )
             each = size // devices
@@ -380,11 +380,11 @@ def test_the_loop_of_an_accelerator(case, monkeypatch):
     }
     here = sdesam.simulate(sde, jax.random.key(0), **numbers)
     try:
-        monkeypatch.setattr(sdesam.engine.machine, "on_cpu", lambda mesh: False)
-        sdesam.engine.program.advance.cache_clear()
+        monkeypatch.setattr(sdesam.engine.hardware, "on_cpu", lambda mesh: False)
+        sdesam.engine.compiled.advance.cache_clear()
         there = sdesam.simulate(sde, jax.random.key(0), **numbers)
     finally:
-        sdesam.engine.program.advance.cache_clear()
+        sdesam.engine.compiled.advance.cache_clear()
     np.testing.assert_allclose(there.final, here.final, rtol=2e-5, atol=1e-6)  # 78 steps in float32
     np.testing.assert_allclose(there.mean["loss"], here.mean["loss"], rtol=2e-5)
 
@@ -410,7 +410,7 @@ def test_products_of_matrices_are_in_full_precision(dim, monkeypatch):
 
     for name in ("advance", "observe"):
         monkeypatch.setattr(
-            sdesam.engine.program, name, spied(getattr(sdesam.engine.program, name))
+            sdesam.engine.compiled, name, spied(getattr(sdesam.engine.compiled, name))
         )
     table = jnp.asarray(np.random.default_rng(0).normal(size=(20, dim)), jnp.float32)
     sde = sdesam.SDE(lambda x: -(table.T @ table / 20) @ x, lambda x, xi: xi, (dim,), np.ones(dim))

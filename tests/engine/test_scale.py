@@ -1,4 +1,4 @@
-"""Long runs and large ones: the same numbers on any layout, after a kill and in many processes;
+"""Long runs and large ones: the same numbers on any placement, after a kill and in many processes;
 what cannot be done is refused.
 """
 
@@ -19,11 +19,11 @@ import pytest
 
 import sdesam
 from sdesam import store
-from sdesam.engine import driver, machine, program, snapshot
+from sdesam.engine import compiled, driver, hardware, snapshot
 from sdesam.sde import stepping
 
 ROOT = Path(sdesam.__file__).parents[1]
-PROGRAMS = program.advance
+PROGRAMS = compiled.advance
 OBSERVE = {"x": lambda x: x, "f": lambda x: (x[0] ** 2 - 1) ** 2 / 4 + x[1] ** 2 / 2}
 
 
@@ -50,16 +50,16 @@ def _nothing_is_known_of_times():
 
 def watch_calls(monkeypatch, note):
     """`note(route)` with every call of a compiled program."""
-    compiled = PROGRAMS
+    advance_of = PROGRAMS
 
     def advance(*static):
         def noted(*arguments):
             note(arguments[4])
-            return compiled(*static)(*arguments)
+            return advance_of(*static)(*arguments)
 
         return noted
 
-    monkeypatch.setattr(program, "advance", advance)
+    monkeypatch.setattr(compiled, "advance", advance)
 
 
 def assert_equal(a, b):
@@ -236,8 +236,8 @@ def test_programs_are_forgotten(monkeypatch):
     maps = Path("/proc/self/maps")
     if not maps.exists():
         pytest.skip("no list of memory maps")
-    kept = lru_cache(maxsize=2)(program.advance.__wrapped__)
-    monkeypatch.setattr(program, "advance", kept)
+    kept = lru_cache(maxsize=2)(compiled.advance.__wrapped__)
+    monkeypatch.setattr(compiled, "advance", kept)
 
     def another(k):
         sde = sdesam.SDE(lambda x: -k * x, lambda x, xi: xi, (1,), np.ones(1))
@@ -257,7 +257,7 @@ def test_programs_are_forgotten(monkeypatch):
 
 
 def _maps_of_programs_that_stay(another, monkeypatch):
-    monkeypatch.setattr(program, "advance", lru_cache(maxsize=None)(program.advance.__wrapped__))
+    monkeypatch.setattr(compiled, "advance", lru_cache(maxsize=None)(compiled.advance.__wrapped__))
     return [another(k) for k in range(10, 16)][-1]
 
 
@@ -305,7 +305,7 @@ def test_more_devices_than_paths():
 
 
 def test_what_does_not_fit_is_refused(monkeypatch):
-    monkeypatch.setattr(machine, "available_memory", lambda: 10**9)
+    monkeypatch.setattr(hardware, "available_memory", lambda: 10**9)
     with pytest.raises(
         ValueError,
         match=(
@@ -448,10 +448,10 @@ def test_observations_of_one_call_or_of_many(keep, monkeypatch):
     def run(looks, patience):
         calls.clear()
         driver._pace.cache_clear()
-        monkeypatch.setattr(program, "LEGS", looks)
+        monkeypatch.setattr(compiled, "SEGMENTS", looks)
         monkeypatch.setattr(driver, "_PATIENCE", patience)
         out = simulate(times=times, keep=keep)
-        looked = [stop for legs in calls for stop, look in legs if look]
+        looked = [stop for segments in calls for stop, look in segments if look]
         at = np.round(np.array(times) / 0.01).astype(int).tolist()
         assert looked == (at if keep == "statistics" else at[1:]), (
             "without steps there is nothing to call where looks are apart"
@@ -483,14 +483,14 @@ def test_slow_observations_wait_for_no_others():
         None,
     )
     work = driver._Work(
-        driver.lay_out(plan[0], jax.random.key(0), paths=2, grid=plan[1]),
+        driver.place(plan[0], jax.random.key(0), paths=2, grid=plan[1]),
         snapshot.Snapshot(None, 0.0, {}, None),
     )
     begin = driver._Pass(0, np.ones(2, bool), np.empty((0, 2), int))
     work.pace = driver._Pace(called=True, speed=1e6)
-    for wait, most in ((np.inf, 1), (10.0, 1), (0.2, 2), (1e-3, program.LEGS)):
+    for wait, most in ((np.inf, 1), (10.0, 1), (0.2, 2), (1e-3, compiled.SEGMENTS)):
         work.pace.wait = wait
-        assert [leg.stop for leg in work._legs(begin)] == list(range(1, most + 1))
+        assert [segment.stop for segment in work._segments(begin)] == list(range(1, most + 1))
 
 
 def test_a_resumed_run_takes_long_calls_again(tmp_path, monkeypatch):
@@ -819,7 +819,7 @@ def test_two_processes(tmp_path):
     found = [dict(np.load(file)) for file in files]
     for name in found[0]:
         np.testing.assert_array_equal(found[0][name], found[1][name])
-    # rounding of another layout, as above
+    # rounding of another placement, as above
     np.testing.assert_allclose(found[0]["final"], whole.final, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found[0]["values"], whole.values["x"], rtol=1e-5, atol=1e-6)
     for name in OBSERVE:

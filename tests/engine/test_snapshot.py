@@ -16,7 +16,7 @@ import pytest
 
 import sdesam
 from sdesam import store
-from sdesam.engine import machine
+from sdesam.engine import hardware
 from sdesam.engine.snapshot import fingerprint
 
 ROOT = Path(sdesam.__file__).parent.parent
@@ -262,7 +262,7 @@ def test_settings_are_part_of_a_run(tmp_path, monkeypatch):
     ):
         decay(snapshot=target)
     with monkeypatch.context() as patch:
-        patch.setattr(machine, "instruction_set", lambda: "x86_64 avx2")
+        patch.setattr(hardware, "instruction_set", lambda: "x86_64 avx2")
         with pytest.raises(
             ValueError, match=r"differs in instructions of the CPU \(.* there, 'x86_64 avx2' here\)"
         ):
@@ -369,9 +369,9 @@ def test_arrays_travel_between_processes_in_any_dtype(monkeypatch):
         "b/c": np.ones((2, 2)),
         "d": np.array(5, jnp.int4),
     }
-    monkeypatch.setattr(machine, "process_count", lambda: 2)
+    monkeypatch.setattr(hardware, "process_count", lambda: 2)
     monkeypatch.setattr(multihost_utils, "process_allgather", lambda row: np.stack([row, row]))
-    for found in machine.gather(arrays):
+    for found in hardware.gather(arrays):
         for name, array in arrays.items():
             assert found[name].dtype == array.dtype
             np.testing.assert_array_equal(found[name], array)
@@ -577,7 +577,7 @@ def test_results_are_checked_before_their_arrays_are_read(tmp_path, monkeypatch)
             refused("is no result of sdesam", {name: np.zeros(77)})
     refused(r"array 'values.y' has shape \[4, 5\]", {"values.y": np.zeros((4, 5))})
     refused(r"array 'other' has shape \[\]", {"other": np.zeros(())})
-    monkeypatch.setattr(machine, "available_memory", lambda: 100)
+    monkeypatch.setattr(hardware, "available_memory", lambda: 100)
     refused("needs .* GB of memory, but 1e-07 GB are free")
 
 

@@ -199,7 +199,7 @@ def test_optimizer(kind, rule):
 
         @jax.jit
         def step(params, batch, opt=opt):
-            whole = opt.whole_gradient(params, DATA, chunk=4) if rule.needs_whole_set else None
+            whole = opt.whole_gradient(params, DATA, chunk=4) if rule.needs_full_gradient else None
             return opt.step(params, opt.init(params), batch, whole=whole)
 
         moved, _, info = step(params, batch)

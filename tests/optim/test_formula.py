@@ -120,7 +120,7 @@ def test_one_step_is_the_formula(name, monkeypatch):
 
         def step(opt, x, key):
             key = key if opt.norms is not None and opt.norms.random else None
-            whole = opt.whole_gradient(x, DATA) if opt.variant.needs_whole_set else None
+            whole = opt.whole_gradient(x, DATA) if opt.variant.needs_full_gradient else None
             return opt.step(x, opt.init(x), BATCH, key=key, whole=whole)
 
         steps = jax.jit(lambda x, key: [step(made(name, eps), x, key) for eps in all_eps])
@@ -158,7 +158,7 @@ def test_a_vanishing_gradient_perturbs_nothing(name):
     """At `eps = 0` and `x = 0` every gradient of these losses is 0: so is the step, and no NaN."""
     opt = made(name, 0.0)
     x = tree(np.zeros(3, np.float32))
-    whole = tree(np.zeros(3)) if opt.variant.needs_whole_set else None
+    whole = tree(np.zeros(3)) if opt.variant.needs_full_gradient else None
     moved, _, _ = jax.jit(opt.step)(x, opt.init(x), BATCH, whole=whole)
     assert (flat(moved) == 0).all()
 
@@ -170,7 +170,7 @@ def test_an_empty_parameter_changes_nothing(name):
     key = jax.random.key(0) if opt.norms is not None and opt.norms.random else None
 
     def step(x):
-        whole = opt.whole_gradient(x, DATA) if opt.variant.needs_whole_set else None
+        whole = opt.whole_gradient(x, DATA) if opt.variant.needs_full_gradient else None
         return opt.step(x, opt.init(x), BATCH, key=key, whole=whole)[0]
 
     found = jax.jit(step)({**tree(X), "zero": jnp.zeros((0, 3))})
@@ -211,7 +211,7 @@ def test_the_step_of_a_chain(name):
 
         @jax.jit
         def gradient(x):
-            whole = opt.whole_gradient(x, DATA) if opt.variant.needs_whole_set else None
+            whole = opt.whole_gradient(x, DATA) if opt.variant.needs_full_gradient else None
             return opt.gradient(x, opt.init(x), batch, key=key, whole=whole)
 
         found = gradient(tree(X))

@@ -176,7 +176,7 @@ def one(maker, lr, rho, **numbers):
         **numbers,
     )
     norms = {"key": jax.random.key(0)} if maker is optim.rw_sam else {}
-    whole = {"whole": X} if opt.variant.needs_whole_set else {}
+    whole = {"whole": X} if opt.variant.needs_full_gradient else {}
     return opt.step(X, opt.init(X), NOTHING, **norms, **whole)[0]
 
 
@@ -492,7 +492,7 @@ def test_strict_promotion_of_types_and_ranks(name, dtype):
         for _ in range(2):
             whole = (
                 {"whole": opt.whole_gradient(params, DATA, chunk=7)}
-                if opt.variant.needs_whole_set
+                if opt.variant.needs_full_gradient
                 else {}
             )
             params, state, _ = opt.step(params, state, BATCH, **key, **whole)
@@ -563,7 +563,7 @@ def test_modules_as_parameters():
             def step(params, opt=opt):
                 whole = (
                     {"whole": opt.whole_gradient(params, inputs)}
-                    if opt.variant.needs_whole_set
+                    if opt.variant.needs_full_gradient
                     else {}
                 )
                 return opt.step(params, opt.init(params), inputs, **whole)[0]

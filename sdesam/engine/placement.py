@@ -16,8 +16,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sdesam._checks import check_int
-from sdesam.engine import machine
-from sdesam.engine.program import Normals, Observer, Stepper
+from sdesam.engine import hardware
+from sdesam.engine.compiled import Normals, Observer, Stepper
 from sdesam.sampling import told_count
 
 PyTree = Any
@@ -39,7 +39,7 @@ length on a CPU, and W1 took 12 times as long.
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunSpec:
     """What to run: everything about a run but its key and how it is laid out.
 
     Args:
@@ -73,7 +73,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Placement:
     """A run and how it is laid out: which paths this process advances, and how many together.
 
     Args:
@@ -89,7 +89,7 @@ class Layout:
         last: one more than its last.
     """
 
-    plan: Plan
+    plan: RunSpec
     key: jax.Array
     paths: int
     grid: np.ndarray
@@ -158,7 +158,7 @@ class Layout:
         need, available = (
             self.host_bytes
             + (self.device_bytes if self.mesh.devices.flat[0].platform == "cpu" else 0),
-            machine.available_memory(),
+            hardware.available_memory(),
         )
         if available is None or need <= available:
             return
@@ -196,8 +196,8 @@ class Layout:
         )
 
 
-def lay_out(
-    plan: Plan,
+def choose_placement(
+    plan: RunSpec,
     key: jax.Array,
     *,
     paths: int,
@@ -206,7 +206,7 @@ def lay_out(
     antithetic: bool = False,
     chunk: int | None = None,
     devices: Sequence[jax.Device] | None = None,
-) -> Layout:
+) -> Placement:
     """How a run would be laid out, or one sentence saying what does not fit."""
     key = check_key(key)
     if keep not in get_args(Keep):
@@ -219,7 +219,7 @@ def lay_out(
         raise ValueError(
             f"{paths} paths: at most 2**32 have draws of their own; use a second key for more"
         )
-    if not machine.double_precision() and any(
+    if not hardware.double_precision() and any(
         leaf.dtype == np.float64 for leaf in jax.tree.leaves(plan.x0)
     ):
         raise ValueError(
@@ -227,7 +227,7 @@ def lay_out(
             " run it within `with jax.enable_x64(True):`, where it was made, or set"
             " JAX_ENABLE_X64=1 before jax starts"
         )
-    count, index = machine.process_count(), machine.process_index()
+    count, index = hardware.process_count(), hardware.process_index()
     available = list(devices if devices is not None else jax.devices())
     if not available:
         raise ValueError("devices is empty: name at least one, or leave it out")
@@ -250,14 +250,14 @@ def lay_out(
     first, last = (units * k // count * (2 if antithetic else 1) for k in (index, index + 1))
     mesh = Mesh(np.array(own[: last - first]), ("paths",))
     size = _chunk_size(last - first, chunk, mesh, plan.step_bytes, antithetic)
-    layout = Layout(plan, key, paths, grid, keep, antithetic, mesh, size, first, last)
-    for name, seen in layout.observables.items():
+    placement = Placement(plan, key, paths, grid, keep, antithetic, mesh, size, first, last)
+    for name, seen in placement.observables.items():
         if jnp.issubdtype(seen.dtype, jnp.complexfloating):
             raise TypeError(
                 f"observable {name!r} is complex: observe its real and its imaginary part, or its"
                 " size"
             )
-    return layout
+    return placement
 
 
 def check_key(key: Any) -> jax.Array:

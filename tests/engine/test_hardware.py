@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import sdesam
-from sdesam.engine import machine
+from sdesam.engine import hardware
 
 GB = 10**9
 NO_LIMIT = 9223372036854771712
@@ -163,23 +163,23 @@ V1 = "sys/fs/cgroup/memory"
     ],
 )
 def test_free_memory(cgroup, groups, mounts, left, tmp_path):
-    assert machine.available_memory(
+    assert hardware.available_memory(
         root(tmp_path, 100 * GB, cgroup, groups, mounts)
     ) == pytest.approx(left, abs=2000)
 
 
 def test_free_memory_of_the_machine(tmp_path):
-    assert machine.available_memory(tmp_path) is None
-    assert machine.available_memory(
+    assert hardware.available_memory(tmp_path) is None
+    assert hardware.available_memory(
         root(tmp_path, GB, ["0::/a"], {"sys/fs/cgroup/a": two(4 * GB, 0)})
     ) == pytest.approx(GB, abs=2000)
-    here = machine.available_memory()
+    here = hardware.available_memory()
     assert here is None or here > 2**20
 
 
 def test_two_different_remedies(monkeypatch):
     """Whatever there is too much of."""
-    monkeypatch.setattr(machine, "available_memory", lambda root="/": 10**6)
+    monkeypatch.setattr(hardware, "available_memory", lambda root="/": 10**6)
 
     def advice(x0=1.0, dim=1, **options):
         sde = sdesam.SDE(lambda x: -x, lambda x, xi: xi, (dim,), np.full(dim, x0))

@@ -25,8 +25,8 @@ from jax.sharding import PartitionSpec as P
 from sdesam._functions import PROGRAMS
 from sdesam._keys import seed_key
 from sdesam._precision import of_products, precisely
-from sdesam.engine import machine
-from sdesam.engine.components import elementwise
+from sdesam.engine import hardware
+from sdesam.engine.elementwise import elementwise
 from sdesam.engine.normals import normal_pair, packed_normals, pairs_of, step_keys, unpack
 
 PyTree = Any
@@ -36,9 +36,9 @@ _BLOCK, _UNROLL = 32, 4
 """Steps of the inner loop on an accelerator, and how many of a small state are compiled as one: a
 loop of known length runs without asking the host after each step whether to go on, and XLA makes
 one kernel of four small steps, normals included."""
-LEGS = 16
-"""Legs of one call of `advance` at most: with ten looks in one, they cost W1 5 % of its time, and
-20 % with one in each.
+SEGMENTS = 16
+"""Segments of one call of `advance` at most: ten looks in one call cost 5 % of its time, where
+states are small, and 20 % with one in each.
 """
 _SMALL_NOISE = 8
 """Normals of a step up to which a small state is kept as one number."""
@@ -198,15 +198,15 @@ def advance(stepper: Stepper, draw: Draw, look: Look | None, mesh: Mesh) -> Any:
     """`(params, key, ids, ensemble, route, (data, good))` -> the ensemble at the end of the route,
     and on each device a row of moments for each look; compiled.
 
-    `route` has the shape `(1 + LEGS, 2)`: the step to start at and the number of legs; for each leg
-    the step to stop at and whether to look there. Without `look` nothing is looked at, and `()`
-    stands for data and good paths.
+    `route` has the shape `(1 + SEGMENTS, 2)`: the step to start at and the number of segments; for
+    each segment the step to stop at and whether to look there. Without `look` nothing is looked
+    at, and `()` stands for data and good paths.
     """
 
     def follow(
         params: Any, key: jax.Array, ids: jax.Array, ensemble: Ensemble, route: jax.Array, of: Any
     ) -> Any:
-        (begin, count), legs = route[0], route[1:]
+        (begin, count), segments = route[0], route[1:]
 
         def seen(slot: jax.Array, ensemble: Ensemble, rows: jax.Array) -> Any:
             row, _ = look(ensemble.x, of)  # type: ignore[misc]
@@ -214,9 +214,9 @@ def advance(stepper: Stepper, draw: Draw, look: Look | None, mesh: Mesh) -> Any:
                 rows = jax.lax.dynamic_update_index_in_dim(rows, row, slot, 0)
             return slot + 1, rows
 
-        def leg(k: jax.Array, now: Any) -> Any:
+        def segment(k: jax.Array, now: Any) -> Any:
             at, slot, ensemble, rows = now
-            stop, looking = legs[k]
+            stop, looking = segments[k]
             x, noise = _steps(
                 stepper, draw, mesh, params, key, ids, (ensemble.x, ensemble.noise), (at, stop)
             )
@@ -229,9 +229,9 @@ def advance(stepper: Stepper, draw: Draw, look: Look | None, mesh: Mesh) -> Any:
 
         row = jnp.zeros(0) if look is None else jax.eval_shape(look, ensemble.x, of)[0]
         with jax.enable_x64(True):
-            rows = jnp.zeros((len(legs), *row.shape), row.dtype)
+            rows = jnp.zeros((len(segments), *row.shape), row.dtype)
         _, _, ensemble, rows = jax.lax.fori_loop(
-            0, count, leg, (begin, jnp.int32(0), ensemble, rows)
+            0, count, segment, (begin, jnp.int32(0), ensemble, rows)
         )
         return ensemble, rows[None]
 
@@ -262,7 +262,7 @@ def _on_devices(fn: Callable[..., Any], mesh: Mesh, specs: Any, **options: Any) 
     return jax.jit(fn, **options)
 
 
-def placement(mesh: Mesh) -> tuple[Sharding, Sharding]:
+def shardings(mesh: Mesh) -> tuple[Sharding, Sharding]:
     """Where an array lies whose leading axis is paths, and where one lies that every device needs
     whole.
 
@@ -303,7 +303,7 @@ def _steps(
         return x, draw.carry(key, of.step + 1, ids)
 
     def loop(body: Callable[[_Keyed, Any], Any], carry: Any) -> Any:
-        if machine.on_cpu(mesh):
+        if hardware.on_cpu(mesh):
             return jax.lax.fori_loop(
                 begin, stop, lambda step, now: body(draw.keyed(key, step), now), carry
             )
@@ -395,7 +395,7 @@ def small(stepper: Stepper, draw: Draw, params: Any, like: PyTree) -> _Small | N
         replace(draw, carried=False),
         structure,
         shapes,
-        machine.double_precision(),
+        hardware.double_precision(),
         of_products(),
     )
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import sdesam
-from sdesam.engine import program
-from sdesam.engine.components import elementwise
+from sdesam.engine import compiled
+from sdesam.engine.elementwise import elementwise
 from sdesam.engine.normals import standard_normals
 from sdesam.sde import stepping
 
@@ -138,12 +138,13 @@ def test_what_is_small(method):
         sde = sdesam.SDE(
             drift, lambda x, xi: jax.tree.map(lambda leaf: 0.1 * leaf * xi[0], x), (2,), x0
         )
-        plan = stepping._plan(
-            "simulate", sde, jax.random.key(0), 1.0, DT, method, None, (), "counter", None
-        )[0]
-        draw = program.Draw(plan.noise_shape, "float32", "counter", antithetic=False, carried=False)
+        request = stepping._Request("simulate", 1.0, DT, method, None, (), "counter", None)
+        plan = stepping._plan(sde, jax.random.key(0), request)[0]
+        draw = compiled.Draw(
+            plan.noise_shape, "float32", "counter", antithetic=False, carried=False
+        )
         return (
-            program.small(plan.stepper, draw, jax.tree.map(jnp.asarray, plan.params), plan.x0)
+            compiled.small(plan.stepper, draw, jax.tree.map(jnp.asarray, plan.params), plan.x0)
             is not None
         )
 

@@ -66,7 +66,7 @@ def directions(chain: Chain, points: np.ndarray, batches: np.ndarray) -> np.ndar
 
 
 def mean_step(
-    chain: Chain, points: np.ndarray, batches: np.ndarray, chance: np.ndarray
+    chain: Chain, points: np.ndarray, batches: np.ndarray, probability: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """`Gbar(x)` and `(D Gbar) Gbar (x)` at every point, over listed mini-batches with their
     probabilities: two arrays `(p, d)`, float64.
@@ -74,7 +74,7 @@ def mean_step(
     _check_listed(chain)
     with jax.enable_x64(True):
         params, rebuild = to_double(chain.params), Rebuild(chain.problem.x0)
-        listed = jnp.asarray(batches), jnp.asarray(chance)
+        listed = jnp.asarray(batches), jnp.asarray(probability)
         mean, correction = _mean_step(chain.kernel, rebuild, params, jnp.asarray(points), *listed)
         return np.asarray(mean), np.asarray(correction)
 
@@ -97,7 +97,7 @@ def step_coefficients(
     chain: Chain,
     points: np.ndarray,
     batches: np.ndarray,
-    chance: np.ndarray,
+    probability: np.ndarray,
     powers: tuple[int, int],
 ) -> StepCoefficients:
     """Mean, correction and covariance of a step in powers of `rho`, by automatic differentiation at
@@ -107,13 +107,13 @@ def step_coefficients(
         chain: the optimizer; its own `rho` is not used.
         points: shape `(p, d)`.
         batches: sample indices, shape `(q, b/m, m)`.
-        chance: their probabilities, shape `(q,)`.
+        probability: their probabilities, shape `(q,)`.
         powers: how many powers, from `rho^0` on: of the mean, and of correction and covariance.
     """
     _check_listed(chain)
     with jax.enable_x64(True):
         params, rebuild = to_double(chain.params), Rebuild(chain.problem.x0)
-        listed = jnp.asarray(points, jnp.float64), jnp.asarray(batches), jnp.asarray(chance)
+        listed = jnp.asarray(points, jnp.float64), jnp.asarray(batches), jnp.asarray(probability)
         found = _step_coefficients(chain.kernel, rebuild, powers, params, *listed)
         return StepCoefficients(*(np.asarray(part) for part in found))
 
@@ -220,12 +220,12 @@ def _mean_step_fn(
     params: Any,
     points: jax.Array,
     batches: jax.Array,
-    chance: jax.Array,
+    probability: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     def mean(x: jax.Array) -> jax.Array:
-        return chance @ jax.vmap(lambda batch: _flat(kernel.direction(params, rebuild(x), batch)))(
-            batches
-        )
+        return probability @ jax.vmap(
+            lambda batch: _flat(kernel.direction(params, rebuild(x), batch))
+        )(batches)
 
     def one(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         G = mean(x)
@@ -241,7 +241,7 @@ def _step_coefficients_fn(
     params: Any,
     points: jax.Array,
     batches: jax.Array,
-    chance: jax.Array,
+    probability: jax.Array,
 ) -> tuple[jax.Array, ...]:
     @jax.jit  # traced once, and then differentiated as a whole
     def direction(rho: jax.Array, y: jax.Array, batch: jax.Array) -> jax.Array:
@@ -254,11 +254,11 @@ def _step_coefficients_fn(
 
         def second(rho: jax.Array) -> tuple[jax.Array, jax.Array]:
             G = each(rho)
-            away = G - chance @ G
-            bent = jax.jvp(lambda y: chance @ each(rho, y), (x,), (chance @ G,))[1]
-            return bent, jnp.einsum("q,qj,qk->jk", chance, away, away)
+            away = G - probability @ G
+            bent = jax.jvp(lambda y: probability @ each(rho, y), (x,), (probability @ G,))[1]
+            return bent, jnp.einsum("q,qj,qk->jk", probability, away, away)
 
-        return _taylor(lambda rho: chance @ each(rho), powers[0]), *_taylor(second, powers[1])
+        return _taylor(lambda rho: probability @ each(rho), powers[0]), *_taylor(second, powers[1])
 
     found: tuple[jax.Array, ...] = jax.vmap(one, out_axes=1)(points)
     return found
