@@ -470,20 +470,11 @@ def test_observations_of_one_call_or_of_many(keep, monkeypatch):
 
 def test_slow_observations_wait_for_no_others():
     """A call takes as many as fit into the patience, and one where nothing is known."""
-    plan = stepping._plan(
-        "simulate",
-        double_well(),
-        jax.random.key(0),
-        1.0,
-        0.01,
-        "euler",
-        np.arange(1, 101) * 0.01,
-        OBSERVE,
-        "counter",
-        None,
-    )
+    times = np.arange(1, 101) * 0.01
+    request = stepping._Request("simulate", 1.0, 0.01, "euler", times, OBSERVE, "counter", None)
+    plan = stepping._plan(double_well(), jax.random.key(0), request)
     work = driver._Work(
-        driver.place(plan[0], jax.random.key(0), paths=2, grid=plan[1]),
+        driver.choose_placement(plan[0], jax.random.key(0), paths=2, grid=plan[1]),
         snapshot.Snapshot(None, 0.0, {}, None),
     )
     begin = driver._Pass(0, np.ones(2, bool), np.empty((0, 2), int))
