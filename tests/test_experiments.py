@@ -16,6 +16,7 @@ from sdesam.runs import Numbers, Run
 digits = pytest.importorskip("experiments._digits")
 from experiments import (  # noqa: E402
     escape,
+    fisher_hessian,
     fresh_micro_batches,
     label_noise,
     rw_sam,
@@ -165,3 +166,9 @@ def test_a_short_training_run(tmp_path):
     assert digits.epoch_seconds({**digits.BAD, "seed": 0}, jax.devices()[0]) == 0, (
         "a run without epochs"
     )
+
+
+def test_noise_of_least_squares_is_sigma_squared_times_the_hessian():
+    found = fisher_hessian.least_squares(50_000, 0)
+    assert found["least squares, V and sigma^2 H"] < 0.03
+    assert found["least squares, V and H"] > 0.5

@@ -323,3 +323,11 @@ def test_a_billion_draws():
         spread = math.prod(range(1, 2 * k, 2)) - moment**2
         # float32 rounding of the transform, relative 4e-6 per number, adds to the sampling error
         assert abs(mean - moment) < SIGMAS * math.sqrt(spread / 2**30) + 4e-6 * k * max(moment, 1)
+
+
+def test_the_farthest_normal(monkeypatch):
+    """The smallest uniform number is half of a step of 32 bits, and never 0."""
+    zero = jnp.zeros(1, jnp.uint32)
+    monkeypatch.setattr(normals, "block", lambda key, counter: (zero, zero))
+    found = normals.normal_pair((zero, zero), jnp.uint32(0), zero, jnp.float32)
+    assert abs(complex(found[0])) == pytest.approx(np.sqrt(2 * 33 * np.log(2)), rel=1e-5)

@@ -364,6 +364,11 @@ def test_kinks_are_found(name):
     assert nonsmooth_operations(lambda x, s: KINKED[name](x) * s, jnp.ones(3), 1.0)
 
 
+def test_kinks_have_their_names_in_jax():
+    found = nonsmooth_operations(lambda x, s: KINKED["where"](x) * s, jnp.ones(3), 1.0)
+    assert found == ("gt", "where")
+
+
 def test_digits_with_wrong_labels():
     clean, noisy = (
         sdesam.problems.digits(train=200, width=4, seed=3, label_noise=share)
