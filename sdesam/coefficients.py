@@ -244,7 +244,7 @@ def compare_coefficients(
 
 
 def summarised(expansions: Sequence[Expansion]) -> list[Finding]:
-    """Of each coefficient the finding that decides, and every open one.
+    """The finding that decides each coefficient, and every open one.
 
     A refuted finding decides, wherever it was made; what is open elsewhere takes nothing from it,
     and is told beside it. Of several findings that say the same the one of largest deviation is

@@ -473,7 +473,7 @@ class _Numbers:
         )
 
     def setting(self, problem: FiniteSum, b: int, m: int | None, points: np.ndarray) -> Setting:
-        """With more points than wanted where some are to be left out."""
+        """A setting, with more points than wanted where some are to be left out."""
         sampling = Sampling(b, m, self.replace)
         if self.singular or self.lam is not None:
             points = away_from_zero(problem, sampling, points)

@@ -302,14 +302,14 @@ def _canonical(config: Mapping[str, Any]) -> str:
 
 
 def _checksum(meta: Mapping[str, Any]) -> str:
-    """Of all that a `run.json` says."""
+    """The checksum of all that a `run.json` says."""
     return hashlib.sha256(
         _canonical({name: value for name, value in meta.items() if name != "checksum"}).encode()
     ).hexdigest()
 
 
 def _digest(place: Path) -> str:
-    """Of a file."""
+    """The checksum of a file."""
     with opened(place) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 

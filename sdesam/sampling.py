@@ -129,7 +129,7 @@ def list_micro_batches(m: int, n: int, replace: bool) -> tuple[np.ndarray, np.nd
 
 
 def _orders(indices: tuple[int, ...]) -> int:
-    """In how many orders the samples of a micro-batch can have come."""
+    """The number of orders in which the samples of a micro-batch can have come."""
     left, orders = len(indices), 1
     for count in Counter(indices).values():
         orders *= comb(left, count)

@@ -179,3 +179,44 @@ def test_no_function_has_too_many_parameters():
 def test_what_counts_as_a_parameter():
     source = "class A:\n    def f(self, a, *, b, **c): pass\nasync def g(a, /, b): pass"
     assert signatures(source) == {"A.f": (2, 1), "g": (2, 2)}
+
+
+FRAGMENTS = re.compile(r"(Of|For|With|As|In|From|By|Like|To|And|Also|The same)\b")
+
+
+def first_lines(source: str) -> dict[str, str]:
+    """`function or class -> first paragraph of its docstring`."""
+    found = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            docstring = ast.get_docstring(node)
+            if docstring:
+                found[f"{node.name} in line {node.lineno}"] = docstring.split("\n\n")[0]
+    return found
+
+
+def is_fragment(line: str) -> bool:
+    """Whether it needs something before it to be understood, or has no end."""
+    ends = line.endswith((".", ":", "?"))
+    return bool(FRAGMENTS.match(line)) or len(line.split()) < 2 or not ends
+
+
+def test_docstrings_begin_with_whole_phrases():
+    for name, path in files().items():
+        for function, line in first_lines(path.read_text()).items():
+            assert not is_fragment(line), f"{name}.{function}: {line}"
+
+
+@pytest.mark.parametrize(
+    ("line", "fragment"),
+    [
+        ("Of the samples in the noise: of mean 0.", True),
+        ("The same, after each step.", True),
+        ("`B(x)`.", True),
+        ("The drift", True),
+        ("The drift `B(x)`.", False),
+        ("Ofuro is a bath.", False),
+    ],
+)
+def test_what_a_fragment_is(line, fragment):
+    assert is_fragment(line) == fragment

@@ -49,7 +49,7 @@ def _mean_norms(gradients: np.ndarray, replace: bool) -> np.ndarray:
 
 
 def _torus_norms(seed: int, replace: bool) -> np.ndarray:
-    """The same for the batch gradients that the optimizer takes on a torus problem, at one random
+    """Norms of the batch gradients that the optimizer takes on a torus problem, at one random
     point.
     """
     problem = torus(dim=2, samples=_SAMPLES, seed=seed)

@@ -112,7 +112,9 @@ class Deviation(NamedTuple):
     error: float
 
     def measurement(self, name: str) -> Measurement:
-        """As a prediction that there is none; unclear where a coefficient did not settle."""
+        """The finding as a measurement of a deviation predicted to be 0; unclear where it did not
+        settle.
+        """
         return Measurement(
             name,
             0.0,
@@ -184,7 +186,7 @@ def deviation(
 
 
 def _largest(findings: list[Finding]) -> Deviation:
-    """Of the refuted ones if there are any, else of the open ones, else of all."""
+    """The largest of the refuted findings; without any, of the open ones, else of all."""
     each = {
         status: [f for f in findings if f.status == status]
         for status in ("refuted", "inconclusive", "confirmed")

@@ -34,8 +34,8 @@ _ERRORS = 4.0
 
 
 def _residual(p: np.ndarray, nu: np.ndarray, lam: float) -> float:
-    """Of the KKT conditions on the simplex: `nu_i - (log p_i + 1)/lam` is one number for all `i`,
-    and `sum_i p_i = 1`.
+    """The residual of the KKT conditions on the simplex: `nu_i - (log p_i + 1)/lam` is one number
+    for all `i`, and `sum_i p_i = 1`.
     """
     gradient = nu - (np.log(p) + 1) / lam
     return float(max(abs(gradient - gradient.mean()).max(), abs(p.sum() - 1)))

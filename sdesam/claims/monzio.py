@@ -54,7 +54,7 @@ class _Setting:
 
     @property
     def problem(self) -> FiniteSum:
-        """As a finite sum of two samples."""
+        """The losses as a finite sum of two samples."""
         data = {
             "curvature": np.full(2, self.curvature),
             "shift": np.array([self.noise, -self.noise]),
@@ -73,7 +73,7 @@ class _Setting:
         return self.lr * self.noise**2 * (1 + rho * self.curvature) / (2 * self.curvature)
 
     def chain(self, rho: float | None = None) -> float:
-        """Of the optimizer itself."""
+        """The drift of the optimizer itself."""
         rho = self.rho if rho is None else rho
         factor = 1 + rho * self.curvature
         return (
@@ -84,7 +84,7 @@ class _Setting:
         )
 
     def corrected(self, rho: float | None = None) -> float:
-        """Of the SDE with the correction."""
+        """The drift of the SDE with the correction."""
         rho = self.rho if rho is None else rho
         factor = 1 + rho * self.curvature
         return (
@@ -307,8 +307,8 @@ def _saddle(seed: int) -> tuple[FiniteSum, float]:
 
 
 def _factor(solver: Quadratic, lr: float, rho: float) -> float:
-    """By what the distance of the chain's mean from the saddle, along the falling direction, is
-    multiplied in a step.
+    """The factor by which the distance of the chain's mean from the saddle, along the falling
+    direction, is multiplied in a step.
     """
     path = solver.chain_path(Chain("usam", solver.problem, lr=lr, rho=rho, batch=1), 1)
     return float(path[1, 1] / path[0, 1])

@@ -529,8 +529,8 @@ class StepKernel:
         layers: dict[int, Any],
         full_gradient: PyTree,
     ) -> PyTree:
-        """The same, without weights of its own for every micro-batch: these would make each product
-        a small one.
+        """`direction` without weights of its own for every micro-batch: these would make each
+        product a small one.
         """
         batch = jax.tree.map(lambda leaf: leaf[indices], params.data)
         groups = jax.vmap(jax.vmap(partial(factors, self.sample_loss, layers, x)))(batch)

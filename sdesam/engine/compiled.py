@@ -129,9 +129,7 @@ class Draw:
         return self._mirrored(made, ids)
 
     def components(self, of: _Keyed, ids: jax.Array) -> list[jax.Array]:
-        """The same by counter, for a small state: each component for itself, an array over
-        paths.
-        """
+        """Normals by counter for a small state: each component for itself, an array over paths."""
         count = math.prod(self.shape)  # type: ignore[arg-type]
         pairs = [
             self._mirrored(normal_pair(of.key, jnp.uint32(pair), self.drawn(ids), self.dtype), ids)
@@ -154,7 +152,7 @@ class Draw:
         return made * jnp.expand_dims(sign, tuple(range(1, made.ndim)))
 
     def take(self, made: Any) -> Any:
-        """For a stepper: one array of `shape` for each path."""
+        """The normals as a stepper takes them: one array of `shape` for each path."""
         if self.shape is None:
             return None
         return (
@@ -381,8 +379,8 @@ class _Small:
 
 
 def small(stepper: Stepper, draw: Draw, params: Any, like: PyTree) -> _Small | None:
-    """For a state that is small enough, and steps that are elementwise; counters only. Looked at
-    once, `like` and `params` by their shapes.
+    """The step for a state that is small enough, and steps that are elementwise; counters only.
+    Looked at once, `like` and `params` by their shapes.
     """
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
     leaves, structure = jax.tree.flatten((params, like))

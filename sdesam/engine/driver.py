@@ -363,7 +363,7 @@ class _Work:
         start: int,
         segments: Sequence[_Segment],
     ) -> tuple[Any, ...]:
-        """For `compiled.advance`."""
+        """The arguments of `compiled.advance`."""
         ids, good = place
         route = np.zeros((1 + compiled.SEGMENTS, 2), np.int32)
         route[: 1 + len(segments)] = [(start, len(segments)), *segments]

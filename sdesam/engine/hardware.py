@@ -63,8 +63,8 @@ def _left_in_groups(root: Path) -> list[int]:
 
 
 def _hierarchies(root: Path) -> list[tuple[str, str, str]]:
-    """Of each mounted hierarchy of control groups that limits memory: its kind, the group at its
-    top, and where it is mounted.
+    """What is known of each mounted hierarchy of control groups that limits memory: its kind, the
+    group at its top, and where it is mounted.
     """
     usual = [
         ("", "/", "/sys/fs/cgroup"),

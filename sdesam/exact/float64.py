@@ -174,8 +174,8 @@ def _check_listed(chain: Chain) -> None:
 
 
 class Rebuild:
-    """From a flat vector to the structure of `x0`; equal structures are equal, so that compiled
-    code is shared.
+    """A map from a flat vector to the structure of `x0`; equal structures are equal, so that
+    compiled code is shared.
     """
 
     def __init__(self, x0: Any):

@@ -90,7 +90,9 @@ class Quadratic:
         )
 
     def chain_path(self, chain: Chain, steps: int) -> np.ndarray:
-        """The same after each of `0 .. steps` steps: shape `(steps + 1, d + d^2)`."""
+        """Mean and second moments after each of `0 .. steps` steps: shape `(steps + 1, d +
+        d^2)`.
+        """
         check_chain(chain, "an exact expectation")
         check_affine(chain.variant)
         mean, square = self._step_moments(chain)

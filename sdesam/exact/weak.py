@@ -53,11 +53,11 @@ class Solver(Protocol):
     """Expectations of a chain and of an SDE at a horizon, as arrays that can be subtracted."""
 
     def chain(self, chain: Chain) -> np.ndarray:
-        """Of the chain."""
+        """Expectations of the chain."""
         ...
 
     def sde(self, sde: SDE) -> np.ndarray:
-        """Of the SDE."""
+        """Expectations of the SDE."""
         ...
 
 
@@ -446,7 +446,9 @@ def extrapolated(
         return np.nan, np.nan
 
     def weights(at: np.ndarray) -> np.ndarray:
-        """Of the logarithms in the exponent, with as many corrections as points allow."""
+        """The weights of the logarithms in the exponent, with as many corrections as points
+        allow.
+        """
         columns = [
             np.log(rates[at]),
             np.ones(len(at)),

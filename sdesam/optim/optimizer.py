@@ -309,7 +309,7 @@ class Optimizer:
 
     @property
     def transformation(self) -> optax.GradientTransformationExtraArgs:
-        """The same `init` and `update` as an `optax.GradientTransformationExtraArgs`, for
+        """This optimizer's `init` and `update` as an `optax.GradientTransformationExtraArgs`, for
         `optax.chain`, `optax.apply_if_finite` and the like.
         """
         return optax.GradientTransformationExtraArgs(self.init, self.update)
@@ -537,7 +537,7 @@ class Optimizer:
         return jax.tree.map(lambda leaf: leaf.reshape(b // m, m, *leaf.shape[1:]), batch), b // m
 
     def _keys(self, key: Any, directions: bool = True) -> tuple[Any, Any]:
-        """Of the loss and of the random directions; None where there is no use for one."""
+        """The keys of the loss and of the random directions; None where there is no use for one."""
         directions = directions and self.norms is not None and self.norms.random
         if key is None:
             if directions:
@@ -781,7 +781,7 @@ def _numbered(key: Any, number: Any) -> Any:
 
 
 def _lengths(batch: PyTree) -> list[int]:
-    """Of the leading axes of a batch's arrays, each once."""
+    """The lengths of the leading axes of a batch's arrays, each once."""
     return sorted({jnp.shape(leaf)[0] for leaf in jax.tree.leaves(batch) if jnp.ndim(leaf)})
 
 

@@ -119,7 +119,7 @@ class Images:
                 )
 
     def subset(self, train: int) -> Images:
-        """The same with the first `train` images to train on."""
+        """The data set with the first `train` images to train on."""
         if not 1 <= train <= len(self.train_images):
             raise ValueError(f"train={train}: there are {len(self.train_images)} images")
         return replace(
@@ -460,7 +460,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _StandIn:
-    """Of a name in a pickle; without attributes, so that no pickle can set any."""
+    """A stand-in for a name in a pickle; without attributes, so that no pickle can set any."""
 
     __slots__ = ()
 

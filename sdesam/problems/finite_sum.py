@@ -144,7 +144,7 @@ class FiniteSum:
         return _mean_grad(self.sample_loss, self.chunk, self.data, self.check_params(x))
 
     def grad_norm2(self, x: PyTree) -> jax.Array:
-        """`|gbar|^2`."""
+        """The squared norm `|gbar|^2` of the gradient of the loss."""
         value: jax.Array = self._value("grad_norm2", x)
         return value
 
@@ -413,7 +413,7 @@ def computes_in_half(sample_loss: SampleLoss, x: PyTree, data: PyTree) -> bool:
 
 
 def grad_norm2(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> jax.Array:
-    """`|gbar|^2`."""
+    """The squared norm `|gbar|^2` of the gradient of the loss."""
     return squared_norm(mean_grad_wide(sample_loss, chunk, data, x)).astype(_dtype(x))
 
 
@@ -465,9 +465,7 @@ def _trace_cov_dense(
 
 
 def samples_without_vectors(layers: dict[int, Any], chunk: int, x: PyTree) -> int:
-    """As many samples as fill, by the factors of their gradients, the memory that `chunk` vectors
-    take.
-    """
+    """How many samples fill, by the factors of their gradients, the memory of `chunk` vectors."""
     return (
         chunk * max(1, sum(leaf.size for leaf in jax.tree.leaves(x)) // held(layers, x))
         if layers

@@ -24,8 +24,8 @@ PyTree = Any
 
 
 class Factors(NamedTuple):
-    """Of a sample, or of many with a leading axis: `a_i` and `delta_i` of every dense layer, flat,
-    and the gradients of the other parameters.
+    """The factors of a sample's gradient, or of many with a leading axis: `a_i` and `delta_i` of
+    every dense layer, flat, and the gradients of the other parameters.
     """
 
     inputs: list[jax.Array]

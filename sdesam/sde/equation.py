@@ -55,11 +55,11 @@ class Kernel(Hashable, Protocol):
     """
 
     def now(self) -> Kernel:
-        """The same functions with what they read at present."""
+        """This kernel, with what its functions read at present."""
         ...
 
     def drift(self, params: Any, x: PyTree) -> PyTree:
-        """`B(x)`."""
+        """The drift `B(x)`."""
         ...
 
     def step_drift(self, params: Any, x: PyTree, key: jax.Array) -> PyTree:
@@ -212,7 +212,7 @@ class _TreeKernel:
 
     @staticmethod
     def _weights(params: _Numbers, xi: jax.Array) -> jax.Array:
-        """Of the samples in the noise: of mean 0."""
+        """The weights of the samples in the noise, of mean 0."""
         xi = wide(xi)
         return (xi - jnp.mean(xi)) * params.noise_scale
 

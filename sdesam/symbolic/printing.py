@@ -293,7 +293,7 @@ def _scalar(tree: Tree, name: Namer, latex: bool) -> str:
 
 
 def _from_centre(tree: Tree) -> Tree:
-    """The same free tree hung from a node in its middle, where it reads best."""
+    """A free tree hung from a node in its middle, where it reads best."""
 
     def depth(node: Tree) -> int:
         return 1 + max((depth(child) for child in node.children), default=0)

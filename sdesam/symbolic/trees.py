@@ -227,7 +227,7 @@ def rootings(tree: Tree) -> Iterator[Tree]:
 
 
 def _rootings_below(tree: Tree) -> Iterator[Tree]:
-    """Like `rootings`, but not back into the last child."""
+    """The tree hung from its root and from each node below it, but not from its last child."""
     yield tree
     for k, child in enumerate(tree.children[:-1]):
         if child.weighted:

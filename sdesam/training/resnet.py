@@ -210,7 +210,7 @@ def convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 
 def convolution_by_patches(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """The same as one matrix product."""
+    """A convolution as one matrix product."""
     size, outward = kernel.shape[0], kernel.shape[-1]
     border = size // 2
     height, width = x.shape[1], x.shape[2]
