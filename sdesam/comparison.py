@@ -28,7 +28,7 @@ from sdesam.engine import Result, time_grid
 from sdesam.problems import FiniteSum, check_problem
 from sdesam.sde import simulate
 from sdesam.sde.stepping import check_stepping
-from sdesam.symbolic import ModifiedEquation, derive
+from sdesam.symbolic import ModifiedEquation, Term, derive
 from sdesam.variants import NormEstimate
 from sdesam.variants import variant as find_variant
 
@@ -305,7 +305,8 @@ def compare(
     declared = find_variant(variant)
     equation = derive(declared, order, replace)
     term = without if without is not None else _telling_term(equation)
-    if equation.order[0] == 1 and term.startswith("noise"):
+    parsed = Term.parse(term) if isinstance(term, str) else None
+    if equation.order[0] == 1 and parsed is not None and parsed.kind == "noise":
         raise ValueError(
             f"at order {equation.order} no weak error can judge the noise: choose alpha = 2, or"
             " another term"

@@ -260,8 +260,8 @@ NOISE = (
         ),
         (
             "_coefficients",
-            "rho**part.j",
-            "rho ** min(part.j, 1)",
+            "rho**part.term.rho",
+            "rho ** min(part.term.rho, 1)",
             "tests/sde/test_enumeration.py::test_losses_with_a_dense_layer[m-usam-2-order3-False]",
         ),
         (
@@ -1653,9 +1653,9 @@ EXACT = (
             "self.predicted is not None and abs(self.slope - self.predicted) <= TOLERANCE",
             "test_what_makes_a_signature",
         ),
-        ("Term.breaks", "2 * TOLERANCE", "3 * TOLERANCE", "test_what_is_said_of_a_term"),
+        ("Ablation.breaks", "2 * TOLERANCE", "3 * TOLERANCE", "test_what_is_said_of_a_term"),
         (
-            "Term.passed",
+            "Ablation.passed",
             "self.change.vanishes or self.change.as_predicted",
             "True",
             "test_what_makes_a_signature",

@@ -9,7 +9,7 @@ import sdesam
 from sdesam.claims import Control, Measurement, Outcome
 from sdesam.coefficients import Finding
 from sdesam.exact import Curve
-from sdesam.exact.weak import Signature, Term
+from sdesam.exact.weak import Ablation, Signature
 from sdesam.hypothesis import Part, Verdict
 from sdesam.mutants import MUTANTS, RIGHT, Fate
 from sdesam.report import Entry, Report, kill_rate
@@ -101,7 +101,7 @@ def curve(slope, predicted, size=1.0, bend=0.0):
 
 
 NOTHING = Curve(ETAS, np.full(4, 1e-14), np.zeros(4), 2 / 3)
-FINE = Term("rho^1", curve(2 / 3, 2 / 3), curve(2 / 3, 2 / 3), visible=True)
+FINE = Ablation("rho^1", curve(2 / 3, 2 / 3), curve(2 / 3, 2 / 3), visible=True)
 
 
 def signature(full, *terms):
@@ -118,13 +118,13 @@ def test_what_makes_a_signature():
     assert signature(curve(2.0, 2.0, bend=0.3), FINE) == "inconclusive", "no asymptotic range"
     assert signature(curve(1.5, 2.0, bend=0.3), FINE) == "inconclusive", "nor a refutation"
     wrong, rough = (
-        Term("eta", c, curve(1.0, 1.0), visible=True)
+        Ablation("eta", c, curve(1.0, 1.0), visible=True)
         for c in (curve(1.2, 1.0), curve(1.0, 1.0, bend=0.3))
     )
     assert signature(order, FINE, wrong) == signature(order, FINE, rough) == "inconclusive"
     gone, unseen = (
-        Term("rho^2", NOTHING, order, visible=True),
-        Term("noise", curve(1.0, 1.0), order, visible=False),
+        Ablation("rho^2", NOTHING, order, visible=True),
+        Ablation("noise", curve(1.0, 1.0), order, visible=False),
     )
     assert signature(order, FINE, gone) == signature(order, FINE, unseen) == "confirmed"
     assert (
@@ -139,7 +139,7 @@ def test_what_is_said_of_a_term():
     right = curve(2 / 3, 2 / 3)
 
     def finding(change, knock_out=right, visible=True):
-        return Term("rho^1", change, knock_out, visible).finding
+        return Ablation("rho^1", change, knock_out, visible).finding
 
     assert finding(NOTHING) == "vanishes identically on this problem"
     assert finding(curve(2 / 3, 2 / 3, bend=0.3)).startswith("no asymptotic range")

@@ -73,7 +73,7 @@ class _Setting:
         return self.lr * self.noise**2 * (1 + rho * self.curvature) / (2 * self.curvature)
 
     def chain(self, rho: float | None = None) -> float:
-        """The drift of the optimizer itself."""
+        """Stationary variance of the optimizer itself."""
         rho = self.rho if rho is None else rho
         factor = 1 + rho * self.curvature
         return (
@@ -84,7 +84,7 @@ class _Setting:
         )
 
     def corrected(self, rho: float | None = None) -> float:
-        """The drift of the SDE with the correction."""
+        """Stationary variance of the SDE with the correction."""
         rho = self.rho if rho is None else rho
         factor = 1 + rho * self.curvature
         return (

@@ -26,7 +26,7 @@ from sdesam.exact.quadratic import Quadratic
 from sdesam.exact.torus import Torus
 from sdesam.problems import FiniteSum, check_problem
 from sdesam.sde import SDE
-from sdesam.symbolic import ModifiedEquation
+from sdesam.symbolic import ModifiedEquation, Term
 from sdesam.variants import NormEstimate
 
 RATES = (1 / 32, 1 / 64, 1 / 128, 1 / 256)
@@ -119,7 +119,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Term:
+class Ablation:
     """One term of an equation: what leaving it out changes.
 
     Args:
@@ -178,7 +178,7 @@ class Signature:
 
     equation: ModifiedEquation
     full: Curve
-    terms: tuple[Term, ...]
+    terms: tuple[Ablation, ...]
     config: dict[str, Any]
     provenance: dict[str, Any] = field(default_factory=store.provenance)
 
@@ -223,7 +223,7 @@ class Signature:
         )
         lines.append(_line("full error", self.full, ok))
         lines += [_line(term.name, term.change, term.finding) for term in self.terms]
-        if alpha == 1 and any(part.name == "noise" for part in self.equation.noise_parts):
+        if alpha == 1 and self.equation.noise_parts:
             lines.append(
                 "at alpha = 1 no weak error can see the noise: it moves expectations by O(eta), the"
                 " size of the error itself"
@@ -363,7 +363,7 @@ def signature(
     path = _Path(rates, c, horizon)
     measured, grids = _measure(equation, problem, equation.terms, path, numbers)
     terms = tuple(
-        Term(
+        Ablation(
             name,
             measured[name, "change"],
             measured[name, "knock-out"],
@@ -602,10 +602,10 @@ def _exponent(equation: ModifiedEquation, term: str | None) -> Fraction:
     alpha, beta = equation.order
     if term is None:
         return Fraction(alpha)
-    name = term.removesuffix(" variance")
-    part = next(part for part in equation.parts if part.name == name)
-    acts_with_eta = part.i == 1 or part in equation.noise_parts
-    return Fraction(int(acts_with_eta)) + part.j * Fraction(alpha, beta)
+    parsed = Term.parse(term)
+    assert parsed is not None, "the names come from the equation"
+    acts_with_eta = parsed.kind != "drift"
+    return Fraction(int(acts_with_eta)) + parsed.rho * Fraction(alpha, beta)
 
 
 def _line(name: str, curve: Curve, finding: str) -> str:

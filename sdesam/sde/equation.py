@@ -744,7 +744,9 @@ def _coefficients(
         for tree, coefficient in part.trees.items():
             marked = any(node.colour == MARK for node in tree.nodes())
             exact = 0 if marked and silent else evaluate(coefficient, sampling.batch, sampling.m, n)
-            total[tree] = total.get(tree, 0.0) + lr**part.i * rho**part.j * float(exact)
+            total[tree] = total.get(tree, 0.0) + lr**part.term.eta * rho**part.term.rho * float(
+                exact
+            )
     return tuple(total), np.array(list(total.values()))
 
 

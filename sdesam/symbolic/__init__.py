@@ -9,6 +9,7 @@ from sdesam.symbolic.coordinates import coordinates
 from sdesam.symbolic.equation import ModifiedEquation, Part, check_order, derive, evaluate
 from sdesam.symbolic.potential import gradient, potential
 from sdesam.symbolic.roles import MARK
+from sdesam.symbolic.terms import Term
 from sdesam.symbolic.trees import Factor, Tree, TreeSum, batch, eps, eta, micro, rho, samples
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Factor",
     "ModifiedEquation",
     "Part",
+    "Term",
     "Tree",
     "TreeSum",
     "batch",

@@ -28,6 +28,7 @@ from sdesam.symbolic.expectation import conditional_scale, mean, projection
 from sdesam.symbolic.potential import Obstruction
 from sdesam.symbolic.potential import potential as find_potential
 from sdesam.symbolic.roles import MARK, WHOLE
+from sdesam.symbolic.terms import Term
 from sdesam.symbolic.trees import (
     Factor,
     Skeleton,
@@ -53,22 +54,28 @@ binder: Callable[..., SDE]
 says what it is.
 """
 
+_GRADIENT = Term("drift", 0)
+"""The drift of gradient flow, which every equation has."""
+
 
 @dataclass(frozen=True)
 class Part:
-    """One named part of an equation: `eta^i rho^j` times a combination of trees with coefficients
-    in `b, m, n`.
+    """One named part of an equation: powers of `eta` and `rho` times a combination of trees with
+    coefficients in `b, m, n`.
     """
 
-    name: str
-    i: int
-    j: int
+    term: Term
     trees: TreeSum
+
+    @property
+    def name(self) -> str:
+        """The name of its term."""
+        return str(self.term)
 
     @property
     def total(self) -> TreeSum:
         """The part with its powers of `eta` and `rho`, as it stands in the equation."""
-        total: TreeSum = self.trees * (eta**self.i * rho**self.j)
+        total: TreeSum = self.trees * (eta**self.term.eta * rho**self.term.rho)
         return total
 
 
@@ -117,14 +124,14 @@ class ModifiedEquation:
         samples, `"eta"` the whole correction and `"eta rho^1"` its `rho^1` part, `"noise"` all
         noise and `"noise rho^1"` its `rho^1` part.
         """
-        names = []
-        for part in self.drift_parts:
-            if part.name != "rho^0":
-                names.append(part.name)
-                if part.i == 0 and _variance(part.trees):
-                    names.append(f"{part.name} variance")
-        names.extend(part.name for part in self.noise_parts)
-        return tuple(names)
+        found: list[Term] = []
+        for part in self.parts:
+            if part.term == _GRADIENT:
+                continue
+            found.append(part.term)
+            if part.term.kind == "drift" and _variance(part.trees):
+                found.append(part.term._replace(variance=True))
+        return tuple(map(str, found))
 
     def without(self, term: str) -> ModifiedEquation:
         """The equation with one named term left out: the negative control of a verification.
@@ -135,25 +142,26 @@ class ModifiedEquation:
         >>> derive("m-usam").without("rho^1 variance").terms
         ('rho^1', 'rho^2', 'rho^2 variance', 'eta', 'eta rho^1', 'noise', 'noise rho^1')
         """
-        if term not in self.terms:
+        left_out = Term.parse(term) if isinstance(term, str) else None
+        if left_out is None or term not in self.terms:
             raise unknown("term", term, self.terms)
 
-        def keep(part: Part) -> bool:
-            return part.name != term and not part.name.startswith(f"{term} rho^")
+        def rest(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+            kept = (part for part in parts if not left_out.covers(part.term))
+            if not left_out.variance:
+                return tuple(kept)
+            return tuple(
+                replace(part, trees=part.trees - _variance(part.trees))
+                if part.term == left_out.whole
+                else part
+                for part in kept
+            )
 
-        drift = [part for part in self.drift_parts if keep(part)]
-        if term.endswith(" variance"):
-            drift = [
-                (
-                    replace(part, trees=part.trees - _variance(part.trees))
-                    if f"{part.name} variance" == term
-                    else part
-                )
-                for part in drift
-            ]
-        noise = tuple(part for part in self.noise_parts if keep(part))
         return replace(
-            self, drift_parts=tuple(drift), noise_parts=noise, removed=(*self.removed, term)
+            self,
+            drift_parts=rest(self.drift_parts),
+            noise_parts=rest(self.noise_parts),
+            removed=(*self.removed, term),
         )
 
     @property
@@ -454,17 +462,15 @@ def _derive(variant: Variant, alpha: int, beta: int, with_replacement: bool) -> 
     mean_step = {
         j: _mean(variant, j, with_replacement) * sp.Rational(1, factorial(j)) for j in orders
     }
-    drift = [Part(f"rho^{j}", 0, j, -mean_step[j]) for j in orders if kept(0, j)]
+    drift = [Part(Term("drift", j), -mean_step[j]) for j in orders if kept(0, j)]
     for j in orders:
         if kept(1, j):
             grafted = (directional_derivative(mean_step[k], mean_step[j - k]) for k in range(j + 1))
-            name = "eta" if j == 0 else f"eta rho^{j}"
-            drift.append(Part(name, 1, j, sum(grafted, start=TreeSum()) * sp.Rational(-1, 2)))
+            trees = sum(grafted, start=TreeSum()) * sp.Rational(-1, 2)
+            drift.append(Part(Term("correction", j), trees))
     # at alpha = 1 no noise is above the weak error; its leading part is kept by custom
     noise = [
-        Part(
-            "noise" if j == 0 else f"noise rho^{j}", 0, j, _influence(variant, j, with_replacement)
-        )
+        Part(Term("noise", j), _influence(variant, j, with_replacement))
         for j in orders
         if kept(1, j) or j == 0
     ]
