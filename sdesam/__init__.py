@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sdesam.exact import one_step, signature, weak_error
     from sdesam.hypothesis import Hypothesis, check
     from sdesam.problems import FiniteSum
-    from sdesam.sde import SDE, plan, simulate
+    from sdesam.sde import SDE, estimate, plan, simulate
 
 __version__ = version("sdesam")
 
@@ -52,6 +52,7 @@ __all__ = [
     "coupled",
     "derive",
     "effective_micro_batch",
+    "estimate",
     "exact",
     "one_step",
     "optim",
@@ -65,6 +66,7 @@ __all__ = [
 
 _WITH_JAX = {
     "SDE": "sdesam.sde",
+    "estimate": "sdesam.sde",
     "plan": "sdesam.sde",
     "simulate": "sdesam.sde",
     "Chain": "sdesam.discrete",

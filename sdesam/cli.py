@@ -404,7 +404,7 @@ def simulate(
         _check_outputs(json_file, save=save, snapshot=snapshot)
         problem = _problem(problem_name, problem_args)
         from sdesam._keys import seed_key
-        from sdesam.sde import plan
+        from sdesam.sde import estimate
         from sdesam.sde import simulate as run
 
         norms = _norms(law, directions, square, delta)
@@ -423,7 +423,15 @@ def simulate(
                 micro_batches=micro_batches,
             )
             if planning:
-                needed = plan(sde, paths, horizon, step, method, observe=observe, normals=normals)  # type: ignore[arg-type]
+                needed = estimate(
+                    sde,
+                    paths,
+                    horizon,
+                    step,
+                    method,
+                    observe=observe,
+                    normals=normals,  # type: ignore[arg-type]
+                )
             else:
                 key = seed_key(seed)
                 out = run(

@@ -144,7 +144,7 @@ EDGE = {
     "sdesam.optim.makers": ["m_sam", "rw_sam", "usam"],
     "sdesam.optim.optimizer": ["Optimizer.__init__"],
     "sdesam.sde.equation": ["bind"],
-    "sdesam.sde.stepping": ["plan", "simulate"],
+    "sdesam.sde.stepping": ["estimate", "simulate"],
     "sdesam.symbolic.equation": ["ModifiedEquation.bind"],
 }
 """What users call: it may have more parameters, by keyword alone."""

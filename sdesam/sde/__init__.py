@@ -1,6 +1,6 @@
 """SDEs as jax functions, and their simulation."""
 
 from sdesam.sde.equation import SDE, bind
-from sdesam.sde.stepping import plan, simulate
+from sdesam.sde.stepping import estimate, plan, simulate
 
-__all__ = ["SDE", "bind", "plan", "simulate"]
+__all__ = ["SDE", "bind", "estimate", "plan", "simulate"]

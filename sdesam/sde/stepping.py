@@ -254,7 +254,7 @@ def simulate(
 
 
 @lenient()
-def plan(
+def estimate(
     sde: SDE,
     paths: int,
     horizon: float,
@@ -279,11 +279,11 @@ def plan(
         A :class:`sdesam.CostEstimate`.
 
     >>> ou = SDE(lambda x: -x, lambda x, xi: 0.1 * xi, noise_shape=(), x0=1.0)
-    >>> expected = plan(ou, paths=1000, horizon=1.0, dt=0.25)
+    >>> expected = estimate(ou, paths=1000, horizon=1.0, dt=0.25)
     >>> expected.steps, expected.chunks, expected.seconds > 0
     (4, 1, True)
     """
-    request = _Request("plan", horizon, dt, method, times, observe, normals, dtype)
+    request = _Request("estimate", horizon, dt, method, times, observe, normals, dtype)
     made, grid = _plan(sde, None, request)
     options: dict[str, Any] = {
         "keep": keep,
@@ -294,8 +294,18 @@ def plan(
     return estimate_cost(made, seed_key(0), paths=check_int("paths", paths), grid=grid, **options)
 
 
+def plan(*arguments: Any, **options: Any) -> CostEstimate:
+    """The old name of :func:`estimate`, for one release."""
+    warnings.warn(
+        "sdesam.plan is called sdesam.estimate now, and takes the same arguments",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return estimate(*arguments, **options)
+
+
 class _Request(NamedTuple):
-    """What :func:`simulate` and :func:`plan` are asked for, as it was given."""
+    """What :func:`simulate` and :func:`estimate` are asked for, as it was given."""
 
     call: str
     horizon: float

@@ -260,7 +260,9 @@ def planned(draw: Draw) -> tuple[Callable[[], Any], Callable[[Any], bool]]:
     )
 
     def call() -> Any:
-        found = sdesam.plan(sdesam.derive("usam").bind(sdesam.FiniteSum(**given), **numbers), **run)
+        found = sdesam.estimate(
+            sdesam.derive("usam").bind(sdesam.FiniteSum(**given), **numbers), **run
+        )
         return found.paths, found.steps, found.chunks, found.host_bytes
 
     return call, lambda found: found[:2] == (run["paths"], 4)

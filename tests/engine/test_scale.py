@@ -330,7 +330,7 @@ def test_what_does_not_fit_is_refused(monkeypatch):
 
 
 def test_forecast():
-    expected = sdesam.plan(double_well(), 1000, 1.0, 0.01, observe=OBSERVE, chunk=100)
+    expected = sdesam.estimate(double_well(), 1000, 1.0, 0.01, observe=OBSERVE, chunk=100)
     assert (expected.paths, expected.steps, expected.chunks) == (1000, 100, 10)
     assert expected.host_bytes == 1000 * (8 + 4)
     assert 0 < expected.seconds < 60

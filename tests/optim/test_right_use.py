@@ -105,7 +105,7 @@ def test_chains_and_internal_draws_whatever_the_default_implementation():
         for variant, numbers in (("sgd", {}), ("rw-sam", {"rho": 0.1, "lam": 1.0})):
             chain = sdesam.Chain(variant, problem, lr=0.1, batch=4, **numbers)
             assert np.isfinite(chain.step(problem.x0, jax.random.key(0))).all()
-        sdesam.plan(sde, paths=4, horizon=1.0, dt=0.1)
+        sdesam.estimate(sde, paths=4, horizon=1.0, dt=0.1)
 
 
 @pytest.mark.slow

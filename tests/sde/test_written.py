@@ -224,8 +224,8 @@ OU = sde(lambda x, xi: 0.1 * xi)
 def test_what_is_simulated(given, told):
     with pytest.raises(TypeError, match=rf"simulate takes a sdesam\.SDE, {told}"):
         sdesam.simulate(given, KEY, 1, 1.0, 0.5)
-    with pytest.raises(TypeError, match=rf"plan takes a sdesam\.SDE, {told}"):
-        sdesam.plan(given, 1, 1.0, 0.5)
+    with pytest.raises(TypeError, match=rf"estimate takes a sdesam\.SDE, {told}"):
+        sdesam.estimate(given, 1, 1.0, 0.5)
 
 
 @pytest.mark.parametrize("observe", [lambda x: x, [lambda x: x], 3, {"x": 3}, {3: lambda x: x}])
@@ -270,7 +270,7 @@ INSIDE = {
     ),
     "the start": (lambda rate: run(sde(lambda x, xi: xi, (), x0=rate)), "'an argument'"),
     "the forecast": (
-        lambda rate: sdesam.plan(pulled(lambda x: -rate * x), 1, 1.0, 0.5).steps,
+        lambda rate: sdesam.estimate(pulled(lambda x: -rate * x), 1, 1.0, 0.5).steps,
         "'rate'",
     ),
 }
@@ -284,7 +284,7 @@ INSIDE = {
 @pytest.mark.parametrize("kind", INSIDE)
 def test_runs_inside_a_transformation(kind, transform):
     fn, told = INSIDE[kind]
-    call = "plan" if kind == "the forecast" else "simulate"
+    call = "estimate" if kind == "the forecast" else "simulate"
     with pytest.raises(
         TypeError,
         match=(
@@ -313,3 +313,9 @@ def test_functions_of_an_sde_inside_a_transformation():
         return made.drift(2.0)
 
     assert (jax.jit(pull)(3.0), jax.grad(pull)(3.0)) == (-6, -2)
+
+
+def test_the_old_name_of_estimate():
+    ou = sdesam.SDE(lambda x: -x, lambda x, xi: 0.1 * xi, (), 1.0)
+    with pytest.warns(DeprecationWarning, match=r"sdesam\.plan is called sdesam\.estimate now"):
+        assert sdesam.plan(ou, 1, 1.0, 0.5).steps == 2
