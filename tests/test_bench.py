@@ -138,7 +138,8 @@ def test_peers_that_are_missing_are_told():
 
 
 def test_outside_a_checkout_one_sentence_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("sdesam.cli.__file__", str(tmp_path / "sdesam" / "cli.py"))
+    place = tmp_path / "sdesam" / "cli" / "benchmarks.py"
+    monkeypatch.setattr("sdesam.cli.benchmarks.__file__", str(place))
     out = CliRunner().invoke(cli, ["bench", "--output", str(tmp_path)])
     assert out.exit_code == 2
     assert "run this from a checkout of the source" in " ".join(out.output.split())

@@ -135,7 +135,9 @@ def test_a_circle_is_found():
 
 MOST = 8
 EDGE = {
-    "sdesam.cli": ["simulate", "train", "compare", "verify", "reproduce"],
+    "sdesam.cli.experiments": ["reproduce"],
+    "sdesam.cli.runs": ["simulate", "train", "compare"],
+    "sdesam.cli.verification": ["verify"],
     "sdesam.comparison": ["compare"],
     "sdesam.coupling": ["coupled"],
     "sdesam.discrete.chain": ["Chain.__init__", "train"],

@@ -1,0 +1,7 @@
+"""`python -m sdesam.cli`."""
+
+from sdesam._process import leave_current_folder
+from sdesam.cli import main
+
+leave_current_folder()
+main()

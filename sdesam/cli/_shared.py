@@ -1,0 +1,193 @@
+"""What commands share: checks of their arguments, and what they print and write."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sdesam._terminal import CouldNotFinish, check_files, deliver, own_output, say
+from sdesam.symbolic import derive as derive_symbolic
+from sdesam.symbolic.equation import ModifiedEquation
+from sdesam.variants import NormEstimate
+from sdesam.variants._base import Law
+
+if TYPE_CHECKING:
+    from sdesam.engine import Result
+    from sdesam.problems import FiniteSum
+
+
+def norm_estimate(
+    law: Law | None, directions: int | None, square: bool | None, delta: float | None
+) -> NormEstimate | None:
+    if law == "exact" and delta is not None:
+        raise ValueError(
+            f"--delta {delta:g}: exact norms are taken from gradients, not from differences; leave"
+            " --delta out"
+        )
+    given = {"law": law, "directions": directions, "square": square, "delta": delta}
+    asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return NormEstimate(**asked) if asked else None
+
+
+def derive_equation(
+    variant: str, order: tuple[int, ...], replace: bool, removed: Sequence[str]
+) -> ModifiedEquation:
+    equation = derive_symbolic(variant, order, replace)  # type: ignore[arg-type]
+    for term in removed:
+        equation = equation.without(term)
+    return equation
+
+
+def as_word(value: Any) -> str:
+    """The value of an option as it is typed."""
+    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+
+
+def listed(options: dict[str, Any]) -> str:
+    return ", ".join(
+        name if value is None else f"{name}={as_word(value)}" for name, value in options.items()
+    )
+
+
+def variant_or_fail(name: str) -> None:
+    from sdesam.variants import variant
+
+    variant(name)
+
+
+def load_problem(name: str, arguments: tuple[tuple[str, Any], ...]) -> FiniteSum:
+    from sdesam.problems.loading import is_users_own, load
+
+    here = os.getcwd()
+    if is_users_own(name) and here not in sys.path:
+        sys.path.append(
+            here
+        )  # a module may lie in the folder that one works in; it hides no installed one
+    with own_output():
+        return load(name, **dict(arguments))
+
+
+def with_suffixes(folder: str, stem: str, *suffixes: str) -> list[Path]:
+    return [Path(folder, f"{stem}{suffix}") for suffix in suffixes]
+
+
+def check_outputs(
+    json_file: str | None, *, output: Sequence[Path] = (), **files: str | None
+) -> None:
+    """See before any work that everything can be written; `files` are named as their options
+    are.
+    """
+    for option, file in files.items():
+        if file == "-":
+            raise ValueError(f"--{option} -: only --json goes to the standard output; name a file")
+    check_files(
+        [
+            *files.items(),
+            ("json", None if json_file == "-" else json_file),
+            *(("output", file) for file in output),
+        ]
+    )
+
+
+def report_result(
+    out: Result, json_file: str | None, save: str | None, asked: dict[str, Any]
+) -> None:
+    results = {
+        "time": out.time,
+        "mean": out.mean,
+        "stderr": out.stderr,
+        "diverged": {
+            "paths": out.diverged.paths,
+            "time": out.diverged.time,
+            "total": out.diverged.total,
+        },
+        "nonfinite": out.nonfinite,
+    }
+    deliver(
+        None
+        if json_file == "-"
+        else "\n".join([series_table(out), str(out.diverged), *out.warnings()]),
+        partial(write_result, out, save),
+        partial(
+            write_or_print, json_file, described("sdesam.run/1", {**out.config, **asked}, results)
+        ),
+    )
+    if out.diverged.count == out.diverged.total:
+        raise CouldNotFinish("every path diverged; a smaller lr, dt or rho would help")
+    check_finite(out)
+
+
+def check_finite(out: Result, of: str = "") -> None:
+    """No status of success with means that are no numbers."""
+    for name, mean in out.mean.items():
+        bad = ~np.isfinite(mean)
+        if bad.any():
+            times = np.flatnonzero(bad.any(axis=tuple(range(1, bad.ndim))))
+            raise CouldNotFinish(
+                f"{of}the mean of {name!r} is not finite at {len(times)} of {len(out.time)} times,"
+                f" first at {out.time[times[0]]:g}"
+            )
+
+
+def series_table(out: Result) -> str:
+    from sdesam.comparison import with_error
+
+    names = [name for name, mean in out.mean.items() if mean.ndim == 1]
+    lines = [f"{'time':>8} " + " ".join(f"{name:>16}" for name in names)]
+    for k, time in enumerate(out.time):
+        lines.append(
+            f"{time:>8.4g} "
+            + " ".join(f"{with_error(out.mean[n][k], out.stderr[n][k]):>16}" for n in names)
+        )
+    lines += [
+        f"not shown: {name}, of shape {mean.shape[1:]}; --json and --save hold it"
+        for name, mean in out.mean.items()
+        if mean.ndim > 1
+    ]
+    return "\n".join(lines)
+
+
+def described(schema: str, config: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
+    """Results with what they are and where they came from."""
+    from sdesam import store
+
+    return {
+        "schema": schema,
+        "config": config,
+        "provenance": store.provenance(),
+        "results": results,
+    }
+
+
+def write_result(out: Result, file: str | None) -> list[Path]:
+    if file is None:
+        return []
+    out.save(file)
+    return [Path(file)]
+
+
+def write_text(file: Path, text: str) -> list[Path]:
+    from sdesam import store
+
+    store.write_atomically(file, lambda stream: stream.write(text.encode()))
+    return [file]
+
+
+def write_or_print(file: str | None, data: dict[str, Any]) -> list[Path]:
+    """Data as JSON to a file or, for `-`, to the standard output; the files that were written."""
+    from sdesam import store
+
+    if file is None:
+        return []
+    if file == "-":
+        say(json.dumps(store.plain(data), indent=1, allow_nan=False))
+        return []
+    store.write_json(file, data)
+    return [Path(file)]

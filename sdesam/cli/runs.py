@@ -1,0 +1,367 @@
+"""`sdesam simulate`, `train` and `compare`: ensembles of paths and of runs."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sdesam._terminal import checking, deliver, own_output, say
+from sdesam.cli import _options as option
+from sdesam.cli import _shared as shared
+from sdesam.cli._group import cli
+from sdesam.variants._base import Law
+
+
+@cli.command(epilog=option.NAMES)
+@option.several(
+    option.variant,
+    option.setting,
+    option.micro,
+    option.perturbation,
+    option.micro_batches,
+    option.order,
+    option.replace,
+    option.term,
+)
+@click.option(
+    "--paths",
+    type=option.Integer(max=option.MOST_PATHS),
+    default=64,
+    show_default=True,
+    help="How many paths.",
+)
+@click.option(
+    "--horizon",
+    type=float,
+    default=6.0,
+    show_default=True,
+    help="SDE time to reach; k steps of the optimizer are k lr.",
+)
+@option.several(option.dt, option.method)
+@click.option(
+    "--expectation",
+    type=click.Choice(["sampled", "exact"]),
+    default="sampled",
+    show_default=True,
+    help="Where the exact drift costs O(n^2).",
+)
+@click.option(
+    "--normals",
+    type=click.Choice(["counter", "jax"]),
+    default="counter",
+    show_default=True,
+    help="jax: from jax.random, slower.",
+)
+@click.option(
+    "--plan",
+    "planning",
+    is_flag=True,
+    help="Only say how many steps, how much memory and time the run would need.",
+)
+@option.several(option.observe, option.seed, option.json_file, option.save, option.snapshot)
+def simulate(
+    *,
+    variant: str,
+    problem_name: str,
+    problem_args: tuple[tuple[str, Any], ...],
+    lr: float,
+    rho: float | None,
+    batch: int,
+    micro: int | None,
+    eps: float,
+    lam: float | None,
+    law: Law | None,
+    directions: int | None,
+    square: bool | None,
+    delta: float | None,
+    micro_batches: int | None,
+    order: tuple[int, ...],
+    replace: bool,
+    removed: tuple[str, ...],
+    paths: int,
+    horizon: float,
+    dt: float | None,
+    method: str,
+    expectation: str,
+    normals: str,
+    planning: bool,
+    observe: tuple[str, ...],
+    seed: int,
+    json_file: str | None,
+    save: str | None,
+    snapshot: str | None,
+) -> None:
+    """Simulate the SDE of VARIANT on a problem.
+
+    \b
+    Example: sdesam simulate m-usam --problem digits --rho 0.1 --micro 4 --paths 16
+    """
+    with checking():
+        equation = shared.derive_equation(variant, order, replace, removed)
+        if planning and (json_file, save, snapshot) != (None, None, None):
+            raise ValueError("--plan writes nothing: leave --json, --save and --snapshot out")
+        shared.check_outputs(json_file, save=save, snapshot=snapshot)
+        problem = shared.load_problem(problem_name, problem_args)
+        from sdesam._keys import seed_key
+        from sdesam.sde import estimate
+        from sdesam.sde import simulate as run
+
+        norms = shared.norm_estimate(law, directions, square, delta)
+        step = lr if dt is None else dt
+        with own_output():
+            sde = equation.bind(
+                problem,
+                lr,
+                rho,
+                batch,
+                micro,
+                expectation,
+                eps=eps,
+                lam=lam,
+                norms=norms,
+                micro_batches=micro_batches,
+            )
+            if planning:
+                needed = estimate(
+                    sde,
+                    paths,
+                    horizon,
+                    step,
+                    method,
+                    observe=observe,
+                    normals=normals,  # type: ignore[arg-type]
+                )
+            else:
+                key = seed_key(seed)
+                out = run(
+                    sde,
+                    key,
+                    paths,
+                    horizon,
+                    step,
+                    method,
+                    observe=observe,
+                    normals=normals,  # type: ignore[arg-type]
+                    snapshot=snapshot,
+                )
+    if planning:
+        say(str(needed))
+    else:
+        shared.report_result(
+            out,
+            json_file,
+            save,
+            {"problem_spec": problem_name, "problem_args": dict(problem_args), "seed": seed},
+        )
+
+
+@cli.command(epilog=option.NAMES)
+@option.several(option.variant, option.setting, option.micro, option.perturbation, option.replace)
+@click.option(
+    "--runs",
+    type=option.Integer(max=option.MOST_PATHS),
+    default=64,
+    show_default=True,
+    help="How many runs.",
+)
+@option.several(
+    option.steps, option.observe, option.seed, option.json_file, option.save, option.snapshot
+)
+def train(
+    *,
+    variant: str,
+    problem_name: str,
+    problem_args: tuple[tuple[str, Any], ...],
+    lr: float,
+    rho: float | None,
+    batch: int,
+    micro: int | None,
+    eps: float,
+    lam: float | None,
+    law: Law | None,
+    directions: int | None,
+    square: bool | None,
+    delta: float | None,
+    replace: bool,
+    runs: int,
+    steps: int,
+    observe: tuple[str, ...],
+    seed: int,
+    json_file: str | None,
+    save: str | None,
+    snapshot: str | None,
+) -> None:
+    """Run VARIANT as a discrete optimizer on a problem, many times from the same start.
+
+    \b
+    Example: sdesam train m-usam --problem digits --rho 0.1 --micro 4 --runs 16
+    """
+    with checking():
+        shared.check_outputs(json_file, save=save, snapshot=snapshot)
+        shared.variant_or_fail(variant)
+        problem = shared.load_problem(problem_name, problem_args)
+        from sdesam._keys import seed_key
+        from sdesam.discrete import Chain
+        from sdesam.discrete import train as run
+
+        norms = shared.norm_estimate(law, directions, square, delta)
+        with own_output():
+            chain = Chain(
+                variant, problem, lr, rho, batch, micro, replace, eps=eps, lam=lam, norms=norms
+            )
+            out = run(chain, seed_key(seed), runs, steps, observe=observe, snapshot=snapshot)
+    shared.report_result(
+        out,
+        json_file,
+        save,
+        {"problem_spec": problem_name, "problem_args": dict(problem_args), "seed": seed},
+    )
+
+
+@cli.command(epilog=option.NAMES)
+@option.several(option.variant, option.setting)
+@click.option(
+    "--micro",
+    type=option.IntegerList(),
+    default=None,
+    help="Micro-batch sizes to compare; left out, the mini-batch.",
+)
+@option.several(option.perturbation, option.micro_batches, option.order, option.replace)
+@click.option(
+    "--without",
+    "term",
+    metavar="TERM",
+    default=None,
+    help="The term to knock out.  [default: rho^1 variance, where there is one]",
+)
+@click.option(
+    "--runs",
+    type=option.Integer(max=option.MOST_PATHS),
+    default=64,
+    show_default=True,
+    help="Runs of the optimizer and paths of each SDE.",
+)
+@option.several(option.steps, option.dt, option.method, option.observe)
+@click.option(
+    "--judge",
+    "judged",
+    default="trace_cov",
+    show_default=True,
+    help="The observable that the verdict is about.",
+)
+@click.option(
+    "--halving/--no-halving",
+    default=True,
+    show_default=True,
+    help="Where the SDE is refuted, see whether it holds at half and a quarter of lr.",
+)
+@option.seed
+@click.option(
+    "--output",
+    default="figures",
+    show_default=True,
+    type=option.Folder(),
+    help="Folder for the figure and the numbers.",
+)
+@click.option("--name", default=None, help="Name of the files.  [default: compare-VARIANT-PROBLEM]")
+@option.json_file
+def compare(
+    *,
+    variant: str,
+    problem_name: str,
+    problem_args: tuple[tuple[str, Any], ...],
+    lr: float,
+    rho: float | None,
+    batch: int,
+    micro: tuple[int, ...] | None,
+    eps: float,
+    lam: float | None,
+    law: Law | None,
+    directions: int | None,
+    square: bool | None,
+    delta: float | None,
+    micro_batches: int | None,
+    order: tuple[int, ...],
+    replace: bool,
+    term: str | None,
+    runs: int,
+    steps: int,
+    dt: float | None,
+    method: str,
+    observe: tuple[str, ...],
+    judged: str,
+    halving: bool,
+    seed: int,
+    output: str,
+    name: str | None,
+    json_file: str | None,
+) -> int:
+    """Set VARIANT beside its SDE, and beside the SDE with one term knocked out; say whether they
+    agree.
+
+    For each micro-batch size: a table with standard errors, the share of the term's effect that the
+    SDE explains with its 95 % interval, a verdict; a figure (PDF, PNG) and the numbers (JSON) in
+    the output folder.
+
+    \b
+    Example: sdesam compare m-usam --problem digits --rho 0.1 --micro 16,4,1
+    """
+    with checking():
+        equation = shared.derive_equation(variant, order, replace, ())
+        problem = shared.load_problem(problem_name, problem_args)
+        stem = f"compare-{variant}-{problem.name}" if name is None else name
+        if not stem or Path(stem).name != stem:
+            raise ValueError(
+                f"--name {stem!r}: it must be a plain file name; --output names the folder"
+            )
+        shared.check_outputs(
+            json_file, output=shared.with_suffixes(output, stem, ".json", ".pdf", ".png")
+        )
+        from sdesam import plots
+        from sdesam.comparison import compare as run
+
+        with own_output():
+            found = run(
+                variant,
+                problem,
+                lr=lr,
+                rho=rho,
+                batch=batch,
+                micro=tuple(dict.fromkeys(micro or ())),
+                steps=steps,
+                runs=runs,
+                order=(equation.order[0], equation.order[1]),
+                replace=replace,
+                without=term,
+                observe=observe,
+                judged=judged,
+                method=method,
+                dt=dt,
+                seed=seed,
+                eps=eps,
+                lam=lam,
+                norms=shared.norm_estimate(law, directions, square, delta),
+                micro_batches=micro_batches,
+                halving=halving,
+            )
+    data = found.to_json()
+    data["config"] |= {"problem_spec": problem_name, "problem_args": dict(problem_args)}
+    deliver(
+        None if json_file == "-" else f"{equation.text()}\n\n{found.table()}",
+        partial(shared.write_or_print, str(Path(output, f"{stem}.json")), data),
+        partial(plots.comparison, data, Path(output, stem)),
+        partial(shared.write_or_print, json_file, data),
+    )
+    if found.status != "confirmed":
+        return 1
+    for row in found.rows:
+        for label, out in (
+            ("optimizer", row.chain),
+            ("SDE", row.sde),
+            ("SDE without the term", row.without),
+        ):
+            shared.check_finite(out, f"m = {row.micro}, {label}: ")
+    return 0
