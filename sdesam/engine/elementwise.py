@@ -21,6 +21,23 @@ from jax.extend.core import Literal
 
 PyTree = Any
 
+# A worked example, a state of two components and a step that couples them:
+#
+#     def step(x): return x - 0.1 * jnp.array([x[1], -x[0]])
+#
+# Its jaxpr slices x twice, negates, stacks the two, multiplies and subtracts. For a million paths
+# XLA writes the stack to memory and reads it again, because a loop of its CPU compiler has one
+# output. Held as components, x is the pair (p, q) of arrays over paths, and
+#
+#     x[1], x[0]        q, p           nothing is computed: a name for what is there
+#     -x[0]             -p             one operation
+#     array([.., ..])   (q, -p)        nothing is computed
+#     x - 0.1 * ..      (p - 0.1 q, q + 0.1 p)
+#
+# What is left is arithmetic, entry by entry, which XLA makes one loop of. Any operation that is not
+# in the tables below, a sort or a product of matrices, has no such form: then None is the answer,
+# and the state is stepped as one array.
+
 _ELEMENTWISE = frozenset(
     {
         "abs",

@@ -58,6 +58,19 @@ def block(key: Words, counter: Words) -> Words:
     return x, y
 
 
+# How a normal gets its address. Path 7 at step 3, components 4 and 5, in float32:
+#
+#     root      = block(key of the run, (_DOMAIN, 0))       the same for all normals of the run
+#     step_key  = block(root, (0, 3))                       the same for all paths of the step
+#     two words = block(step_key, (pair = 2, path = 7))     a radius and an angle
+#     4 and 5   = sqrt(-2 log u) (cos, sin)(2 pi v)         Box and Muller
+#
+# No normal depends on another one, nor on which paths are computed beside it. So a chunk of any
+# size, any number of devices and a run that goes on after a kill draw the same numbers, and a path
+# can be drawn once more by itself. Two components come from one block because a cipher of 20 rounds
+# is most of the work, and both of its words are used.
+
+
 def pairs_of(count: int) -> int:
     """How many pairs hold `count` components."""
     return (count + 1) // 2

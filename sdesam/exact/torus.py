@@ -62,6 +62,24 @@ class Torus:
         phases = 2 * np.pi / self.period * self.points @ np.array(_TEST_WAVES[self.dim]).T
         return np.concatenate([np.cos(phases), np.sin(phases)], axis=1)
 
+    # Expectations of a chain without a draw, in a small example: one parameter on a circle, a grid
+    # of four points, and two batches of equal chance that move x to x - lr G_1(x) and x - lr
+    # G_2(x).
+    #
+    # A function phi is known by its values at the four points, v = (phi(x_1), ..., phi(x_4)). Its
+    # expectation after one step from x_1 is (phi(x_1 - lr G_1) + phi(x_1 - lr G_2)) / 2. These two
+    # places lie between grid points, where phi is the trigonometric interpolant of v: a row of
+    # weights times v. So there is a matrix P with
+    #
+    #     (E phi(x after a step) from each grid point) = P v
+    #
+    # and k steps are P^k v. The error is that of the interpolation alone, which falls faster than
+    # any power of the grid's spacing where the loss is smooth. Doubling the grid shows how large it
+    # is, and :func:`sdesam.weak_error` does that.
+    #
+    # For the SDE the same vector obeys dv/dt = L v, where L has the drift times a first derivative,
+    # and half the diffusion matrix times a second one: `flow`.
+
     def chain(self, chain: Chain) -> np.ndarray:
         """`E phi(x_k)` from every grid point, `k = horizon / lr`: shape `(N^d, q)`."""
         steps = steps_of(self.horizon, chain.lr, "horizon", "lr")

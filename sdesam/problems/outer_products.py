@@ -66,6 +66,23 @@ def dense_layers(
     return {leaf: outputs[leaf] for leaf in sorted(outputs) if uses[leaf] == 1}
 
 
+# A worked example: one layer, f(W) = l(a @ W) with a = (1, 2) and two outputs, and the derivative
+# of l by the outputs is delta = (3, -1). The gradient by W is a matrix,
+#
+#     a delta^T = [[3, -1], [6, -2]]        its squared norm: 9 + 1 + 36 + 4 = 50
+#
+# and the factors have the norm without the matrix: |a|^2 |delta|^2 = 5 * 10 = 50. With p inputs and
+# q outputs this takes p + q numbers a sample in place of p q.
+#
+# A step t along it moves the outputs of a sample with input a' to a' @ W + t (a' . a) delta, so the
+# loss at the moved weights needs one inner product and no second matrix. That is all that SAM's
+# ascent asks of a layer.
+#
+# A mean of m gradients is no outer product. Its norm is that of the sum of m matrices, formed as
+# the product a^T delta of two stacks. The inner products of pairs, (a_i . a_j) (delta_i . delta_j),
+# would do without it too, but add up large numbers of both signs where the mean is small.
+
+
 def squared_norm_of_mean(group: Factors) -> jax.Array:
     """`|G|^2` of the mean of gradients (leading axis: samples)."""
     m = len(jax.tree.leaves(group)[0])

@@ -37,6 +37,19 @@ def free(tree: Tree) -> Tree:
     return closed(tree)
 
 
+# A worked example. Is Hbar Hbar gbar + 2 Tbar[gbar, gbar] a gradient? As trees: [1 [2 [3]]] and
+# [1 [2] [3]]. Both are hung from the same free tree, a path of three nodes, gbar . Hbar gbar:
+#
+#     from an end        o - o - o     [1 [2 [3]]]     twice, for there are two ends
+#     from the middle    o - o - o     [1 [2] [3]]     once
+#
+# So grad(gbar . Hbar gbar) = 2 Hbar Hbar gbar + Tbar[gbar, gbar]: each node in turn is the one that
+# the gradient differentiates, and becomes the root. The field has the coefficients 1 and 2 where a
+# gradient has 2 and 1, so it is none. With 2 and 1, or 6 and 3, it would be.
+#
+# Rooted trees are linearly independent as functions of the losses, so no other free tree can help.
+
+
 def gradient(potential: TreeSum) -> TreeSum:
     """The gradient of a combination of free trees."""
     return TreeSum([(t, k * c) for tree, c in potential.items() for k, t in _gradient(tree)])
