@@ -29,7 +29,7 @@ from sdesam.problems import FiniteSum, check_problem
 from sdesam.sde import simulate
 from sdesam.sde.stepping import check_stepping
 from sdesam.symbolic import ModifiedEquation, Term, derive
-from sdesam.variants import NormEstimate
+from sdesam.variants import NormEstimate, Variant
 from sdesam.variants import variant as find_variant
 
 SCHEMA = "sdesam.comparison/1"
@@ -231,7 +231,7 @@ class Comparison:
 
 
 def compare(
-    variant: str,
+    variant: str | Variant,
     problem: FiniteSum,
     *,
     lr: float,

@@ -20,7 +20,7 @@ from sdesam.mutants import MUTANTS, RIGHT, Fate, fate
 from sdesam.problems import FiniteSum, torus
 from sdesam.sampling import Sampling
 from sdesam.symbolic import derive
-from sdesam.variants import NormEstimate
+from sdesam.variants import NormEstimate, Variant
 from sdesam.variants import variant as find_variant
 
 SCHEMA = "sdesam.report/1"
@@ -32,7 +32,7 @@ class SignatureRequest:
     """Which signature to measure; as the options of `sdesam verify signature`."""
 
     problem: FiniteSum
-    variant: str = "m-usam"
+    variant: str | Variant = "m-usam"
     order: tuple[int, int] = (2, 3)
     replace: bool = True
     batch: int = 2
@@ -41,6 +41,11 @@ class SignatureRequest:
     lam: float | None = None
     square: bool = False
 
+    @property
+    def rule(self) -> Variant:
+        """The declaration of the variant."""
+        return find_variant(self.variant)
+
     def check(self) -> None:
         """Refuse a problem or numbers that do not fit before any work starts."""
         sde = derive(self.variant, self.order, self.replace).bind(
@@ -48,7 +53,7 @@ class SignatureRequest:
         )
         solver = next(solvers(self.problem, 1.0))
         if isinstance(solver, Quadratic):
-            check_affine(sde.config["variant"])
+            check_affine(self.variant)
         if self.problem.period is not None:
             list_batches(
                 Sampling(sde.config["batch"], sde.config["micro"], self.replace), self.problem.n
@@ -62,10 +67,10 @@ class SignatureRequest:
 
     @property
     def _numbers(self) -> dict[str, Any]:
-        weighted = find_variant(self.variant).weights != "equal"
+        weighted = self.rule.weights != "equal"
         if self.square and not weighted:
             raise ValueError(
-                f"square: {self.variant} has no Gibbs weights; leave square out, or use rw-sam"
+                f"square: {self.rule.name} has no Gibbs weights; leave square out, or use rw-sam"
             )
         # only exact norms can be listed
         norms = NormEstimate("exact", square=self.square) if weighted else None
@@ -82,19 +87,15 @@ class SignatureRequest:
         """About the size of the torus problems' gradients, some of which vanish: smooth, and still
         a norm.
         """
-        return (
-            (0.0 if find_variant(self.variant).normaliser == "none" else 0.2)
-            if self.eps is None
-            else self.eps
-        )
+        return (0.0 if self.rule.normaliser == "none" else 0.2) if self.eps is None else self.eps
 
     @property
     def _micro(self) -> int | None:
-        return 1 if self.micro is None and find_variant(self.variant).micro else self.micro
+        return 1 if self.micro is None and self.rule.micro else self.micro
 
     @property
     def _rho(self) -> float | None:
-        return None if find_variant(self.variant).perturbation == "none" else 0.1
+        return None if self.rule.perturbation == "none" else 0.1
 
 
 SIGNATURES = (
@@ -272,7 +273,7 @@ def files(
     if "signature" in jobs:
         names += [
             f"{stem}{suffix}"
-            for stem in _stems([(r.variant, r.micro) for r in _requests(asked)])
+            for stem in _stems([(r.rule.name, r.micro) for r in _requests(asked)])
             for suffix in (".pdf", ".png")
         ]
     return [folder / name for name in names]

@@ -418,6 +418,65 @@ def test_every_command_has_help():
         assert "Example: sdesam" in out.output
 
 
+OWN_VARIANT = """
+import sdesam
+print("printed at import")
+m_dnsam = sdesam.Variant(
+    "m-dnsam", "m-DNSAM", "micro-batch", True, "m-SAM, the norm of the data set", "", "data set"
+)
+number = 3
+"""
+
+
+def test_a_variant_of_ones_own(tmp_path, monkeypatch):
+    """One declaration runs through every command, and names the files."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path("rule_a.py").write_text(OWN_VARIANT)
+    numbers = ["--problem", "torus1d", "--rho", "0.1", "--eps", "0.1", "--batch", "2"]
+    m = ["--micro", "1"]
+    short = ["--order", "1,2", "--runs", "8", "--steps", "4", "--without", "rho^1"]
+    on_torus = ["--problem", "torus1d", "--order", "1,2", "--batch", "2"]
+    for arguments, told in [
+        (["derive", "./rule_a.py:m_dnsam", "--order", "1,2"], "m-DNSAM, batches with replacement"),
+        (["train", "./rule_a.py:m_dnsam", *numbers, *m, "--runs", "2", "--steps", "2"], "loss"),
+        (
+            ["simulate", "./rule_a.py:m_dnsam", *numbers, *m, "--paths", "2", "--horizon", "1"],
+            "loss",
+        ),
+        (["compare", "./rule_a.py:m_dnsam", *numbers, *m, *short], "verdict: "),
+        (["verify", "signature", "--variant", "./rule_a.py:m_dnsam", *on_torus], "order reached"),
+    ]:
+        out = invoke(*arguments)
+        assert out.exit_code in (0, 1), out.output
+        assert told in out.stdout
+        assert "printed at import" not in out.stdout
+    assert Path("figures/compare-m-dnsam-torus1d.json").is_file()
+    assert Path("figures/signature-m-dnsam.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("rule_b:m_dnsan", "did you mean 'm_dnsam'"),
+        ("rule_b:number", "variant 'rule_b:number' names an int: it must name a sdesam.Variant"),
+        ("rule_b:", "names nothing in a module: write module:name"),
+        ("none_such:x", "there is no module 'none_such'"),
+        ("none_such.py:x", "there is no file 'none_such.py'"),
+    ],
+)
+def test_what_is_no_variant_of_ones_own(name, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "rule_b", raising=False)
+    Path("rule_b.py").write_text(OWN_VARIANT)
+    for command in (["derive"], ["train"], ["verify", "signature", "--variant"]):
+        out = invoke(*command, name)
+        assert out.exit_code == 2
+        assert message in " ".join(out.stderr.split())
+    sys.modules.pop("rule_b", None)
+
+
 MINE = """
 import ctypes, os, sys
 import jax, jax.numpy as jnp, sdesam
@@ -525,13 +584,13 @@ def test_a_problem_in_a_module_or_a_file(spec, mine):
         ("mine:number", "problem 'mine:number' gives an int: it must give a sdesam.FiniteSum"),
         ("mine:Thing", "problem 'mine:Thing' gives a Thing"),
         ("mine:needs", "problem 'mine:needs' does not take {{}}: missing a required argument: 'n'"),
-        ("mine:godo", "cannot be loaded: unknown function of mine 'godo': the valid names are"),
+        ("mine:godo", "cannot be loaded: unknown name in mine 'godo': the valid names are"),
         ("mine:__name__", "problem 'mine:__name__' names a str: it must name a function"),
         ("mine.py:godo", "did you mean 'good'?"),
         ("mine", "unknown problem 'mine': the valid names are"),
-        ("mine:", "names no function: write module:function or path/to/file.py:function"),
-        ("mine.py", "names no function"),
-        (":good", "names no function"),
+        ("mine:", "names nothing in a module: write module:name or path/to/file.py:name"),
+        ("mine.py", "names nothing in a module"),
+        (":good", "names nothing in a module"),
         ("none.py:good", "there is no file 'none.py'"),
         ("none:good", "there is no module 'none', here or installed"),
         (

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sdesam._loading import is_users_own, users_own, with_article
 from sdesam._terminal import CouldNotFinish, check_files, deliver, own_output, say
 from sdesam.symbolic import derive as derive_symbolic
 from sdesam.symbolic.equation import ModifiedEquation
-from sdesam.variants import NormEstimate
+from sdesam.variants import NormEstimate, Variant
+from sdesam.variants import variant as find_variant
 from sdesam.variants._base import Law
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ def norm_estimate(
 
 
 def derive_equation(
-    variant: str, order: tuple[int, ...], replace: bool, removed: Sequence[str]
+    variant: Variant, order: tuple[int, ...], replace: bool, removed: Sequence[str]
 ) -> ModifiedEquation:
     equation = derive_symbolic(variant, order, replace)  # type: ignore[arg-type]
     for term in removed:
@@ -56,22 +58,35 @@ def listed(options: dict[str, Any]) -> str:
     )
 
 
-def variant_or_fail(name: str) -> None:
-    from sdesam.variants import variant
-
-    variant(name)
+def load_variant(name: str) -> Variant:
+    """A variant of the package by its name, or one of the user's own by `module:NAME`."""
+    if not is_users_own(name):
+        return find_variant(name)
+    _look_here()
+    with own_output():
+        found = users_own("variant", name)
+    if not isinstance(found, Variant):
+        raise ValueError(
+            f"variant {name!r} names {with_article(type(found).__name__)}: it must name a"
+            " sdesam.Variant"
+        )
+    return found
 
 
 def load_problem(name: str, arguments: tuple[tuple[str, Any], ...]) -> FiniteSum:
-    from sdesam.problems.loading import is_users_own, load
+    from sdesam.problems.loading import load
 
-    here = os.getcwd()
-    if is_users_own(name) and here not in sys.path:
-        sys.path.append(
-            here
-        )  # a module may lie in the folder that one works in; it hides no installed one
+    if is_users_own(name):
+        _look_here()
     with own_output():
         return load(name, **dict(arguments))
+
+
+def _look_here() -> None:
+    """Find modules in the folder that one works in; they hide no installed one."""
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)
 
 
 def with_suffixes(folder: str, stem: str, *suffixes: str) -> list[Path]:

@@ -28,7 +28,7 @@ def derive(
     Example: sdesam derive m-usam --order 2,3 --format latex
     """
     with checking():
-        equation = shared.derive_equation(variant, order, replace, removed)
+        equation = shared.derive_equation(shared.load_variant(variant), order, replace, removed)
     if form == "text":
         say(equation.text())
     elif form == "latex":

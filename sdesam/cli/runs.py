@@ -100,7 +100,7 @@ def simulate(
     Example: sdesam simulate m-usam --problem digits --rho 0.1 --micro 4 --paths 16
     """
     with checking():
-        equation = shared.derive_equation(variant, order, replace, removed)
+        equation = shared.derive_equation(shared.load_variant(variant), order, replace, removed)
         if planning and (json_file, save, snapshot) != (None, None, None):
             raise ValueError("--plan writes nothing: leave --json, --save and --snapshot out")
         shared.check_outputs(json_file, save=save, snapshot=snapshot)
@@ -201,7 +201,7 @@ def train(
     """
     with checking():
         shared.check_outputs(json_file, save=save, snapshot=snapshot)
-        shared.variant_or_fail(variant)
+        declared = shared.load_variant(variant)
         problem = shared.load_problem(problem_name, problem_args)
         from sdesam._keys import seed_key
         from sdesam.discrete import Chain
@@ -210,7 +210,7 @@ def train(
         norms = shared.norm_estimate(law, directions, square, delta)
         with own_output():
             chain = Chain(
-                variant, problem, lr, rho, batch, micro, replace, eps=eps, lam=lam, norms=norms
+                declared, problem, lr, rho, batch, micro, replace, eps=eps, lam=lam, norms=norms
             )
             out = run(chain, seed_key(seed), runs, steps, observe=observe, snapshot=snapshot)
     shared.report_result(
@@ -310,9 +310,10 @@ def compare(
     Example: sdesam compare m-usam --problem digits --rho 0.1 --micro 16,4,1
     """
     with checking():
-        equation = shared.derive_equation(variant, order, replace, ())
+        declared = shared.load_variant(variant)
+        equation = shared.derive_equation(declared, order, replace, ())
         problem = shared.load_problem(problem_name, problem_args)
-        stem = f"compare-{variant}-{problem.name}" if name is None else name
+        stem = f"compare-{declared.name}-{problem.name}" if name is None else name
         if not stem or Path(stem).name != stem:
             raise ValueError(
                 f"--name {stem!r}: it must be a plain file name; --output names the folder"
@@ -325,7 +326,7 @@ def compare(
 
         with own_output():
             found = run(
-                variant,
+                declared,
                 problem,
                 lr=lr,
                 rho=rho,

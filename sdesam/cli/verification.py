@@ -151,7 +151,7 @@ def verify(
             problem = shared.load_problem(problem_name, problem_args)
             asked = report.SignatureRequest(
                 problem,
-                variant,
+                shared.load_variant(variant),
                 order,  # type: ignore[arg-type]
                 replace,
                 batch,
