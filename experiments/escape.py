@@ -119,7 +119,7 @@ def figure(data: Mapping[str, Any]) -> Any:
         ncols=3,
         fontsize=7,
         columnspacing=1,
-        title="bands: 95 % of the mean",
+        title="bands: 95 % interval of the mean",
         title_fontsize=7,
     )
     return drawn

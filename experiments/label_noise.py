@@ -165,7 +165,7 @@ def figure(data: Mapping[str, Any]) -> Any:
         loc="outside upper center",
         ncols=3,
         columnspacing=1,
-        title="bars: 95 % of the mean",
+        title="bars: 95 % interval of the mean",
         title_fontsize=7,
     )
     return drawn

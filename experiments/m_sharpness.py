@@ -183,7 +183,7 @@ def figure(data: Mapping[str, Any]) -> Any:
             )
     digits.name_places(lower, rows, batch)
     lower.set_ylabel("time of a step\n(SGD = 1)")
-    upper.set_title("dots: seeds; bars: 95 % of the mean", fontsize=7)
+    upper.set_title("dots: seeds; bars: 95 % interval of the mean", fontsize=7)
     return drawn
 
 

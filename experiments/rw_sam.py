@@ -146,7 +146,7 @@ def figure(data: Mapping[str, Any]) -> Any:
         fontsize=7,
         loc="outside upper center",
         ncols=2,
-        title="bars: 95 % of the mean",
+        title="bars: 95 % interval of the mean",
         title_fontsize=7,
     )
     return drawn

@@ -328,7 +328,7 @@ def figure(data: Mapping[str, Any]) -> Any:
     share.minorticks_off()
     share.set_xlabel("micro-batch $m$")
     share.set_ylabel(r"strength / $(\rho/2m)$")
-    line.set_title("USAM; bars: 95 % of the mean", fontsize=7)
+    line.set_title("USAM; bars: 95 % interval of the mean", fontsize=7)
     n_sam = np.array([[run["n-SAM predicted"], run["n-SAM"][0]] for run in runs])
     sam.plot(*n_sam.T, "x", ms=4, color="0.3", label=r"n-SAM, against $\partial|\nabla f|$")
     ends = np.array(sam.get_xlim())
