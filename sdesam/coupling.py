@@ -24,7 +24,7 @@ from sdesam import store
 from sdesam._checks import check_int
 from sdesam.discrete import Chain
 from sdesam.discrete.chain import check_chain
-from sdesam.discrete.kernel import Numbers, StepKernel
+from sdesam.discrete.kernel import StepKernel, StepNumbers
 from sdesam.engine import Divergence, RunSpec, run, time_grid
 from sdesam.problems.finite_sum import Observer
 from sdesam.sde.equation import SDE, Kernel
@@ -170,7 +170,7 @@ def coupled(
 
 
 class _PairNumbers(NamedTuple):
-    chain: Numbers
+    chain: StepNumbers
     sde: Any
     lr: float
 

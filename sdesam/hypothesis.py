@@ -249,7 +249,7 @@ def check(
             " covariance=...)"
         )
     declared, (alpha, beta) = find_variant(variant), check_order(order)
-    numbers = _Numbers(declared, replace, eps, lam)
+    numbers = _RuleNumbers(declared, replace, eps, lam)
     own = own_settings(numbers)
     extra = _settings_on(check_problem(problem), numbers) if problem is not None else []
     note = ""
@@ -452,7 +452,7 @@ class Stated:
             ) from error
 
 
-class _Numbers:
+class _RuleNumbers:
     """A variant and the numbers that all settings share, checked."""
 
     def __init__(self, variant: Variant, replace: bool, eps: float, lam: float | None):
@@ -508,7 +508,7 @@ def _own_problem() -> FiniteSum:
     return torus(dim=2, samples=5, seed=11)
 
 
-def own_settings(numbers: _Numbers) -> list[Setting]:
+def own_settings(numbers: _RuleNumbers) -> list[Setting]:
     """The check's own problem and sizes.
 
     `(b, m)` = (4, 2), (3, 1), (4, 1) on n = 5 tell 1/m from 1/b, 2/b, 1/(b-m), 1/n and 1 from each
@@ -518,7 +518,7 @@ def own_settings(numbers: _Numbers) -> list[Setting]:
     return [numbers.setting(_own_problem(), b, m, points) for b, m in _sizes(numbers.variant)[:3]]
 
 
-def _rate_setting(numbers: _Numbers) -> Setting:
+def _rate_setting(numbers: _RuleNumbers) -> Setting:
     """The smallest sizes on the check's own problem: the chain's transition operator lists every
     mini-batch at every grid point.
     """
@@ -534,7 +534,7 @@ def _sizes(variant: Variant) -> list[tuple[int, int | None]]:
     return [(4, 2), (3, 1), (4, 1), (2, 1)] if variant.micro else [(3, None), (2, None)]
 
 
-def _settings_on(problem: FiniteSum, numbers: _Numbers) -> list[Setting]:
+def _settings_on(problem: FiniteSum, numbers: _RuleNumbers) -> list[Setting]:
     """The sizes on a user's problem whose mini-batches can be listed, at points near its start
     where its gradients are finite.
     """

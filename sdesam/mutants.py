@@ -23,7 +23,7 @@ from sdesam.claims import luo2025_normalised as normalised
 from sdesam.claims.luo2025 import finite_population, micro_batches
 from sdesam.coefficients import Field, Finding, Setting, compare_coefficients, interpolated
 from sdesam.discrete import Chain
-from sdesam.discrete.kernel import Numbers, StepKernel
+from sdesam.discrete.kernel import StepKernel, StepNumbers
 from sdesam.exact.float64 import covariance, drift
 from sdesam.hypothesis import Hypothesis, Stated
 from sdesam.problems import FiniteSum, torus
@@ -259,16 +259,16 @@ def _minus_square(
 class _Chain(StepKernel):
     """A step kernel with its perturbation, its radius or its scale wrong; subclasses say which."""
 
-    def _grad(self, params: Numbers, x: PyTree, indices: jax.Array) -> PyTree:
+    def _grad(self, params: StepNumbers, x: PyTree, indices: jax.Array) -> PyTree:
         samples = jax.tree.map(lambda leaf: leaf[indices], params.data)
         return jax.grad(lambda y: jnp.mean(jax.vmap(self.sample_loss, (None, 0))(y, samples)))(x)
 
-    def _all(self, params: Numbers) -> jax.Array:
+    def _all(self, params: StepNumbers) -> jax.Array:
         return jnp.arange(self.n)
 
     def _mean(
         self,
-        params: Numbers,
+        params: StepNumbers,
         x: PyTree,
         indices: jax.Array,
         perturbation: Callable[[jax.Array], PyTree],
@@ -280,7 +280,7 @@ class _Chain(StepKernel):
 
 
 def _kernel(
-    name: str, direction: Callable[[Any, Numbers, PyTree, jax.Array], PyTree]
+    name: str, direction: Callable[[Any, StepNumbers, PyTree, jax.Array], PyTree]
 ) -> type[StepKernel]:
     return type(
         name,
@@ -293,7 +293,7 @@ def _kernel(
     )
 
 
-def _renumbered(change: Callable[[Numbers], Numbers]) -> type[StepKernel]:
+def _renumbered(change: Callable[[StepNumbers], StepNumbers]) -> type[StepKernel]:
     return _kernel(
         "_Renumbered", lambda self, params, x, i: StepKernel.direction(self, change(params), x, i)
     )
@@ -430,7 +430,7 @@ _STATED: dict[str, Callable[[bool], Hypothesis]] = {
 
 
 def _along(
-    perturbation: Callable[[Any, Numbers, PyTree, jax.Array, jax.Array], PyTree],
+    perturbation: Callable[[Any, StepNumbers, PyTree, jax.Array, jax.Array], PyTree],
 ) -> type[StepKernel]:
     """A kernel whose perturbation is a function of
     `(kernel, numbers, x, mini-batch, micro-batch)`.
@@ -452,13 +452,13 @@ def _unit(v: jax.Array, w: jax.Array, eps: Any) -> jax.Array:
 
 
 def _weighted_step(
-    weights: Callable[[jax.Array, Numbers], jax.Array], descent: bool = False
+    weights: Callable[[jax.Array, StepNumbers], jax.Array], descent: bool = False
 ) -> type[StepKernel]:
     """RW-SAM with other weights of the per-sample gradients, or with weights in the descent
     gradient too.
     """
 
-    def direction(self: Any, p: Numbers, x: PyTree, i: jax.Array) -> PyTree:
+    def direction(self: Any, p: StepNumbers, x: PyTree, i: jax.Array) -> PyTree:
         batch = i.reshape(-1)
         each = jnp.stack([self._grad(p, x, batch[k : k + 1]) for k in range(len(batch))])
         w = weights(each, p)
@@ -470,7 +470,7 @@ def _weighted_step(
     return _kernel("_Weighted", direction)
 
 
-def _softmax(scale: float) -> Callable[[jax.Array, Numbers], jax.Array]:
+def _softmax(scale: float) -> Callable[[jax.Array, StepNumbers], jax.Array]:
     return lambda g, p: jax.nn.softmax(scale * p.lam * jnp.sqrt(jnp.sum(g**2, axis=1)))
 
 

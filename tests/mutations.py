@@ -285,8 +285,8 @@ NOISE = (
         ("_probe", "jnp.cbrt(mean)", "jnp.sqrt(mean)", "test_the_laws_of_probes[3-moments1]"),
         (
             "evaluate_trees",
-            "weights[MARK][micro.indices].mean(axis=1)",
-            "weights[MARK][micro.indices].sum(axis=1)",
+            "weights[MARK][micro_batches.indices].mean(axis=1)",
+            "weights[MARK][micro_batches.indices].sum(axis=1)",
             "tests/sde/test_micro_batches.py::test_a_drawn_noise_is_a_sample_covariance",
         ),
         (

@@ -13,7 +13,7 @@ import numpy as np
 from sdesam._checks import check_int, check_nonnegative
 from sdesam._functions import check_known, compiled
 from sdesam._precision import lenient
-from sdesam.discrete.kernel import Numbers, StepKernel, check_delta_on, random_key
+from sdesam.discrete.kernel import StepKernel, StepNumbers, check_delta_on, random_key
 from sdesam.engine import Keep, Result, RunSpec, run, time_grid
 from sdesam.problems import FiniteSum, check_problem
 from sdesam.sampling import Hyperparameters
@@ -90,7 +90,7 @@ class Chain:
             micro=self.sampling.m,
             replace=self.sampling.replace,
         )
-        self.params = Numbers(problem.data, self.lr, self.rho, step.eps, step.lam)
+        self.params = StepNumbers(problem.data, self.lr, self.rho, step.eps, step.lam)
         self.config = {
             "variant": self.variant.name,
             "problem": problem.name,
@@ -280,12 +280,12 @@ def train(
 
 
 @compiled(static=1)
-def _step(kernel: StepKernel, params: Numbers, x: PyTree, key: jax.Array) -> PyTree:
+def _step(kernel: StepKernel, params: StepNumbers, x: PyTree, key: jax.Array) -> PyTree:
     return kernel.step(params, x, kernel.draw(key), kernel.direction_key(key))
 
 
 @compiled(static=1)
 def _direction(
-    kernel: StepKernel, params: Numbers, x: PyTree, indices: jax.Array, key: jax.Array | None
+    kernel: StepKernel, params: StepNumbers, x: PyTree, indices: jax.Array, key: jax.Array | None
 ) -> PyTree:
     return kernel.direction(params, x, indices, key)

@@ -35,7 +35,7 @@ where samples have equal weights.
 """
 
 
-class Numbers(NamedTuple):
+class StepNumbers(NamedTuple):
     """Runtime values of a step."""
 
     data: PyTree
@@ -442,7 +442,7 @@ class StepKernel:
     micro: int
     replace: bool
 
-    def __call__(self, params: Numbers, x: PyTree, key: jax.Array, xi: Any) -> PyTree:
+    def __call__(self, params: StepNumbers, x: PyTree, key: jax.Array, xi: Any) -> PyTree:
         """One step with a batch drawn from `key`; there are no normals."""
         return self.step(params, x, self.draw(key), self.direction_key(key))
 
@@ -461,13 +461,13 @@ class StepKernel:
         return jax.random.fold_in(key, 1) if self.norms is not None and self.norms.random else None
 
     def step(
-        self, params: Numbers, x: PyTree, indices: jax.Array, key: jax.Array | None = None
+        self, params: StepNumbers, x: PyTree, indices: jax.Array, key: jax.Array | None = None
     ) -> PyTree:
         """One step with given micro-batches."""
         return moved(x, -params.lr, self.direction(params, x, indices, key))
 
     def direction(
-        self, params: Numbers, x: PyTree, indices: jax.Array, key: jax.Array | None = None
+        self, params: StepNumbers, x: PyTree, indices: jax.Array, key: jax.Array | None = None
     ) -> PyTree:
         """`G(x)`, the mean over the micro-batches of `grad f_I(x + rho u_I)`; `key` is for random
         directions.
@@ -523,7 +523,7 @@ class StepKernel:
 
     def _direction_by_factors(
         self,
-        params: Numbers,
+        params: StepNumbers,
         x: PyTree,
         indices: jax.Array,
         layers: dict[int, Any],

@@ -139,7 +139,7 @@ def evaluate_trees(
     *,
     mark: jax.Array | None = None,
     key: jax.Array | None = None,
-    micro: MicroBatches | None = None,
+    micro_batches: MicroBatches | None = None,
     norms: Norms = _PLAIN,
 ) -> PyTree:
     """`sum_t coefficients[t] * trees[t]` at `x`.
@@ -151,7 +151,7 @@ def evaluate_trees(
         x: the parameters.
         mark: weights `w_i`, shape `(n,)`, of sum 0: the marked colour `i` is summed with them.
         key: for probes in trees without a marked colour; None for the exact expectation.
-        micro: what a colour with a norm is averaged over; needed where one occurs.
+        micro_batches: what a colour with a norm is averaged over; needed where one occurs.
         norms: what the norms are.
 
     Returns:
@@ -162,15 +162,15 @@ def evaluate_trees(
     weights: dict[Any, jax.Array] = {MEAN: jnp.full(n, 1 / n, dtype)}
     if mark is not None:
         weights[MARK] = mark.astype(dtype)
-    if micro is not None:
-        weights[MICRO] = jnp.asarray(micro.probabilities, dtype)
+    if micro_batches is not None:
+        weights[MICRO] = jnp.asarray(micro_batches.probabilities, dtype)
         if mark is not None:
             # sum_i w_i E[. | i in I] = E[W_I .], W_I = (n/m) sum_(k in I) w_k, of mean 0: a
             # covariance, estimated as one, because a sample's own mean of W would let the large
             # common part of all micro-batches in
-            W = weights[MARK][micro.indices].mean(axis=1) * n
-            q = micro.indices.shape[0]
-            W = (W - jnp.mean(W)) * (q / (q - 1)) if micro.drawn else W
+            W = weights[MARK][micro_batches.indices].mean(axis=1) * n
+            q = micro_batches.indices.shape[0]
+            W = (W - jnp.mean(W)) * (q / (q - 1)) if micro_batches.drawn else W
             weights[MARKED_MICRO] = weights[MICRO] * W
     evaluator = _Evaluator(
         samples,
@@ -178,7 +178,7 @@ def evaluate_trees(
         weights,
         dense_layers(samples.loss, x, samples.first),
         computes_in_half(samples.loss, x, samples.data),
-        micro,
+        micro_batches,
         norms,
     )
     pairs: Combination = [
@@ -302,7 +302,7 @@ class _Evaluator:
     weights: dict[Any, jax.Array]
     layers: dict[int, Any]
     half: bool = False
-    micro: MicroBatches | None = None
+    micro_batches: MicroBatches | None = None
     norms: Norms = _PLAIN
     gradients: dict[Any, PyTree] = field(default_factory=dict)
     numbers: dict[Factor, jax.Array] = field(default_factory=dict)
@@ -443,9 +443,9 @@ class _Evaluator:
                 else samples_without_vectors(self.layers, self.samples.chunk, self.x)
             )
         else:
-            assert self.micro is not None, "trees with norms need micro-batches"
-            everything = (self.micro.indices, self.micro.keys)
-            chunk = max(1, self.samples.chunk // self.micro.indices.shape[1])
+            assert self.micro_batches is not None, "trees with norms need micro-batches"
+            everything = (self.micro_batches.indices, self.micro_batches.keys)
+            chunk = max(1, self.samples.chunk // self.micro_batches.indices.shape[1])
 
         def one(y: PyTree, part: Any) -> jax.Array:
             description, weight = part

@@ -83,7 +83,7 @@ class Kernel(Hashable, Protocol):
         ...
 
 
-class _Numbers(NamedTuple):
+class _SDENumbers(NamedTuple):
     """What distinguishes two SDEs with one kernel: all runtime values, so that a sweep compiles
     once.
     """
@@ -94,7 +94,7 @@ class _Numbers(NamedTuple):
     noise_scale: float
     eps: float
     lam: float
-    micro: MicroBatches | None
+    micro_batches: MicroBatches | None
 
 
 @dataclass(frozen=True)
@@ -157,25 +157,39 @@ class _TreeKernel:
     def now(self) -> _TreeKernel:
         return replace(self, sample_loss=self.sample_loss.now())
 
-    def drift(self, params: _Numbers, x: PyTree) -> PyTree:
+    def drift(self, params: _SDENumbers, x: PyTree) -> PyTree:
         return self._combine(self.drift_trees, params.drift, params, x, self._listed(params))
 
-    def step_drift(self, params: _Numbers, x: PyTree, key: jax.Array) -> PyTree:
-        micro = (
-            params.micro if self.draw is None else self.draw.for_drift(jax.random.fold_in(key, 1))
+    def step_drift(self, params: _SDENumbers, x: PyTree, key: jax.Array) -> PyTree:
+        micro_batches = (
+            params.micro_batches
+            if self.draw is None
+            else self.draw.for_drift(jax.random.fold_in(key, 1))
         )
         return self._combine(
-            self.drift_trees, params.drift, params, x, micro, key=key if self.sampled else None
+            self.drift_trees,
+            params.drift,
+            params,
+            x,
+            micro_batches,
+            key=key if self.sampled else None,
         )
 
-    def apply_noise(self, params: _Numbers, x: PyTree, xi: jax.Array) -> PyTree:
+    def apply_noise(self, params: _SDENumbers, x: PyTree, xi: jax.Array) -> PyTree:
         return self._noise(params, x, xi, self._listed(params))
 
-    def step_noise(self, params: _Numbers, x: PyTree, xi: jax.Array, key: jax.Array) -> PyTree:
-        return self._noise(params, x, xi, params.micro if self.draw is None else self.draw(key))
+    def step_noise(self, params: _SDENumbers, x: PyTree, xi: jax.Array, key: jax.Array) -> PyTree:
+        return self._noise(
+            params, x, xi, params.micro_batches if self.draw is None else self.draw(key)
+        )
 
     def step_both(
-        self, params: _Numbers, x: PyTree, dt: Any, xi: jax.Array, keys: tuple[jax.Array, jax.Array]
+        self,
+        params: _SDENumbers,
+        x: PyTree,
+        dt: Any,
+        xi: jax.Array,
+        keys: tuple[jax.Array, jax.Array],
     ) -> PyTree:
         if self.draw is not None or not self.noise_trees:
             return _step_apart(self, params, x, dt, xi, keys)
@@ -187,31 +201,31 @@ class _TreeKernel:
             coefficients,
             params,
             x,
-            params.micro,
+            params.micro_batches,
             mark=self._weights(params, xi),
             key=key,
         )
 
-    def _listed(self, params: _Numbers) -> MicroBatches | None:
+    def _listed(self, params: _SDENumbers) -> MicroBatches | None:
         if self.draw is not None:
             raise ValueError(
                 f"this SDE draws {self.draw.count} fresh micro-batches a step, so its exact"
                 " expectation is not known: use step_drift or step_noise with a key, or bind with"
                 " expectation='exact' where the micro-batches can be listed"
             )
-        return params.micro
+        return params.micro_batches
 
     def _noise(
-        self, params: _Numbers, x: PyTree, xi: jax.Array, micro: MicroBatches | None
+        self, params: _SDENumbers, x: PyTree, xi: jax.Array, micro_batches: MicroBatches | None
     ) -> PyTree:
         if not self.noise_trees:
             return jax.tree.map(jnp.zeros_like, x)
         return self._combine(
-            self.noise_trees, params.noise, params, x, micro, mark=self._weights(params, xi)
+            self.noise_trees, params.noise, params, x, micro_batches, mark=self._weights(params, xi)
         )
 
     @staticmethod
-    def _weights(params: _Numbers, xi: jax.Array) -> jax.Array:
+    def _weights(params: _SDENumbers, xi: jax.Array) -> jax.Array:
         """The weights of the samples in the noise, of mean 0."""
         xi = wide(xi)
         return (xi - jnp.mean(xi)) * params.noise_scale
@@ -220,9 +234,9 @@ class _TreeKernel:
         self,
         trees: tuple[Tree, ...],
         coefficients: jax.Array | np.ndarray,
-        params: _Numbers,
+        params: _SDENumbers,
         x: PyTree,
-        micro: MicroBatches | None,
+        micro_batches: MicroBatches | None,
         *,
         mark: jax.Array | None = None,
         key: jax.Array | None = None,
@@ -230,7 +244,14 @@ class _TreeKernel:
         samples = Samples(self.sample_loss, params.data, self.chunk)
         norms = Norms(params.eps, params.lam, self.norms)
         return evaluate_trees(
-            trees, coefficients, samples, x, mark=mark, key=key, micro=micro, norms=norms
+            trees,
+            coefficients,
+            samples,
+            x,
+            mark=mark,
+            key=key,
+            micro_batches=micro_batches,
+            norms=norms,
         )
 
 
@@ -626,7 +647,7 @@ def bind(
         step.norms,
     )
     noise_scale = sqrt(lr * factor / problem.n)
-    numbers = _Numbers(problem.data, drift, noise, noise_scale, step.eps, step.lam, listed)
+    numbers = _SDENumbers(problem.data, drift, noise, noise_scale, step.eps, step.lam, listed)
     config = {
         "variant": equation.variant.name,
         "order": list(equation.order),
