@@ -27,7 +27,8 @@ from sdesam.discrete.chain import check_chain
 from sdesam.discrete.kernel import StepKernel, StepNumbers
 from sdesam.engine import Divergence, RunSpec, run, time_grid
 from sdesam.problems.finite_sum import Observer
-from sdesam.sde.equation import SDE, Kernel
+from sdesam.sde._kernels import Kernel
+from sdesam.sde.equation import SDE
 from sdesam.sde.stepping import check_sde
 
 PyTree = Any

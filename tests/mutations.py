@@ -174,20 +174,24 @@ STEPPING = (
         ),
     ),
     *of(
-        "sde.equation",
+        "sde._kernels",
         "tests/sde/test_sde.py",
         (
-            "_step_apart",
+            "step_apart",
             "dt * b + s",
             "b + s",
             "tests/sde/test_schemes.py::test_the_engine_steps_as_the_formula_says[euler-additive]",
         ),
         (
-            "_TreeKernel.step_both",
+            "TreeKernel.step_both",
             "dt * jnp.asarray(params.drift)",
             "jnp.asarray(params.drift)",
             "test_an_euler_step_is_drift_and_noise",
         ),
+    ),
+    *of(
+        "sde.equation",
+        "tests/sde/test_sde.py",
         (
             "_covariance",
             "columns.T @ columns",
@@ -210,40 +214,44 @@ STEPPING = (
 
 NOISE = (
     *of(
-        "sde.equation",
+        "sde._kernels",
         "tests/sde/test_micro_batches.py",
-        ("_Draw.for_drift", "self.count // 8", "self.count // 16", "test_draws_are_apart"),
+        ("FreshBatches.for_drift", "self.count // 8", "self.count // 16", "test_draws_are_apart"),
         (
-            "_Draw.__call__",
+            "FreshBatches.__call__",
             "jnp.full(self.count, 1 / self.count)",
             "jnp.full(self.count, 1 / (self.count + 1))",
             "test_a_drawn_noise_is_a_sample_covariance",
         ),
         (
-            "_Draw.__call__",
+            "FreshBatches.__call__",
             "jax.random.split(key_directions, self.count)",
             "jnp.broadcast_to(key_directions, (self.count,))",
             "test_draws_are_apart",
         ),
         (
-            "_Draw._subsets",
+            "FreshBatches._subsets",
             "jax.random.randint(key, (self.count, self.m), 0, last + 1)",
             "jax.random.randint(key, (self.count, self.m), 0, self.n)",
             "test_subsets_are_uniform",
         ),
-        ("_Draw._subsets", "last + 1", "last", "test_subsets_are_uniform"),
+        ("FreshBatches._subsets", "last + 1", "last", "test_subsets_are_uniform"),
         (
-            "_TreeKernel.step_drift",
+            "TreeKernel.step_drift",
             "jax.random.fold_in(key, 1)",
             "jax.random.key(1)",
             "test_random_directions",
         ),
         (
-            "_TreeKernel._weights",
+            "TreeKernel._weights",
             "xi - jnp.mean(xi)",
             "xi",
             "test_a_drawn_noise_is_a_sample_covariance",
         ),
+    ),
+    *of(
+        "sde.binding",
+        "tests/sde/test_micro_batches.py",
         (
             "bind",
             "sqrt(lr * factor / problem.n)",

@@ -145,7 +145,7 @@ EDGE = {
     "sdesam.exact.weak": ["signature", "weak_error"],
     "sdesam.optim.makers": ["m_sam", "rw_sam", "usam"],
     "sdesam.optim.optimizer": ["Optimizer.__init__"],
-    "sdesam.sde.equation": ["bind"],
+    "sdesam.sde.binding": ["bind"],
     "sdesam.sde.stepping": ["estimate", "simulate"],
     "sdesam.symbolic.equation": ["ModifiedEquation.bind"],
 }

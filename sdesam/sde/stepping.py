@@ -33,7 +33,8 @@ from sdesam.engine import (
     time_grid,
 )
 from sdesam.problems.finite_sum import Observer, make_observer
-from sdesam.sde.equation import SDE, Kernel
+from sdesam.sde._kernels import Kernel
+from sdesam.sde.equation import SDE
 
 PyTree = Any
 

@@ -12,7 +12,7 @@ from scipy import stats
 
 import sdesam
 from sdesam.sampling import list_micro_batches
-from sdesam.sde.equation import _Draw
+from sdesam.sde._kernels import FreshBatches
 from tests.brute_force import Polynomials
 from tests.sde.test_enumeration import polynomial_loss
 
@@ -122,7 +122,7 @@ def test_draws_are_apart():
     """Batches and directions have keys of their own; by default n/2 are drawn for the noise, an
     eighth of that for a drift.
     """
-    draw = _Draw(64, 2, 50, True, True)
+    draw = FreshBatches(64, 2, 50, True, True)
     batches = draw(jax.random.key(0))
     assert len(np.unique(jax.random.key_data(batches.keys), axis=0)) == 64, (
         "every micro-batch has a direction of its own"
@@ -144,7 +144,7 @@ def test_draws_are_apart():
 
 
 def test_subsets_are_uniform():
-    drawn = np.asarray(_Draw(6000, 3, 5, False, False)(jax.random.key(0)).indices)
+    drawn = np.asarray(FreshBatches(6000, 3, 5, False, False)(jax.random.key(0)).indices)
     assert all(len(set(row)) == 3 for row in drawn)
     counts = [
         np.sum([set(row) == set(subset) for row in drawn])
