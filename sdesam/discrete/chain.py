@@ -168,7 +168,8 @@ def check_chain(chain: Any, what: str) -> None:
         what: the name of what takes it.
     """
     if not isinstance(chain, Chain):
-        given = type(chain).__name__
+        names = [kind.__name__ for kind in type(chain).__mro__]
+        given = next((name for name in names if name in _RUN_OTHERWISE), names[0])
         told = _RUN_OTHERWISE.get(
             given, "make one by sdesam.Chain(variant, problem, lr=..., batch=...)"
         )
