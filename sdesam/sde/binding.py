@@ -72,7 +72,8 @@ def bind(
             out, all are listed where they are no more than the samples (or 64), else `n/2` (at
             least 64) are drawn for the noise and an eighth of that for each drift. What is drawn is
             unbiased in drift and noise; it adds to the noise's covariance a part of size
-            `rho^2 n / micro_batches`, below the kept order: 5 % on digits at `rho = 0.1`, where
+            `rho^2 (n/q) m tr Cov_I(F_I) / tr V` of SGD's noise, `q = micro_batches` and `F_I` the
+            `rho^1` part of the step, below the kept order: 5 % on digits at `rho = 0.1`, where
             with an eighth as many, 43 %, it shifted the loss by 0.3 %
             (`experiments/fresh_micro_batches.py`).
 
