@@ -59,9 +59,8 @@ QUICK = Size(
 )
 
 
-@jax.default_matmul_precision(
-    "float32"
-)  # for all of them: jax's own default on recent GPUs is TF32
+# for all of them: jax's own default on recent GPUs is TF32
+@jax.default_matmul_precision("float32")
 def run(
     workloads: Sequence[str], quick: bool = False, show: Callable[[str], Any] = lambda _: None
 ) -> dict[str, Any]:

@@ -270,9 +270,8 @@ def _floor(body: Any, paths: int, steps: int) -> Run:
     def many(seed: jax.Array, ids: jax.Array) -> jax.Array:
         key = (seed.astype(jnp.uint32), jnp.uint32(7))
         start = jnp.full(ids.shape, complex(*START), jnp.complex64)
-        unroll = (
-            1 if jax.default_backend() == "cpu" else 4
-        )  # four steps in one kernel, as ours; slower on a CPU
+        # four steps in one kernel, as ours; slower on a CPU
+        unroll = 1 if jax.default_backend() == "cpu" else 4
         return jax.lax.fori_loop(
             0, steps, lambda k, x: body(key, k.astype(jnp.uint32), ids, x), start, unroll=unroll
         )

@@ -337,10 +337,11 @@ def style(name: str, k: int, names: Iterable[str]) -> tuple[str, Any]:
     """Colour and dash of a condition, the same in every figure; among `names`, m runs from light to
     dark.
     """
+    # one hue: m is an ordered quantity
     ramp, micro = (
         ("#9ECAE1", "#56A0D3", "#0072B2", "#08306B"),
         micro_sizes(names),
-    )  # one hue: m is an ordered quantity
+    )
     if name.startswith("m="):
         return (
             ramp[

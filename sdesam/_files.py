@@ -176,9 +176,8 @@ def opened(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         FileNotFoundError: no such file.
         ValueError: it is no ordinary file.
     """
-    if not stat.S_ISREG(
-        os.stat(path).st_mode
-    ):  # a pipe would be waited for, a device may never end
+    # a pipe would be waited for, a device may never end
+    if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError(f"{os.fspath(path)!r} is no ordinary file")
     with open(path, "rb") as file:
         yield file
@@ -230,9 +229,8 @@ def _replace(place: Path, write: Callable[[Any], Any]) -> bool:
 def _open_partial(place: Path) -> tuple[Path, int]:
     """A new file beside `place`, to become it, and its open descriptor."""
     partial = _beside(place, "partial")
-    with suppress(
-        BlockingIOError
-    ):  # another process writes the same file just now: the last one wins
+    # another process writes the same file just now: the last one wins
+    with suppress(BlockingIOError):
         descriptor = _claim(partial)
         if descriptor is not None:
             return partial, descriptor
@@ -269,16 +267,14 @@ def _claim(place: Path) -> int | None:
         try:
             try:
                 locked = lock_descriptor(descriptor, blocking=False)
-            except (
-                OSError
-            ):  # a file system without locks: what is made with O_EXCL is nobody else's
+            # a file system without locks: what is made with O_EXCL is nobody else's
+            except OSError:
                 kept = made
                 return descriptor if made else None
             if not locked and not made:
                 raise BlockingIOError(errno.EWOULDBLOCK, "a process that lives has it", str(place))
-            if locked and _is(
-                place, descriptor
-            ):  # else another process replaced it between these lines
+            # else another process replaced it between these lines
+            if locked and _is(place, descriptor):
                 if made:
                     kept = True
                     return descriptor

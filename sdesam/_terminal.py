@@ -70,9 +70,8 @@ class Program(click.Group):
         _closed = False
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
-                stream.reconfigure(
-                    errors="backslashreplace"
-                )  # a name in bytes of another encoding is no reason to fail
+                # a name in bytes of another encoding is no reason to fail
+                stream.reconfigure(errors="backslashreplace")
         with warnings.catch_warnings(), _no_lost_interrupts():
             warnings.showwarning = _show_warning  # type: ignore[assignment]
             try:
@@ -272,9 +271,8 @@ def _no_lost_interrupts() -> Iterator[None]:
 
     def hook(unraisable: sys.UnraisableHookArgs) -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
-            again = threading.Timer(
-                0.05, _thread.interrupt_main
-            )  # at once, it would be lost in this very hook
+            # at once, it would be lost in this very hook
+            again = threading.Timer(0.05, _thread.interrupt_main)
             again.daemon = True
             again.start()
         else:
@@ -288,9 +286,8 @@ def _no_lost_interrupts() -> Iterator[None]:
 
 
 def _status_of(error: BaseException) -> int:
-    if (
-        isinstance(error, BrokenPipeError) and _users_line(error) is None
-    ):  # click printed itself, such as for --help
+    # click printed itself, such as for --help
+    if isinstance(error, BrokenPipeError) and _users_line(error) is None:
         _leave(sys.stdout)
         return CLOSED_PIPE
     if isinstance(error, KeyboardInterrupt | click.Abort):

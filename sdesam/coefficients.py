@@ -399,9 +399,8 @@ def differentiated(field: Callable[[jax.Array, jax.Array], jax.Array]) -> Field:
         @jax.jit
         def local(lr: jax.Array, rho: jax.Array) -> dict[Power, jax.Array]:
             """The Taylor coefficients about `lr`, `rho`."""
-            finite = jnp.isfinite(
-                field(lr, rho)
-            ).all()  # where a field is infinite, its derivative may be zero
+            # where a field is infinite, its derivative may be zero
+            finite = jnp.isfinite(field(lr, rho)).all()
             found: dict[Power, jax.Array] = {}
             for i, most in highest.items():
                 of_rho = partial(_derivative, field, lr, i)
@@ -442,9 +441,8 @@ def interpolated(field: Callable[[float, float], np.ndarray], degree: int = 4) -
 
     def read(powers: Sequence[Power], scales: tuple[float, float]) -> dict[Power, Read] | None:
         nodes = (1 - np.cos(np.pi * (np.arange(degree + 1) + 0.5) / (degree + 1))) / 2
-        lrs, rhos = (
-            0.4 * scale * nodes if scale else np.zeros(1) for scale in scales
-        )  # Chebyshev's
+        # Chebyshev's
+        lrs, rhos = (0.4 * scale * nodes if scale else np.zeros(1) for scale in scales)
         values = np.array([[field(float(lr), float(rho)) for rho in rhos] for lr in lrs])
         if not np.isfinite(values).all():
             return None
@@ -517,9 +515,8 @@ def _coefficients(values: np.ndarray, nodes: np.ndarray, axis: int) -> np.ndarra
     that axis.
     """
     moved = np.moveaxis(values, axis, 0)
-    scale = max(
-        float(nodes.max()), 1e-300
-    )  # powers of nodes in [0, 1] keep the system well conditioned
+    # powers of nodes in [0, 1] keep the system well conditioned
+    scale = max(float(nodes.max()), 1e-300)
     system = np.vander(nodes / scale, increasing=True)
     solved = np.linalg.solve(system, moved.reshape(len(nodes), -1)).reshape(moved.shape)
     powers = scale ** np.arange(len(nodes), dtype=float)

@@ -274,9 +274,8 @@ def counts_and_weights(z: jax.Array, m: int) -> tuple[jax.Array, jax.Array]:
         # P(N > 0), ..., P(N > m - 1), each from its smallest summand up: the upper tail is the rare
         # one, and keeps its digits
         tail = jnp.cumsum(jnp.exp(log_pmf[:, :0:-1]), axis=1)
-        drawn = jnp.sum(
-            ndtr(-z)[:, None] < tail, axis=1, dtype=left.dtype
-        )  # N > c if Phi(z) > P(N <= c)
+        # N > c if Phi(z) > P(N <= c)
+        drawn = jnp.sum(ndtr(-z)[:, None] < tail, axis=1, dtype=left.dtype)
         drawn = jnp.where(open_cells == 1, left, drawn)
         variance = (m / n) * (open_cells - 1).astype(dtype) / open_cells.astype(dtype)
         weight = -total / open_cells.astype(dtype) + jnp.sqrt(variance) * z

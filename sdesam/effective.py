@@ -376,9 +376,8 @@ def _summary(layout: _Layout, values: np.ndarray, full_gradient: float) -> Effec
         return layout.n / (1 + c * (layout.n - 1))
 
     def equivalent(column: int) -> Equivalent:
-        with np.errstate(
-            invalid="ignore", divide="ignore"
-        ):  # NaN where no micro-batch size differs from another
+        # NaN where no micro-batch size differs from another
+        with np.errstate(invalid="ignore", divide="ignore"):
             share = (mean[column] - mean[k]) / (mean[0] - mean[k])
             shares = (drawn[:, column] - drawn[:, k]) / (drawn[:, 0] - drawn[:, k])
         found = np.array([size(row[column], np.append(row[:k], full_gradient)) for row in drawn])

@@ -165,9 +165,8 @@ def path(data: Mapping[str, Any], target: str | os.PathLike[str]) -> list[Path]:
                         for r in rows
                     ]
                 )
-                low = np.minimum(
-                    2 * error, 0.9 * gap
-                )  # a bar that reaches zero is cut, because a logarithm has none
+                # a bar that reaches zero is cut, because a logarithm has none
+                low = np.minimum(2 * error, 0.9 * gap)
                 axes.errorbar(
                     rates,
                     gap,

@@ -640,10 +640,11 @@ class _Cluster(_Here):
         """How many runs the workers can make at a time."""
         try:
             return sum(self.client.nthreads(callback_timeout=_CONNECT_SECONDS).values())
+        # a scheduler that does not answer, or a connection that is closed
         except (
             OSError,
             RuntimeError,
-        ):  # a scheduler that does not answer, or a connection that is closed
+        ):
             return 0
 
     def __exit__(self, *error: object) -> None:

@@ -103,9 +103,10 @@ class RunStore:
         try:
             mark = store.read_json(self.folder / _MARK)
         except FileNotFoundError:
+            # a mark being written has a dot
             if self.folder.exists() and any(
                 not place.name.startswith(".") for place in self.folder.iterdir()
-            ):  # a mark being written has a dot
+            ):
                 raise ValueError(
                     f"the folder {str(folder)!r} holds other things than runs (it has no {_MARK}):"
                     " name an empty or a new one"
@@ -195,9 +196,8 @@ class RunStore:
         self._begin()
         own = self._folder_of_its_own()
         try:
-            with store.lock(
-                own / "run", "another process has a folder that was made here"
-            ):  # so no sweep clears it away
+            # so no sweep clears it away
+            with store.lock(own / "run", "another process has a folder that was made here"):
                 run = own / "run"
                 run.mkdir()
                 store.write_arrays(run / "arrays.npz", dict(numbers.arrays), {"config": config})
@@ -273,9 +273,8 @@ class RunStore:
         unfinished = self.folder / _UNFINISHED
         while True:
             unfinished.mkdir(exist_ok=True)
-            with suppress(
-                FileNotFoundError
-            ):  # another process removed it, when the last folder in it was gone
+            # another process removed it, when the last folder in it was gone
+            with suppress(FileNotFoundError):
                 return Path(tempfile.mkdtemp(dir=unfinished))
 
     def _clear(self) -> None:

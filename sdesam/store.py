@@ -245,9 +245,8 @@ class Archive:
 
     def _array(self, name: str) -> np.ndarray:
         with self._zip.open(self._members[name]) as file:
-            return np.asarray(
-                np.lib.format.read_array(file, allow_pickle=False)
-            )  # at its end its checksum is compared
+            # at its end its checksum is compared
+            return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
 
     @contextmanager
     def _readable(self) -> Iterator[None]:

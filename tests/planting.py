@@ -94,9 +94,8 @@ class Mutation:
                 f"{self}: the expression occurs {len(found)} times in the function, not once"
             )
         node = found[0]
-        lines = [
-            line.encode() for line in source.splitlines(keepends=True)
-        ]  # columns of syntax trees count bytes
+        # columns of syntax trees count bytes
+        lines = [line.encode() for line in source.splitlines(keepends=True)]
         starts = [0]
         for line in lines:
             starts.append(starts[-1] + len(line))
@@ -203,9 +202,8 @@ def _child(tree: str, words: list[str], output: str) -> None:
                 ]
             )
         )
-    except (
-        Exception
-    ):  # not a test that fails: a process that ends with an error has the status of one
+    # not a test that fails: a process that ends with an error has the status of one
+    except Exception:
         traceback.print_exc()
         status = _CRASHED
     sys.exit(status)

@@ -167,9 +167,8 @@ def test_standard_errors_of_a_row():
         chain = _result(1.0 + 0.3 * rng.normal(size=64), True)
         shared = rng.normal(size=32)
         odd = rng.normal(size=32)
-        pairs = np.stack(
-            [shared + odd, shared - odd], axis=1
-        ).ravel()  # the odd part cancels in a pair
+        # the odd part cancels in a pair
+        pairs = np.stack([shared + odd, shared - odd], axis=1).ravel()
         sde = _result(1.1 + 0.1 * pairs + 0.05 * np.repeat(rng.normal(size=32), 2), False)
         without = _result(1.5 + 0.1 * pairs + 0.05 * np.repeat(rng.normal(size=32), 2), False)
         share = comparison._row(1, chain, sde, without, observe=["y"], judged="y", term="t").shares[
@@ -177,9 +176,8 @@ def test_standard_errors_of_a_row():
         ]
         inside += share.lower <= 0.8 <= share.upper
         gaps.append(share.gap - 0.1 / np.sqrt(0.09 / 64 + 0.0125 / 32))
-    assert (
-        stats.binomtest(inside, 600, 0.95).pvalue > 1e-4
-    )  # two-sided false alarms, one in ten thousand
+    # two-sided false alarms, one in ten thousand
+    assert stats.binomtest(inside, 600, 0.95).pvalue > 1e-4
     assert 0.85 < np.std(gaps) < 1.2  # standard errors of the right size; false alarms below 1e-4
 
 

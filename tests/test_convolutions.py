@@ -232,9 +232,8 @@ def test_the_sde_equals_enumeration(variant, name, order):
         close = {"rtol": 1e-10, "atol": 1e-10 * np.abs(listed).max()}
         np.testing.assert_allclose(-mean[:kept], listed.mean(axis=0)[:kept], **close)
         if order == (1, 2):
-            wrong = (
-                Enumerated(problem, batch, unit=False).listed(everything.flat).mean(axis=0)
-            )  # the control: 1/b in the place of 1/m
+            # the control: 1/b in the place of 1/m
+            wrong = Enumerated(problem, batch, unit=False).listed(everything.flat).mean(axis=0)
             assert not np.allclose(-mean[:kept], wrong[:kept], rtol=1e-3)
             return
         centred = listed - listed.mean(axis=0)

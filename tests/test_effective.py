@@ -163,9 +163,8 @@ def test_the_interval_of_the_size_is_one_of_95_per_cent():
     error = 0.4 / np.sqrt(400)
     low, high = (1 + 2 / np.sqrt(m) for m in (found.step.high, found.step.low))
     assert (high - low) / (2 * 1.96 * error) == pytest.approx(1, abs=0.2)
-    assert found.step.stderr == pytest.approx(
-        error / 1.0, rel=0.15
-    )  # the responses of m = 1 and m = 4 are 1 apart
+    # the responses of m = 1 and m = 4 are 1 apart
+    assert found.step.stderr == pytest.approx(error / 1.0, rel=0.15)
     assert found.step.low < found.step.micro < found.step.high
 
 

@@ -121,9 +121,8 @@ def test_what_fresh_micro_batches_add():
     assert abs(found["noise"][0] - noise.mean() * q / (q - 1)) > 5 * error, (
         "control: another number of draws"
     )
-    assert (
-        found["drift"][0] > 0
-    )  # whose own check is in `tests/sde/test_micro_batches.py`: it is unbiased
+    # whose own check is in `tests/sde/test_micro_batches.py`: it is unbiased
+    assert found["drift"][0] > 0
 
 
 def test_finite_population_factor():

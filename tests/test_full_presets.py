@@ -120,10 +120,11 @@ def plan(minutes, name="m_sharpness", run=None, **given):
 def test_the_plan():
     # an epoch of each of five optimizers takes 10 s together; 60 s are gone
     assert plan(100) == ({"epochs": 100, "seeds": 3}, [])
+    # (0.9 600 - 60) / 10 = 48 = 3 16
     assert plan(10) == (
         {"epochs": 16, "seeds": 3},
         ["84 of the 100 epochs wanted"],
-    )  # (0.9 600 - 60) / 10 = 48 = 3 16
+    )
     assert plan(4) == (
         {"epochs": 15, "seeds": 1},
         ["85 of the 100 epochs wanted", "2 of the 3 seeds wanted"],

@@ -63,9 +63,8 @@ def test_page_is_exact_in_larger_tables(seeds, conditions):
         for _ in range(1)
     )
     p = np.mean(drawn >= least - 1e-9)
-    assert abs(found - p) < 5 * np.sqrt(
-        found * (1 - found) / 20_000
-    )  # five standard errors: one false alarm in a million
+    # five standard errors: one false alarm in a million
+    assert abs(found - p) < 5 * np.sqrt(found * (1 - found) / 20_000)
 
 
 def test_a_trend_over_too_many_conditions():

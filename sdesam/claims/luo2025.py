@@ -266,9 +266,8 @@ def _less_noise(preset: Preset, seed: int) -> Outcome:
     b = 4
     problem = torus(dim=2, samples=5, seed=200 + seed)
     points = np.random.default_rng(seed).uniform(0, 2 * np.pi, size=(6, 2))
-    radii = (
-        0.3 * (1 + np.cos(np.pi * (np.arange(8) + 0.5) / 8)) / 2
-    )  # Chebyshev nodes in (0, 0.3): rho = 0 itself is SGD for every m
+    # Chebyshev nodes in (0, 0.3): rho = 0 itself is SGD for every m
+    radii = 0.3 * (1 + np.cos(np.pi * (np.arange(8) + 0.5) / 8)) / 2
 
     def trace(m: int) -> np.ndarray:
         chains = [Chain("m-usam", problem, 0.1, float(rho), b, m) for rho in radii]

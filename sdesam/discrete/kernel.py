@@ -229,9 +229,8 @@ def estimated_norms(
 
         try:
             each = jax.vmap(gradient)(numbers)
-        except (
-            NotImplementedError
-        ):  # a grouped convolution on a mesh of devices: jax has no rule to batch its gradient
+        # a grouped convolution on a mesh of devices: jax has no rule to batch its gradient
+        except NotImplementedError:
             each = jax.lax.map(gradient, numbers)
         square = sum(
             jnp.sum(leaf**2, axis=range(1, leaf.ndim)) for leaf in jax.tree.leaves(wide(each))
@@ -282,9 +281,8 @@ def check_delta_at(norms: NormEstimate | None, x: PyTree) -> None:
         return
     for leaf in jax.tree.leaves(x):
         known = leaf.size and not isinstance(leaf, jax.core.Tracer)
-        with (
-            jax.ensure_compile_time_eval()
-        ):  # also where known parameters are looked at inside compiled code
+        # also where known parameters are looked at inside compiled code
+        with jax.ensure_compile_time_eval():
             largest = float(jnp.max(abs(leaf))) if known else 0.0
         if norms.delta < _rounding(leaf.dtype) * largest:
             raise ValueError(

@@ -461,9 +461,8 @@ class Look:
                 for value in values.values()
             ]
             table = jnp.concatenate(tables)  # one table, so one loop for all observables
-            lost = jnp.sum(good) - _count(
-                good & jnp.isfinite(table)
-            )  # without pairs the same sum as below: XLA makes it once
+            # without pairs the same sum as below: XLA makes it once
+            lost = jnp.sum(good) - _count(good & jnp.isfinite(table))
             if self.antithetic:
                 table = table.reshape(len(table), len(units), 2).mean(axis=2)
             used = units & jnp.isfinite(table)

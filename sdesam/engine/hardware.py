@@ -103,9 +103,8 @@ def _left_in(group: Path, first_version: bool) -> int | None:
         else ("active_file", "inactive_file", "slab_reclaimable")
     )
     try:
-        left = int((group / limit).read_text()) - int(
-            (group / usage).read_text()
-        )  # "max" is no number
+        # "max" is no number
+        left = int((group / limit).read_text()) - int((group / usage).read_text())
     except (OSError, ValueError):
         return None
     with suppress(OSError, ValueError):

@@ -166,9 +166,8 @@ class Placement:
             name: math.prod(shape) * np.dtype(dtype).itemsize
             for name, (shape, dtype) in self.tables.items()
         }
-        worst = max(
-            sizes, key=lambda name: (sizes[name], name != "first")
-        )  # what can be left out, where it is as large
+        # what can be left out, where it is as large
+        worst = max(sizes, key=lambda name: (sizes[name], name != "first"))
         what = {
             "first": "bookkeeping",
             "final": "final states",

@@ -174,9 +174,8 @@ def _of_value(value: Any, known: dict[int, bytes]) -> bytes:
         return _joined("set", sorted(_of_value(part, known) for part in value))
     if isinstance(value, (tuple, list)):
         return _joined(type(value).__name__, [_of_value(part, known) for part in value])
-    if callable(value) and hasattr(
-        value, "__qualname__"
-    ):  # a rule of differentiation, which was applied while this was traced
+    # a rule of differentiation, which was applied while this was traced
+    if callable(value) and hasattr(value, "__qualname__"):
         return str(value.__qualname__).encode()
     return re.sub(r"0x[0-9a-f]+", "", repr(value)).encode()
 

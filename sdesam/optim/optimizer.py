@@ -427,9 +427,8 @@ class Optimizer:
             tail = jax.tree.map(lambda leaf: leaf[full * chunk :], data)
             total = jax.tree.map(jnp.add, total, part(tail, full))
         mean = jax.tree.map(lambda leaf, like: (leaf / n).astype(like.dtype), total, params)
-        return (
-            mean if self.axis_name is None else jax.lax.pmean(mean, self.axis_name)
-        )  # shards are of equal size
+        # shards are of equal size
+        return mean if self.axis_name is None else jax.lax.pmean(mean, self.axis_name)
 
     def whole_gradient_over(
         self, params: PyTree, batches: Iterable[PyTree], *args: Any, key: Any = None
@@ -726,9 +725,8 @@ def told_apart(params: PyTree, axis_name: str) -> PyTree:
     `shard_map` sums the gradients of what it knows to be alike on all devices; a device's own
     perturbation needs its own gradient.
     """
-    here = (
-        jax.lax.axis_index(axis_name) >= 0
-    )  # always true, and the compiler does not know it to be the same everywhere
+    # always true, and the compiler does not know it to be the same everywhere
+    here = jax.lax.axis_index(axis_name) >= 0
     return jax.tree.map(lambda leaf: jnp.where(here, leaf, 0).astype(leaf.dtype), params)
 
 

@@ -83,9 +83,8 @@ def _array(name: str, leaf: Any, path: tuple[Any, ...]) -> Any:
     if isinstance(leaf, jax.core.Tracer):
         refuse_traced(name)
     if isinstance(leaf, (bool, int, float, complex, np.generic)):
-        leaf = np.asarray(
-            leaf
-        )  # that it has no leading axis is said with the lengths of the others
+        # that it has no leading axis is said with the lengths of the others
+        leaf = np.asarray(leaf)
     elif hasattr(leaf, "__dlpack__") and not isinstance(leaf, (np.ndarray, jax.Array)):
         leaf = np.asarray(leaf)  # an array of another library
     if not isinstance(leaf, (np.ndarray, jax.Array)):

@@ -606,13 +606,13 @@ def _read_pictures(files: Files, names: list[str]) -> dict[str, np.ndarray]:
 
     contents = files.contents(dict.fromkeys(chosen, _MOST_OF_PICTURE))
     decoded: dict[str, np.ndarray] = {}
+    # decoding lets go of the interpreter's lock
     with (
         warnings.catch_warnings(),
         ThreadPoolExecutor() as pool,
-    ):  # decoding lets go of the interpreter's lock
-        warnings.simplefilter(
-            "ignore", Image.DecompressionBombWarning
-        )  # what is too large is refused anyway
+    ):
+        # what is too large is refused anyway
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         while some := list(islice(contents, _TOGETHER)):
             decoded.update(pool.map(decode, some))
     arrays = {}

@@ -111,9 +111,8 @@ class FiniteSum:
         self.dim = sum(leaf.size for leaf in jax.tree.leaves(self.x0))
         self.period = period
         most = max(1, _CHUNK_NUMBERS // self.dim) if chunk is None else check_int("chunk", chunk)
-        self.chunk = -(
-            -self.n // -(-self.n // most)
-        )  # as many chunks as `most` asks for, of even size
+        # as many chunks as `most` asks for, of even size
+        self.chunk = -(-self.n // -(-self.n // most))
         self.observables = check_observables(observables or {})
         clash = sorted(set(BUILT_IN) & set(self.observables))
         if clash:

@@ -234,9 +234,8 @@ def _evaluate(
                 known.update(zip(eqn.outvars, run(body.jaxpr, body.consts, values), strict=True))
                 continue
             bound = eqn.primitive.get_bind_params(eqn.params)
-            rules, params = (
-                bound if isinstance(bound, tuple) else ((), bound)
-            )  # jax before and from 0.10
+            # jax before and from 0.10
+            rules, params = bound if isinstance(bound, tuple) else ((), bound)
             out = eqn.primitive.bind(*rules, *plain, **params)
             result = out if eqn.primitive.multiple_results else [out]
             if weights and eqn.primitive.name == "transpose":

@@ -228,9 +228,8 @@ def _coefficients(
     shares its compiled code.
     """
     total: dict[Tree, float] = {tree: 0.0 for part in full for tree in part.trees} if parts else {}
-    silent = (
-        not sampling.replace and sampling.batch == n
-    )  # every batch is the whole set: the influence h is not needed
+    # every batch is the whole set: the influence h is not needed
+    silent = not sampling.replace and sampling.batch == n
     for part in parts:
         for tree, coefficient in part.trees.items():
             marked = any(node.colour == MARK for node in tree.nodes())

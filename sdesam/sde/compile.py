@@ -615,9 +615,8 @@ class _Evaluator:
 
 def _apart(tree: Tree) -> list[int]:
     """The colours, probes excepted, whose nodes do not hang together."""
-    entries: dict[int, int] = defaultdict(
-        int
-    )  # how often a colour starts below a node of another colour
+    # how often a colour starts below a node of another colour
+    entries: dict[int, int] = defaultdict(int)
 
     def visit(node: Tree, above: int | None) -> None:
         if of_data_set(node.colour) and node.colour != above:

@@ -115,9 +115,8 @@ def coefficient(value: sp.Expr, latex: bool = False) -> str:
     """A coefficient as text or LaTeX, `n - m` rather than `-m + n`."""
     negative, size = _oriented(value)
     printed = str(sp.latex(size)) if latex else str(size).replace("**", "^")
-    return ("-" if negative else "") + re.sub(
-        r"- ?((?:\d+[* ])?[bm]) \+ n", r"n - \1", printed
-    )  # sympy sorts by name
+    # sympy sorts by name
+    return ("-" if negative else "") + re.sub(r"- ?((?:\d+[* ])?[bm]) \+ n", r"n - \1", printed)
 
 
 class _Style:

@@ -239,9 +239,8 @@ def batch_norm(
         groups = wide.reshape(-1, group, *x.shape[1:])
         axes = (1, 2, 3)
         mean = jnp.mean(groups, axes, keepdims=True)
-        variance = jnp.maximum(
-            jnp.mean(groups**2, axes, keepdims=True) - mean**2, 0
-        )  # one pass over memory
+        # one pass over memory
+        variance = jnp.maximum(jnp.mean(groups**2, axes, keepdims=True) - mean**2, 0)
         count = group * x.shape[1] * x.shape[2]
         seen = {"mean": mean, "variance": variance * (count / max(count - 1, 1))}
         new = {

@@ -80,9 +80,8 @@ def _of(trainer: Trainer, data: Any) -> Timer:
 
     def seconds(steps: int) -> float:
         began = time.perf_counter()
-        kept[0], _, _ = trainer.epoch(
-            kept[0], data, 0, total=10**6, steps=steps
-        )  # reads the loss: waits
+        # reads the loss: waits
+        kept[0], _, _ = trainer.epoch(kept[0], data, 0, total=10**6, steps=steps)
         return time.perf_counter() - began
 
     return seconds

@@ -188,14 +188,14 @@ def derived(draw: Draw) -> tuple[Callable[[], Any], Callable[[Any], bool]]:
     def right(out: Any) -> bool:
         if variant not in ("sgd", "usam"):
             return True
+        # rho^2 is nothing where third derivatives are
         lr, slope = (
             float(numbers["lr"]),
             1 + float(numbers.get("rho", 0)),
-        )  # rho^2 is nothing where third derivatives are
+        )
         eta = lr / 2 * (slope**2 if law["order"] == (2, 3) else 0)
-        eta -= (
-            lr / 2 * float(numbers.get("rho", 0)) ** 2 if eta else 0
-        )  # eta rho^2 is below the order
+        # eta rho^2 is below the order
+        eta -= lr / 2 * float(numbers.get("rho", 0)) ** 2 if eta else 0
         mean = a.mean() + (number(given["x0"]) - a.mean()) * (1 - 0.125 * (slope + eta)) ** (
             out.time / 0.125
         )

@@ -184,9 +184,10 @@ BAD_INTEGERS = [
     "1" * 400,
     "1" * 5000,
 ]
+# these are asked for rightly, and take days
 _TOO_MANY = [
     value for value in BAD_INTEGERS if value not in ("2147483648", "4294967295", "4294967296")
-]  # these are asked for rightly, and take days
+]
 BAD_NAMES = [
     ",",
     "",

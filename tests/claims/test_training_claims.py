@@ -54,9 +54,8 @@ def test_controls_of_a_trend_can_fail():
     # exchanged, the step of zero exceeds its standard error in one case of six: 0.76 to 0.91 is
     # five standard errors about 5/6
     assert 0.76 < caught[1] < 0.91
-    assert (
-        caught[2] > 0.95
-    )  # one in a hundred passes by chance: more than ten of 200 have probability 1e-5
+    # one in a hundred passes by chance: more than ten of 200 have probability 1e-5
+    assert caught[2] > 0.95
     confirmed = np.mean([status(table) == "confirmed" for table in tables])
     assert confirmed < 0.25, "and an order that is none is seldom confirmed"
 

@@ -205,9 +205,8 @@ def test_a_mean_gradient_that_is_small_beside_its_terms(monkeypatch):
     with jax.enable_x64(True):
         truth = moved()
     assert np.linalg.norm(truth) == pytest.approx(0.1, rel=1e-6)
-    assert (
-        np.linalg.norm(moved() - truth) < 3e-3
-    )  # rounding of residuals: 6e-8 of a mean of 2e-5, times a few
+    # rounding of residuals: 6e-8 of a mean of 2e-5, times a few
+    assert np.linalg.norm(moved() - truth) < 3e-3
     monkeypatch.setattr(sdesam.discrete.kernel, "squared_norm_of_mean", by_inner_products)
     assert np.linalg.norm(moved() - truth) > 0.01, "the control"
 

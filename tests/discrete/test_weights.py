@@ -376,9 +376,8 @@ def test_a_step_that_the_losses_or_the_parameters_drown_is_refused():
     with pytest.raises(ValueError, match="at the start it changes a loss by about"):
         compiled(high.x0)
     flat = sdesam.FiniteSum(lambda x, a: jnp.sum(a * x**2), data, np.zeros(40, np.float32))
-    sdesam.Chain(
-        "rw-sam", flat, lr=0.1, rho=0.1, **numbers
-    )  # at a start without gradient nothing can be said
+    # at a start without gradient nothing can be said
+    sdesam.Chain("rw-sam", flat, lr=0.1, rho=0.1, **numbers)
 
 
 @pytest.mark.parametrize(

@@ -163,9 +163,8 @@ def test_divergence_is_counted_reported_and_left_out():
     assert np.isfinite(out.mean["x"]).all()
 
 
-@pytest.mark.parametrize(
-    "size", [1, 3]
-)  # small states are observed on the way, others in calls of their own
+# small states are observed on the way, others in calls of their own
+@pytest.mark.parametrize("size", [1, 3])
 def test_a_pair_of_which_one_half_diverged_is_in_no_mean(size):
     """Neither at the end nor before: the pairs are the units, and half of one is none."""
     sde = sdesam.SDE(
@@ -206,9 +205,8 @@ def test_all_paths_diverge():
     assert np.isnan(out.stderr["x"]).all()
 
 
-@pytest.mark.parametrize(
-    "size", [1, 3]
-)  # small states are observed on the way, others in calls of their own
+# small states are observed on the way, others in calls of their own
+@pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("options", [{}, {"antithetic": True}, {"chunk": 7}, {"keep": "values"}])
 def test_an_observable_that_is_not_finite_counts_for_itself_alone(size, options, tmp_path):
     """Brownian motion from 0.5: its logarithm is undefined for some paths, which spoils no other
@@ -241,9 +239,8 @@ def test_an_observable_that_is_not_finite_counts_for_itself_alone(size, options,
     with np.errstate(invalid="ignore"):
         values = np.log(x)
     if options.get("antithetic"):
-        values = values.reshape(-1, 2).mean(
-            axis=1
-        )  # a pair with one value that is not finite has no mean
+        # a pair with one value that is not finite has no mean
+        values = values.reshape(-1, 2).mean(axis=1)
     known = values[np.isfinite(values)]
     np.testing.assert_allclose(out.mean["log"][-1], known.mean(), rtol=1e-5)
     np.testing.assert_allclose(

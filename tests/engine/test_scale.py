@@ -362,9 +362,8 @@ def test_unstable_steps_are_warned_of():
             match=r"dt=0.52 is beyond 2 / l = 0.5, where l = 4 is the largest curvature",
         ):
             wild = run(0.52)
-        assert np.all(
-            abs(wild.final[:, 0]) > 20
-        )  # 1.08**100 = 2200 for Euler, 1.083**100 for Heun, noise of about 1
+        # 1.08**100 = 2200 for Euler, 1.083**100 for Heun, noise of about 1
+        assert np.all(abs(wild.final[:, 0]) > 20)
     saddle = sdesam.FiniteSum(
         lambda x, a: -2.0 * (x - a) ** 2, jnp.array([-1.0, 1.0]), np.array(0.3)
     )

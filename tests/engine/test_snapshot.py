@@ -22,9 +22,8 @@ from sdesam.engine.snapshot import fingerprint
 ROOT = Path(sdesam.__file__).parent.parent
 TABLE = np.linspace(0.0, 1.0, 1000, dtype=np.float32)
 OTHER = TABLE.copy()
-OTHER[517] = np.nextafter(
-    OTHER[517], np.float32(2)
-)  # the smallest change there is, where a printed table is elided
+# the smallest change there is, where a printed table is elided
+OTHER[517] = np.nextafter(OTHER[517], np.float32(2))
 
 
 class Killed(BaseException):
@@ -148,9 +147,8 @@ def test_what_is_part_of_a_fingerprint():
     ]
     assert len(set(different)) == len(different)
     inner = jax.jit(jnp.sin)
-    for _ in range(
-        14
-    ):  # each calls the one before twice: 2**14 calls, hashed one by one, would take a minute
+    # each calls the one before twice: 2**14 calls, hashed one by one, would take a minute
+    for _ in range(14):
         inner = jax.jit(lambda x, inner=inner: inner(inner(x)))
     assert of(inner, two) == of(inner, two)
 

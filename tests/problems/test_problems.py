@@ -301,9 +301,8 @@ def test_more_bad_problems():
     with pytest.raises(ValueError, match=r"does not have the period 6\.28.* in coordinate 0"):
         sdesam.FiniteSum(lambda x, s: s * jnp.sum(x**2), np.ones(2), np.ones(2), period=6.28)
     sdesam.FiniteSum(lambda x, s: s * jnp.cos(x), np.ones(2), 1.0, period=2 * np.pi)
-    with pytest.raises(
-        ValueError, match=r"does not have the period 6\.28 in coordinate 0"
-    ):  # 0.05 % too short
+    # 0.05 % too short
+    with pytest.raises(ValueError, match=r"does not have the period 6\.28 in coordinate 0"):
         sdesam.FiniteSum(lambda x, s: s * jnp.cos(x), np.ones(2), 1.0, period=6.28)
     with pytest.raises(ValueError, match="'loss' is built in"):
         sdesam.FiniteSum(lambda x, s: x * s, np.ones(2), 1.0, observables={"loss": lambda x: x})

@@ -111,10 +111,11 @@ def assert_equals_enumeration(
         # degree 2
         radii = np.linspace(0, 1, max(order[1], 3))
         drift = []
+        # a drift is affine in eta: two rates tell the correction from the rest
         for lr in (
             LR,
             2 * LR,
-        ):  # a drift is affine in eta: two rates tell the correction from the rest
+        ):
             numbers = {
                 "lr": lr,
                 "batch": b,

@@ -271,9 +271,8 @@ def test_a_sweep_of_rw_sam_compiles_once():
     for change in ({"lr": 0.2}, {"rho": 0.5}, {"rho": 0}, {"eps": 0.5}, {"lam": 2}, {"lam": 0.0}):
         sde = bound("rw-sam", problem=problem, lam=change.pop("lam", 1.0), **exact, **change)
         before = traces
-        assert (np.asarray(sde.drift(PROBLEM.x0)) == start).all() == (
-            "lr" in change
-        )  # at order (1, 2) a drift has no eta in it
+        # at order (1, 2) a drift has no eta in it
+        assert (np.asarray(sde.drift(PROBLEM.x0)) == start).all() == ("lr" in change)
         assert traces == before, change
     sde = bound("rw-sam", problem=problem, lam=1.0, batch=2, **exact)
     before = traces

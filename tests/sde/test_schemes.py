@@ -78,11 +78,12 @@ def test_the_engine_steps_as_the_formula_says(kind, method):
         ("multiplicative", "euler", 1),
         ("additive", "richardson", 2),
         ("multiplicative", "richardson", 2),
+        # large noise: small-noise Heun is no better than Euler in order
         (
             "multiplicative",
             "heun",
             1,
-        ),  # large noise: small-noise Heun is no better than Euler in order
+        ),
     ],
 )
 def test_order_in_the_step(kind, method, order):
@@ -128,17 +129,15 @@ def test_richardson_halves_share_their_noise():
         keep="trajectories",
         dtype="float32",
     )
-    np.testing.assert_allclose(
-        out.values["x"], out.trajectory, atol=1e-5
-    )  # without drift, fine and coarse are the same path
+    # without drift, fine and coarse are the same path
+    np.testing.assert_allclose(out.values["x"], out.trajectory, atol=1e-5)
     assert out.final.shape == (5, 3)
     still = sdesam.SDE(lambda x: -x, lambda x, xi: 0 * xi, (), START)
     out = sdesam.simulate(
         still, jax.random.key(0), 2, 1.0, 0.25, "richardson", observe={"x": lambda x: x}
     )
-    np.testing.assert_allclose(
-        out.final, START * (1 - 0.125) ** 8, rtol=1e-6
-    )  # the states are those of the fine path
+    # the states are those of the fine path
+    np.testing.assert_allclose(out.final, START * (1 - 0.125) ** 8, rtol=1e-6)
     np.testing.assert_allclose(
         out.mean["x"][-1], START * (2 * (1 - 0.125) ** 8 - (1 - 0.25) ** 4), rtol=1e-6
     )

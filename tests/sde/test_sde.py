@@ -343,9 +343,8 @@ def test_batch_larger_than_the_data_set(small):
 def test_losses_with_kinks_are_refused_at_second_order():
     kinked = sdesam.FiniteSum(lambda x, a: jax.nn.relu(x - a), jnp.arange(3.0), 0.5)
     sdesam.derive("m-usam", order=(1, 2)).bind(kinked, lr=0.1, rho=0.1, batch=2)
-    with pytest.raises(
-        ValueError, match=r"not smooth enough for order \(1, 3\)"
-    ):  # third derivatives at rho^2
+    # third derivatives at rho^2
+    with pytest.raises(ValueError, match=r"not smooth enough for order \(1, 3\)"):
         sdesam.derive("m-usam", order=(1, 3)).bind(kinked, lr=0.1, rho=0.1, batch=2)
     with pytest.raises(
         ValueError,

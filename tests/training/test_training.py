@@ -35,12 +35,12 @@ def gap(one, other):
 
 def test_resnet_18():
     params, statistics = jax.eval_shape(ResNet().init, jax.random.key(0))
-    assert (
-        sum(leaf.size for leaf in jax.tree.leaves(params)) == 11_173_962
-    )  # of the ResNet-18 that papers train on CIFAR-10
+    # of the ResNet-18 that papers train on CIFAR-10
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 11_173_962
+    # 20 norms
     assert sum(leaf.size for leaf in jax.tree.leaves(statistics)) == 2 * (
         64 + 4 * 64 + 5 * 128 + 5 * 256 + 5 * 512
-    )  # 20 norms
+    )
     scores, _ = jax.eval_shape(
         lambda p, s: ResNet()(p, s, jnp.zeros((2, 32, 32, 3), jnp.uint8), train=False),
         params,
