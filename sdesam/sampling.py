@@ -193,6 +193,11 @@ class Hyperparameters:
     def checked(self, variant: Variant, n: int) -> Step:
         """The numbers of a variant's step on `n` samples, or one sentence: which does not fit?
 
+        Raises:
+            ValueError: a number that the variant does not have or lacks, or sizes that do not fit
+                each other or `n`.
+            TypeError: a number that is none, or that jax traces.
+
         >>> from sdesam.variants import variant
         >>> Hyperparameters(lr=0.1, rho=0.1, batch=4, micro=2).checked(variant("usam"), n=8)
         Traceback (most recent call last):

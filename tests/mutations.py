@@ -320,6 +320,24 @@ NOISE = (
 
 ALGEBRA = (
     *of(
+        "symbolic.terms",
+        "tests/symbolic/test_equation.py",
+        ("Term.eta", 'int(self.kind == "correction")', "0", "test_potentials"),
+        ("Term.covers", "self.kind == part.kind", "False", "test_what_goes_with_a_term"),
+        (
+            "Term.covers",
+            'self.kind != "drift" and self.rho == 0',
+            "self.rho == 0",
+            "test_what_goes_with_a_term",
+        ),
+    ),
+    *of(
+        "symbolic.roles",
+        "tests/sde/test_compile.py",
+        ("of_data_set", "colour >= MARK", "colour > MARK", "test_sums_of_trees"),
+        ("visited", "_VISITED - number", "_VISITED", "test_sums_of_trees"),
+    ),
+    *of(
         "symbolic.trees",
         "tests/symbolic/test_normalised.py",
         (
@@ -1772,6 +1790,18 @@ VERDICTS = (
             "(rate * value - last) / (rate - 1)",
             "(rate * value - last) / rate",
             "test_what_is_read_of_an_analytic_field",
+        ),
+        (
+            "interpolated.read",
+            "np.arange(degree + 1)",
+            "np.arange(degree)",
+            "test_a_polynomial_of_the_stated_degree_is_read_right",
+        ),
+        (
+            "_limit",
+            "before / _SHRINK ** (step + 1)",
+            "0.0",
+            "test_a_move_that_is_small_by_chance_is_no_rest",
         ),
         (
             "_limit",

@@ -16,6 +16,7 @@ from sdesam.coefficients import (
     SAME,
     Finding,
     Setting,
+    _limit,
     compare_coefficients,
     differentiated,
     expand,
@@ -452,3 +453,16 @@ def test_a_network_in_layers_has_coefficients_too():
                 jax.flatten_util.ravel_pytree(jax.jvp(grad, (wide,), (grad(wide),))[1])[0] / 2
             )
     np.testing.assert_allclose(found.mean[1, 0], expected, rtol=1e-10, atol=1e-14)
+
+
+def test_a_move_that_is_small_by_chance_is_no_rest():
+    """From 0.5 to 0.5 and on to 0.1: that one step moved nothing says nothing of the limit."""
+    still = [np.array(value) for value in (1.0, 0.5, 0.5 + 1e-12, 0.1)]
+    assert _limit(still).error > 0.01
+
+
+def test_a_polynomial_of_the_stated_degree_is_read_right():
+    read = interpolated(lambda lr, rho: np.array(1 + 2 * lr * rho - 3 * lr**4 * rho**4))
+    found = read([(0, 0), (1, 1), (4, 3), (4, 4)], (0.5, 2.0))
+    for power, right in {(0, 0): 1, (1, 1): 2, (4, 3): 0, (4, 4): -3}.items():
+        assert found[power].value == pytest.approx(right, abs=1e-8)

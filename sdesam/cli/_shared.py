@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 def norm_estimate(
     law: Law | None, directions: int | None, square: bool | None, delta: float | None
 ) -> NormEstimate | None:
+    """What --norms, --directions, --square and --delta ask for; None where none is given."""
     if law == "exact" and delta is not None:
         raise ValueError(
             f"--delta {delta:g}: exact norms are taken from gradients, not from differences; leave"
@@ -41,6 +42,7 @@ def norm_estimate(
 def derive_equation(
     variant: Variant, order: tuple[int, ...], replace: bool, removed: Sequence[str]
 ) -> ModifiedEquation:
+    """The equation of a variant without the terms that --without names."""
     equation = derive_symbolic(variant, order, replace)  # type: ignore[arg-type]
     for term in removed:
         equation = equation.without(term)
@@ -53,6 +55,7 @@ def as_word(value: Any) -> str:
 
 
 def listed(options: dict[str, Any]) -> str:
+    """Options with their defaults, as they are typed."""
     return ", ".join(
         name if value is None else f"{name}={as_word(value)}" for name, value in options.items()
     )
@@ -74,6 +77,7 @@ def load_variant(name: str) -> Variant:
 
 
 def load_problem(name: str, arguments: tuple[tuple[str, Any], ...]) -> FiniteSum:
+    """A ready-made problem by its name, or one of the user's own by `module:function`."""
     from sdesam.problems.loading import load
 
     if is_users_own(name):
@@ -90,6 +94,7 @@ def _look_here() -> None:
 
 
 def with_suffixes(folder: str, stem: str, *suffixes: str) -> list[Path]:
+    """The files of one name in a folder."""
     return [Path(folder, f"{stem}{suffix}") for suffix in suffixes]
 
 
@@ -114,6 +119,11 @@ def check_outputs(
 def report_result(
     out: Result, json_file: str | None, save: str | None, asked: dict[str, Any]
 ) -> None:
+    """Write and print a result; `asked` goes into its configuration.
+
+    Raises:
+        CouldNotFinish: every path diverged, or a mean is no number.
+    """
     results = {
         "time": out.time,
         "mean": out.mean,
@@ -152,6 +162,7 @@ def check_finite(out: Result, of: str = "") -> None:
 
 
 def series_table(out: Result) -> str:
+    """The means at each time with their standard errors; only of observables that are numbers."""
     from sdesam.comparison import with_error
 
     names = [name for name, mean in out.mean.items() if mean.ndim == 1]
@@ -182,6 +193,7 @@ def described(schema: str, config: dict[str, Any], results: dict[str, Any]) -> d
 
 
 def write_result(out: Result, file: str | None) -> list[Path]:
+    """Write a result, final states included; its file, if one is named."""
     if file is None:
         return []
     out.save(file)

@@ -517,10 +517,8 @@ def _measure(
     check_problem(problem)
     if not isinstance(equation, ModifiedEquation):
         raise TypeError(f"equation={equation!r}: it must be what sdesam.derive gives")
-    grid = check_rates(
-        path.rates if path.rates is not None else FINE_RATES if problem.period is None else RATES,
-        path.horizon,
-    )
+    usual = FINE_RATES if problem.period is None else RATES
+    grid = check_rates(usual if path.rates is None else path.rates, path.horizon)
     alpha, beta = equation.order
     unperturbed = equation.variant.perturbation == "none"
     sizes: dict[Any, list[tuple[float, float]]] = {}

@@ -13,6 +13,7 @@ import sympy as sp
 
 import sdesam
 from sdesam.symbolic import (
+    Term,
     Tree,
     TreeSum,
     batch,
@@ -284,3 +285,25 @@ def test_deriving_does_little_work():
     """
     equation = sdesam.derive("m-usam", order=(2, 4))
     assert len(equation.drift) + len(equation.noise) < 40
+
+
+@pytest.mark.parametrize(
+    ("name", "covered"),
+    [
+        ("eta", {"eta", "eta rho^1"}),
+        ("eta rho^1", {"eta rho^1"}),
+        ("noise", {"noise", "noise rho^1"}),
+        ("noise rho^1", {"noise rho^1"}),
+        ("rho^0", {"rho^0"}),
+        ("rho^1", {"rho^1"}),
+        ("rho^1 variance", set()),
+    ],
+)
+def test_what_goes_with_a_term(name, covered):
+    parts = ("rho^0", "rho^1", "rho^2", "eta", "eta rho^1", "noise", "noise rho^1")
+    assert {part for part in parts if Term.parse(name).covers(Term.parse(part))} == covered
+
+
+@pytest.mark.parametrize("name", ["", "drift", "eta rho^0", "rho^12", "variance", "noise  rho^1"])
+def test_what_names_no_term(name):
+    assert Term.parse(name) is None
