@@ -69,6 +69,21 @@ def check_nonnegative(name: str, value: Any) -> float:
     return number
 
 
+def check_finite(name: str, value: Any) -> float:
+    """`value` as a finite float of any sign, or one clear sentence.
+
+    >>> check_finite("sigma", float("inf"))
+    Traceback (most recent call last):
+    ...
+    ValueError: sigma=inf: it must be a finite number
+    """
+    wanted = f"{name}={value!r}: it must be a finite number"
+    number = _finite(name, value, wanted)
+    if not -inf < number < inf:
+        raise ValueError(wanted)
+    return number
+
+
 def _finite(name: str, value: Any, wanted: str) -> float:
     if _traced(value):
         raise TypeError(f"{name}={value!r}: {_KNOWN}")

@@ -276,7 +276,7 @@ def expand(
     order: tuple[int, int],
 ) -> list[Expansion]:
     """The stated parts in powers of `eta` and `rho`, beside the optimizer's own."""
-    unperturbed = chain(0.1, 0.0).variant.perturbation == "none"
+    unperturbed = not chain(0.1, 0.0).variant.perturbed
 
     def powers(part: str) -> list[Power]:
         return [(i, j) for i, j in kept_powers(order, part) if not (unperturbed and j)]
@@ -293,9 +293,7 @@ def expand(
     )
     squares = sample_sizes(setting.problem, setting.points)
     gradient, bent = np.sqrt(squares.mean(axis=1))
-    reach = _reach(
-        float(gradient), float(bent), normalised=chain(0.1, 0.0).variant.normaliser != "none"
-    )
+    reach = _reach(float(gradient), float(bent), normalised=chain(0.1, 0.0).variant.normalised)
     scales = (reach[0], 0.0 if unperturbed else reach[1])
     expansions = []
     if drift is not None:

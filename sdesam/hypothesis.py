@@ -293,9 +293,9 @@ def check(
         "replace": replace,
         "settings": [str(s) for s in settings],
     }
-    if declared.normaliser != "none":
+    if declared.normalised:
         config["eps"] = numbers.eps
-    if declared.weights == "gibbs":
+    if declared.weighted:
         config["lam"] = numbers.lam
     return Verdict(drift, covariance, config)
 
@@ -456,15 +456,15 @@ class _RuleNumbers:
     """A variant and the numbers that all settings share, checked."""
 
     def __init__(self, variant: Variant, replace: bool, eps: float, lam: float | None):
-        unperturbed = variant.perturbation == "none"
-        norms = NormEstimate("exact") if variant.weights == "gibbs" else None
+        unperturbed = not variant.perturbed
+        norms = NormEstimate("exact") if variant.weighted else None
         _, self.eps, checked, _ = check_perturbation(
             variant, None if unperturbed else 0.0, eps, lam, norms
         )
-        self.lam = checked if variant.weights == "gibbs" else None
+        self.lam = checked if variant.weighted else None
         self.variant, self.replace = variant, replace
-        self.singular = variant.normaliser != "none" and not self.eps
-        self.smooth = not self.singular and variant.weights == "equal"
+        self.singular = variant.normalised and not self.eps
+        self.smooth = not self.singular and not variant.weighted
         self.rough = (
             "the weak error was not measured: at eps = 0 the step is not smooth where a micro-batch"
             " gradient vanishes; eps > 0 would show it"
@@ -586,8 +586,8 @@ def _finite(problem: FiniteSum, points: np.ndarray) -> bool:
 
 def _chain(variant: Variant, setting: Setting, lr: float, rho: float) -> Chain:
     s = setting.sampling
-    norms = NormEstimate("exact") if variant.weights == "gibbs" else None
-    rho_or_none = None if variant.perturbation == "none" else rho
+    norms = NormEstimate("exact") if variant.weighted else None
+    rho_or_none = rho if variant.perturbed else None
     return Chain(
         variant,
         setting.problem,
@@ -607,7 +607,7 @@ def _path(
 ) -> float:
     """`rho` on the path to the weak error's limit."""
     alpha, beta = order
-    return 0.0 if chain(lr, 0.0).variant.perturbation == "none" else _PATH * lr ** (alpha / beta)
+    return _PATH * lr ** (alpha / beta) if chain(lr, 0.0).variant.perturbed else 0.0
 
 
 def _rate(

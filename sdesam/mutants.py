@@ -112,7 +112,7 @@ def fate(mutant: Mutant, seed: int = 0) -> Fate:
         mutant.equation(derive(mutant.variant, (2, 3), mutant.with_replacement)),
         variant=find_variant(mutant.variant),
     )
-    unperturbed = wrong.variant.perturbation == "none"
+    unperturbed = not wrong.variant.perturbed
 
     @cache
     def fields(which: int, lr: float, rho: float) -> tuple[np.ndarray, np.ndarray]:
@@ -161,14 +161,14 @@ def _made(mutant: Mutant, setting: Setting, lr: float, rho: float) -> Chain:
     """The mutant's optimizer."""
     rule, s = find_variant(mutant.variant), setting.sampling
     numbers: dict[str, Any] = {
-        "rho": None if rule.perturbation == "none" else rho,
+        "rho": rho if rule.perturbed else None,
         "batch": s.batch,
         "micro": s.m,
         "replace": s.replace,
     }
-    if rule.normaliser != "none":
+    if rule.normalised:
         numbers["eps"] = _EPS
-    if rule.weights == "gibbs":
+    if rule.weighted:
         numbers |= {"lam": _LAM, "norms": NormEstimate("exact")}
     made = Chain(rule, setting.problem, lr, **numbers)
     made.kernel = mutant.kernel(**vars(made.kernel))

@@ -67,7 +67,7 @@ class SignatureRequest:
 
     @property
     def _numbers(self) -> dict[str, Any]:
-        weighted = self.rule.weights != "equal"
+        weighted = self.rule.weighted
         if self.square and not weighted:
             raise ValueError(
                 f"square: {self.rule.name} has no Gibbs weights; leave square out, or use rw-sam"
@@ -87,7 +87,7 @@ class SignatureRequest:
         """About the size of the torus problems' gradients, some of which vanish: smooth, and still
         a norm.
         """
-        return (0.0 if self.rule.normaliser == "none" else 0.2) if self.eps is None else self.eps
+        return (0.2 if self.rule.normalised else 0.0) if self.eps is None else self.eps
 
     @property
     def _micro(self) -> int | None:
@@ -95,7 +95,7 @@ class SignatureRequest:
 
     @property
     def _rho(self) -> float | None:
-        return None if self.rule.perturbation == "none" else 0.1
+        return 0.1 if self.rule.perturbed else None
 
 
 SIGNATURES = (

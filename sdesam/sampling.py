@@ -8,8 +8,8 @@ depends on which.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import combinations, combinations_with_replacement
 from math import comb, isqrt, log10
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdesam._checks import check_int, check_nonnegative, check_positive
+from sdesam._checks import check_finite, check_int, check_nonnegative, check_positive
 from sdesam.variants import VARIANTS, NormEstimate, Variant
 
 _MOST_DRAWN = 2**31 - 1
@@ -156,12 +156,14 @@ class Step(NamedTuple):
     lam: float
     norms: NormEstimate | None
     sampling: Sampling
+    own: dict[str, float]
 
     def options(self, variant: Variant) -> dict[str, Any]:
         """What to record of the numbers that only some variants have."""
-        found: dict[str, Any] = {} if variant.normaliser == "none" else {"eps": self.eps}
+        found: dict[str, Any] = {"eps": self.eps} if variant.normalised else {}
         if self.norms is not None:
             found |= {"lam": self.lam, "norms": vars(self.norms)}
+        found |= self.own
         # a name that is not registered for this rule does not say what the rule is
         return found if VARIANTS.get(variant.name) == variant else {**found, "rule": variant.rule}
 
@@ -179,6 +181,7 @@ class Hyperparameters:
         eps: of the normaliser `sqrt(|g|^2 + eps^2)`.
         lam: inverse temperature of Gibbs weights; None for a rule without them.
         norms: how gradient norms are estimated for these weights.
+        own: the rule's own numbers, by name.
     """
 
     lr: float
@@ -189,6 +192,7 @@ class Hyperparameters:
     eps: float = 0.0
     lam: float | None = None
     norms: NormEstimate | None = None
+    own: Mapping[str, float] = field(default_factory=dict)
 
     def checked(self, variant: Variant, n: int) -> Step:
         """The numbers of a variant's step on `n` samples, or one sentence: which does not fit?
@@ -214,7 +218,28 @@ class Hyperparameters:
                 f"micro={self.micro}: {variant.name} has no micro-batches; leave micro out{advice}"
             )
         sampling.check_population(n)
-        return Step(lr, rho, eps, lam, norms, sampling)
+        return Step(lr, rho, eps, lam, norms, sampling, check_own(variant, self.own))
+
+
+def check_own(variant: Variant, given: Mapping[str, Any]) -> dict[str, float]:
+    """The rule's own numbers, all of them and no others, or one sentence saying which is wrong.
+
+    >>> from sdesam.variants import gradient, parameter
+    >>> rule = Variant("mine", gradient("micro", at=parameter("c") * gradient("micro")))
+    >>> check_own(rule, {})
+    Traceback (most recent call last):
+    ...
+    TypeError: mine needs c, a number of its own: give c=...
+    """
+    wanted = sorted(variant.parameters)
+    for name in given:
+        if name not in wanted:
+            has = f"its own numbers are {', '.join(wanted)}" if wanted else "it has none of its own"
+            raise TypeError(f"{name}={given[name]!r}: {variant.name} has no number {name}; {has}")
+    for name in wanted:
+        if name not in given:
+            raise TypeError(f"{variant.name} needs {name}, a number of its own: give {name}=...")
+    return {name: check_finite(name, given[name]) for name in wanted}
 
 
 def check_perturbation(
@@ -228,18 +253,18 @@ def check_perturbation(
     ...
     ValueError: lam=-1.0: it must be a finite number of at least 0
     """
-    if variant.perturbation == "none":
+    if not variant.perturbed:
         if rho is not None and check_nonnegative("rho", rho):
             raise ValueError(f"rho={rho!r}: {variant.name} has no perturbation; leave rho out")
         rho = 0.0
     elif rho is None:
         raise ValueError(f"{variant.name} needs rho, the perturbation radius")
     eps = check_nonnegative("eps", eps)
-    if eps and variant.normaliser == "none":
+    if eps and not variant.normalised:
         raise ValueError(
             f"eps={eps!r}: {variant.name} does not normalise its perturbation; leave eps out"
         )
-    if variant.weights == "equal":
+    if not variant.weighted:
         for name, value in (("lam", lam), ("norms", norms)):
             if value is not None:
                 raise ValueError(

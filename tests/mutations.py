@@ -281,6 +281,34 @@ NOISE = (
     ),
     *of(
         "sde.compile",
+        "tests/sde/test_rules.py",
+        (
+            "_loops.add",
+            "jnp.zeros_like(flat).at[k].set(1)",
+            "jnp.ones_like(flat)",
+            "test_equations_of_rules[random-without]",
+        ),
+        (
+            "_loops",
+            "jax.random.rademacher(jax.random.fold_in(key, 2), flat.shape, flat.dtype)",
+            "jax.random.uniform(jax.random.fold_in(key, 2), flat.shape, flat.dtype)",
+            "test_drawn_drifts_are_unbiased",
+        ),
+        (
+            "_Evaluator._one_by_one",
+            "weights / jnp.sum(weights)",
+            "weights",
+            "test_drawn_drifts_are_unbiased",
+        ),
+        (
+            "_Evaluator._mixed_norm.value",
+            "_scale(leaf(item).dense, a)",
+            "leaf(item).dense",
+            "test_equations_of_rules[difference-without]",
+        ),
+    ),
+    *of(
+        "sde.compile",
         "tests/sde/test_sde.py",
         (
             "_probe",
@@ -341,9 +369,9 @@ ALGEBRA = (
         "symbolic.trees",
         "tests/symbolic/test_normalised.py",
         (
-            "independent",
-            "f._replace(tree=Tree(WHOLE) if f.norm else visit(f.tree))",
-            "f._replace(tree=Tree(WHOLE) if f.norm else visit(f.tree), power=max(f.power, -1))",
+            "independent.limit",
+            "factor._replace(tree=Tree(WHOLE))",
+            "factor._replace(tree=Tree(WHOLE), power=max(factor.power, -1))",
             "test_large_micro_batches_are_the_whole_set[sam-n-sam]",
         ),
         (
@@ -354,12 +382,21 @@ ALGEBRA = (
         ),
         (
             "derivative",
-            (
-                "yield number, canonical(tree._replace(factors=(*others, *lower, Factor(False,"
-                " inner, 1))))"
-            ),
-            "yield 1, canonical(tree._replace(factors=(*others, *lower, Factor(False, inner, 1))))",
+            "number * c",
+            "c",
             "test_derivative_of_norms",
+        ),
+        (
+            "_gradient_dot",
+            "s * s",
+            "s",
+            "tests/sde/test_rules.py::test_equations_of_rules[f-sam-without]",
+        ),
+        (
+            "_gradient_dot",
+            "(a + s) ** 2",
+            "a + s",
+            "tests/sde/test_rules.py::test_equations_of_rules[norm of the data set-without]",
         ),
         (
             "directional_derivative",
@@ -375,20 +412,14 @@ ALGEBRA = (
         ),
         (
             "block_sizes",
-            "(WHOLE, ONE)",
-            "(WHOLE, ONE, MARK)",
+            "_NAMELESS",
+            "(*_NAMELESS, MARK)",
             "tests/symbolic/test_normalised.py::test_printing",
         ),
     ),
     *of(
         "symbolic.equation",
         "tests/symbolic/test_equation.py",
-        (
-            "_derive",
-            "sp.Rational(1, factorial(j))",
-            "sp.Integer(1)",
-            "tests/symbolic/test_printing.py::test_the_headline",
-        ),
         ("_derive", "sp.Rational(-1, 2)", "sp.Rational(-1, 1)", "test_potentials"),
         (
             "_derive",
@@ -403,18 +434,7 @@ ALGEBRA = (
             "directional_derivative(mean_step[0], mean_step[j])",
             "tests/symbolic/test_normalised.py::test_correction_is_a_derivative[sam]",
         ),
-        (
-            "_of_micro_batch",
-            "Factor(True, leaf, -j)",
-            "Factor(True, leaf, -1)",
-            "tests/symbolic/test_normalised.py::test_large_micro_batches_are_the_whole_set[sam-n-sam]",
-        ),
-        (
-            "_divided",
-            "Factor(True, Tree(WHOLE), -j)",
-            "Factor(True, Tree(WHOLE), -1)",
-            "tests/symbolic/test_normalised.py::test_large_micro_batches_are_the_whole_set[sam-n-sam]",
-        ),
+        ("_each", "k * c", "k", "tests/symbolic/test_rules.py::test_a_norm_of_a_combination"),
         ("_variance", "trees - trees.independent()", "trees.independent()", "test_without"),
         (
             "_size",
@@ -425,19 +445,77 @@ ALGEBRA = (
         ("ModifiedEquation.potential", "-self.drift", "self.drift", "test_potentials"),
     ),
     *of(
+        "symbolic.expansion",
+        "tests/sde/test_rules.py",
+        (
+            "_weight",
+            "factorial(count)",
+            "count",
+            "tests/sde/test_enumeration.py::test_rho_cubed_on_quartic_losses[usam-4-True]",
+        ),
+        (
+            "_Expansion._inverse_norm",
+            "sp.binomial(sp.Rational(-1, 2), k)",
+            "sp.Rational(-1, 2) ** k",
+            "tests/symbolic/test_rules.py::test_the_second_order_of_a_norm",
+        ),
+        (
+            "_Expansion._inverse_norm",
+            "r._replace(power=-2)",
+            "r._replace(power=-1)",
+            "test_equations_of_rules[unit of two steps-without]",
+        ),
+        (
+            "_without_random",
+            "count % 2 == 0",
+            "count != 2",
+            "test_equations_of_rules[random-without]",
+        ),
+        (
+            "_Expansion._norm",
+            "(own, s)",
+            "(own, -s)",
+            "test_equations_of_rules[f-sam-without]",
+        ),
+    ),
+    *of(
         "symbolic.expectation",
         "tests/symbolic/test_equation.py",
         (
-            "mean",
-            "falling(size, len(positions)) / size ** len(nodes)",
-            "1 / size ** (len(nodes) - len(positions))",
+            "_mini_batch",
+            "falling(sizes.micro, p)",
+            "sizes.micro ** p",
             "test_rho_1_drift_in_coordinates[True]",
+        ),
+        (
+            "_mini_batch",
+            "falling(sizes.batch - p, len(positions) - p)",
+            "falling(sizes.batch, len(positions) - p)",
+            "tests/sde/test_rules.py::test_equations_of_rules[mini-batch descent-without]",
+        ),
+        (
+            "_one_batch",
+            "size ** len(nodes)",
+            "size ** len(positions)",
+            "tests/sde/test_rules.py::test_equations_of_rules[fresh-usam-without]",
+        ),
+        (
+            "_given",
+            "falling(b - 1 - p, q)",
+            "falling(b - p, q)",
+            "tests/sde/test_rules.py::test_equations_of_rules[mini-batch descent-without]",
         ),
         ("falling", "number - k", "number", "test_expectations_over_micro_batches"),
         (
             "projection",
-            "falling(size - 1, len(positions))",
-            "falling(size, len(positions))",
+            "b - m",
+            "b",
+            "tests/sde/test_rules.py::test_equations_of_rules[mini-batch descent-without]",
+        ),
+        (
+            "_given",
+            "falling(m - 1, p)",
+            "falling(m, p)",
             "tests/symbolic/test_printing.py::test_the_headline",
         ),
         (
@@ -483,6 +561,34 @@ ALGEBRA = (
 OPTIMIZERS = (
     *of(
         "discrete.kernel",
+        "tests/discrete/test_rules.py",
+        (
+            "weighted_gradient",
+            "jax.vjp(losses, at, has_aux=True)",
+            "jax.vjp(losses, x, has_aux=True)",
+            "test_weighted_descent",
+        ),
+        (
+            "StepKernel.direction.micro_batch",
+            "jax.random.fold_in(own_key, number)",
+            "jax.random.fold_in(own_key, 1)",
+            "test_what_a_rule_draws_is_apart",
+        ),
+        (
+            "StepKernel.direction",
+            "jax.random.split(jax.random.fold_in(key, 1), indices.shape[0])",
+            "jnp.repeat(key[None], indices.shape[0])",
+            "test_what_a_rule_draws_is_apart",
+        ),
+        (
+            "Evaluation._computed",
+            "v.transform(leaf) * own",
+            "v.transform(own) * own",
+            "test_asam",
+        ),
+    ),
+    *of(
+        "discrete.kernel",
         "tests/optim/test_formula.py",
         (
             "_inverse_norm",
@@ -497,9 +603,9 @@ OPTIMIZERS = (
             "test_one_step_is_the_formula[sam]",
         ),
         (
-            "normalised",
-            'own if rule.normaliser == "own" else full_gradient',
-            "own",
+            "Evaluation._computed",
+            "self.vector(v.norm_of)",
+            "self.vector(v.vector)",
             "test_one_step_is_the_formula[dnsam]",
         ),
         (
@@ -527,9 +633,9 @@ OPTIMIZERS = (
             ),
         ),
         (
-            "perturbed_gradient",
-            "jax.lax.pmean(own, together)",
-            "jax.lax.psum(own, together)",
+            "Evaluation._computed",
+            "jax.lax.pmean(own, self.together)",
+            "jax.lax.psum(own, self.together)",
             "tests/optim/test_devices.py::test_synchronised_perturbations_are_those_of_one_device[usam-shard_map]",
         ),
         (
@@ -569,9 +675,9 @@ OPTIMIZERS = (
             "test_one_step_is_the_formula[usam]",
         ),
         (
-            "StepKernel.draw",
-            "jax.random.choice(key, self.n, (self.batch,), replace=False)",
-            "jax.random.choice(key, self.n, (self.batch,), replace=True)",
+            "StepKernel._drawn",
+            "jax.random.choice(key, self.n, (size,), replace=False)",
+            "jax.random.choice(key, self.n, (size,), replace=True)",
             "tests/discrete/test_chain.py::test_batches_have_their_distribution[False]",
         ),
         (
@@ -827,7 +933,7 @@ NETWORKS = (
         ),
         (
             "Recipe.passes",
-            "FORWARD if rule.weights == 'gibbs' else 0",
+            "FORWARD if rule.weighted else 0",
             "0",
             "sdesam/training/trainer.py::sdesam.training.trainer.Recipe.passes",
         ),

@@ -421,8 +421,11 @@ def test_every_command_has_help():
 OWN_VARIANT = """
 import sdesam
 print("printed at import")
+from sdesam.variants import gradient, unit
 m_dnsam = sdesam.Variant(
-    "m-dnsam", "m-DNSAM", "micro-batch", True, "m-SAM, the norm of the data set", "", "data set"
+    "m-dnsam",
+    gradient("micro", at=unit(gradient("micro"), norm_of=gradient("data"))),
+    title="m-DNSAM",
 )
 number = 3
 """

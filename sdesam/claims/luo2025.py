@@ -154,7 +154,7 @@ def deviation(
     """
     problem = torus(dim=2, samples=5, seed=100 + seed)
     offered = np.random.default_rng(seed).uniform(0, 2 * np.pi, size=(120, 2))
-    normalised = find_variant(variant).normaliser != "none"
+    normalised = find_variant(variant).normalised
 
     def points(sampling: Sampling) -> np.ndarray:
         return (away_from_zero(problem, sampling, offered) if normalised and not eps else offered)[

@@ -24,8 +24,9 @@ PyTree = Any
 
 
 class Chain:
-    """A SAM variant as a discrete optimizer on a problem:
-    `x+ = x - lr * mean_I grad f_I(x + rho u_I)`.
+    """A rule as a discrete optimizer on a problem: `x+ = x - lr * mean_I F_I(x)`.
+
+    `F_I` is the direction of the rule, such as `grad f_I(x + rho u_I)`.
 
     Args:
         variant: a name in :data:`sdesam.variants.VARIANTS`, or a :class:`sdesam.Variant` of your
@@ -40,6 +41,7 @@ class Chain:
             nothing.
         lam: inverse temperature of the Gibbs weights, for rw-sam alone.
         norms: how rw-sam estimates gradient norms; left out, from one Rademacher direction.
+        own: the rule's own numbers, by name.
 
     A subclass may add methods, but what runs a chain (:func:`train`, `sdesam.coupled`,
     `sdesam.exact`) compiles the rule of its variant: a subclass with a `step` or a `direction` of
@@ -69,6 +71,7 @@ class Chain:
         eps: float = 0.0,
         lam: float | None = None,
         norms: NormEstimate | None = None,
+        **own: float,
     ):
         self.variant = find_variant(variant)
         self.problem = check_problem(problem)
@@ -76,7 +79,7 @@ class Chain:
             raise TypeError(
                 f"replace={replace!r}: it must be True (with replacement) or False (without)"
             )
-        given = Hyperparameters(lr, rho, batch, micro, bool(replace), eps, lam, norms)
+        given = Hyperparameters(lr, rho, batch, micro, bool(replace), eps, lam, norms, own)
         step = given.checked(self.variant, problem.n)
         check_delta_on(step.norms, problem)
         self.lr, self.rho, self.sampling = step.lr, step.rho, step.sampling
@@ -90,7 +93,7 @@ class Chain:
             micro=self.sampling.m,
             replace=self.sampling.replace,
         )
-        self.params = StepNumbers(problem.data, self.lr, self.rho, step.eps, step.lam)
+        self.params = StepNumbers(problem.data, self.lr, self.rho, step.eps, step.lam, step.own)
         self.config = {
             "variant": self.variant.name,
             "problem": problem.name,
@@ -124,8 +127,8 @@ class Chain:
         return _step(self.kernel, self.params, self.problem.check_params(x), random_key(key))
 
     def direction(self, x: PyTree, indices: jax.Array, key: jax.Array | None = None) -> PyTree:
-        """`G(x)` for given micro-batches: sample indices of shape `(b/m, m)`; `key` is for the
-        random directions of rw-sam.
+        """`G(x)` for given micro-batches: sample indices of shape `(b/m, m)`; `key` is for random
+        directions, and for batches that the rule draws apart.
 
         Inside compiled code the values of `indices` are not known and so not checked.
         """
@@ -137,6 +140,10 @@ class Chain:
         known = not isinstance(indices, jax.core.Tracer)
         if known and (np.min(indices) < 0 or np.max(indices) >= self.problem.n):
             raise ValueError(f"indices must be sample numbers from 0 to {self.problem.n - 1}")
+        if key is None and self.variant.draws:
+            raise ValueError(
+                f"{self.variant.name} draws batches or directions of its own: give a key"
+            )
         if key is None and self.kernel.norms is not None and self.kernel.norms.random:
             raise ValueError(
                 f"{self.variant.name} estimates norms along random directions: give a key, or"

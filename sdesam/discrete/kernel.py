@@ -6,10 +6,11 @@ serves the trainers of `sdesam.optim` with losses that are no finite sum.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial, reduce
 from itertools import accumulate
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +27,18 @@ from sdesam.problems.outer_products import (
     loss_along,
     squared_norm_of_mean,
 )
-from sdesam.variants import NormEstimate, Variant
+from sdesam.variants import (
+    Elementwise,
+    Gibbs,
+    Gradient,
+    NormEstimate,
+    RandomDirection,
+    Scalar,
+    Sum,
+    Unit,
+    Variant,
+    Vector,
+)
 
 PyTree = Any
 Losses = Callable[[PyTree], tuple[jax.Array, Any]]
@@ -43,11 +55,12 @@ class StepNumbers(NamedTuple):
     rho: float
     eps: float = 0.0
     lam: float = 0.0
+    own: Mapping[str, float] = MappingProxyType({})
 
     @property
     def ascent(self) -> Ascent:
         """Those of the perturbation."""
-        return Ascent(self.rho, self.eps, self.lam)
+        return Ascent(self.rho, self.eps, self.lam, self.own)
 
 
 class Ascent(NamedTuple):
@@ -57,11 +70,13 @@ class Ascent(NamedTuple):
         rho: the radius.
         eps: of the normaliser.
         lam: of the Gibbs weights.
+        own: the rule's own numbers, by name.
     """
 
     rho: Any
     eps: Any = 0.0
     lam: Any = 0.0
+    own: Mapping[str, Any] = MappingProxyType({})
 
 
 class Perturbed(NamedTuple):
@@ -88,7 +103,7 @@ def perturbed_gradient(
     key: jax.Array | None = None,
     together: str | None = None,
 ) -> Perturbed:
-    """`grad f_I(x + rho u_I)` of one micro-batch, or of the part of it that this device holds.
+    """The direction of one micro-batch, or of the part of it that this device holds.
 
     Args:
         rule: the variant.
@@ -97,34 +112,143 @@ def perturbed_gradient(
         x: the parameters.
         full_gradient: `grad f(x)` if `rule.needs_full_gradient`, else None.
         ascent: the numbers of the perturbation.
-        key: for the random directions of an estimate; the same for all parts of a micro-batch.
+        key: for random directions; the same for all parts of a micro-batch.
         together: the name of the device axis over which a micro-batch is spread, in equal parts;
             None if one device holds it.
     """
+    own = "micro" if rule.micro else "batch"
+    known: dict[Vector, PyTree] = {} if full_gradient is None else {Gradient("data"): full_gradient}
+    evaluation = Evaluation({own: losses}, x, ascent, known, norms, key, together=together)
+    G = evaluation.direction(rule.direction)
+    loss, aux = evaluation.loss(own)
+    return Perturbed(G, loss, aux)
 
-    def mean(y: PyTree) -> tuple[jax.Array, Any]:
-        values, aux = losses(y)
+
+# What is computed once. The direction of m-SAM is gradient(micro, at=unit(gradient(micro))). Its
+# evaluation goes from the inside: gradient(micro) is computed at x, with the loss on the way; unit
+# divides it; the outer gradient is computed at the point that this gives. A gradient that occurs
+# again, as in (1-a) gradient(micro) + a gradient(micro, at=...), is found among those that are
+# there, because expressions are compared by what they say.
+
+
+@dataclass
+class Evaluation:
+    """The vectors of a rule at one point, for one micro-batch.
+
+    Args:
+        losses: per-sample losses of each scope that the rule speaks of, the data set apart.
+        x: the parameters.
+        ascent: the numbers of the perturbation.
+        known: vectors that are computed already; to begin with the full gradient.
+        norms: how gradient norms are estimated, for Gibbs weights.
+        key: for the directions of that estimate.
+        own_key: for random directions of the rule.
+        full_gradient: `y -> grad f(y)` of the data set, where the rule takes it at moved points.
+        together: see :func:`perturbed_gradient`.
+    """
+
+    losses: Mapping[str, Losses]
+    x: PyTree
+    ascent: Ascent
+    known: dict[Vector, PyTree]
+    norms: NormEstimate | None = None
+    key: jax.Array | None = None
+    own_key: jax.Array | None = None
+    full_gradient: Callable[[PyTree], PyTree] | None = None
+    together: str | None = None
+    seen: dict[str, tuple[jax.Array, Any]] = field(default_factory=dict)
+    parts: dict[Vector, PyTree] = field(default_factory=dict)
+
+    def direction(self, v: Vector) -> PyTree:
+        """The part of `v` that this device's samples give: their mean over devices is `v`."""
+        if isinstance(v, Sum):
+            return self._combined([(c, self.direction(part)) for c, part in v.terms])
+        if isinstance(v, Gradient) and v.scope != "data" and v not in self.known:
+            return self._own_gradient(v)
+        return self.vector(v)
+
+    def vector(self, v: Vector) -> PyTree:
+        """The vector `v`, the same on all devices."""
+        if v not in self.known:
+            self.known[v] = self._computed(v)
+        return self.known[v]
+
+    def loss(self, scope: str) -> tuple[jax.Array, Any]:
+        """The mean loss at `x`, and the auxiliary values."""
+        if scope not in self.seen:
+            # nobody asks for them in a chain, and compilation leaves them out
+            self.seen[scope] = self._mean(scope, self.x)
+        return self.seen[scope]
+
+    def _computed(self, v: Vector) -> PyTree:
+        if isinstance(v, Gradient):
+            if v.scope == "data":
+                assert self.full_gradient is not None, "a full gradient at a moved point"
+                return self.full_gradient(self._point(v.at))
+            own = self._own_gradient(v)
+            return own if self.together is None else jax.lax.pmean(own, self.together)
+        if isinstance(v, Gibbs):
+            return self._weighted(v)
+        if isinstance(v, Sum):
+            return self._combined([(c, self.vector(part)) for c, part in v.terms])
+        if isinstance(v, Unit):
+            factor = inverse_norm(self.vector(v.norm_of), self.ascent.eps)
+            return jax.tree.map(
+                lambda leaf: (leaf.astype(factor.dtype) * factor).astype(leaf.dtype),
+                self.vector(v.vector),
+            )
+        if isinstance(v, RandomDirection):
+            assert self.own_key is not None, "random directions need a key"
+            return direction(v.law, self.x, self.own_key)
+        assert isinstance(v, Elementwise)
+        moved_entries = self.vector(v.vector)
+        return jax.tree.map(
+            lambda leaf, own: (v.transform(leaf) * own).astype(own.dtype), self.x, moved_entries
+        )
+
+    def _own_gradient(self, v: Gradient) -> PyTree:
+        if v not in self.parts:
+            (loss, aux), gradient = jax.value_and_grad(partial(self._mean, v.scope), has_aux=True)(
+                self._point(v.at)
+            )
+            if v.at is None:
+                self.seen.setdefault(v.scope, (loss, aux))
+            self.parts[v] = gradient
+        return self.parts[v]
+
+    def _mean(self, scope: str, y: PyTree) -> tuple[jax.Array, Any]:
+        values, aux = self.losses[scope](y)
         return jnp.mean(values), aux
 
-    gradient = jax.value_and_grad(mean, has_aux=True)
-    if rule.perturbation == "none":
-        (loss, aux), G = gradient(x)
-        return Perturbed(G, loss, aux)
-    if rule.perturbation == "data set":
-        loss, aux = mean(x)  # nobody asks for them in a chain, and compilation leaves them out
-        _, G = gradient(
-            moved(x, ascent.rho, normalised(rule, full_gradient, full_gradient, ascent.eps))
+    def _point(self, at: Vector | None) -> PyTree:
+        return self.x if at is None else moved(self.x, self.ascent.rho, self.vector(at))
+
+    def _weighted(self, v: Gibbs) -> PyTree:
+        assert self.norms is not None
+        gradient, values, aux = weighted_gradient(
+            self.norms,
+            self.losses[v.scope],
+            self.x,
+            self.ascent.lam,
+            self.key,
+            self.together,
+            at=None if v.at is None else self._point(v.at),
         )
-        return Perturbed(G, loss, aux)
-    if rule.weights == "equal":
-        (loss, aux), own = gradient(x)
-        own = own if together is None else jax.lax.pmean(own, together)
-    else:
-        assert norms is not None
-        own, values, aux = weighted_gradient(norms, losses, x, ascent.lam, key, together)
-        loss = jnp.mean(values)
-    _, G = gradient(moved(x, ascent.rho, normalised(rule, own, full_gradient, ascent.eps)))
-    return Perturbed(G, loss, aux)
+        self.seen.setdefault(v.scope, (jnp.mean(values), aux))
+        return gradient
+
+    def _combined(self, terms: list[tuple[Scalar, PyTree]]) -> PyTree:
+        """A linear combination, summed in float32 at least."""
+        factors = [c.value(self.ascent.own) for c, _ in terms]
+
+        def combine(*leaves: jax.Array) -> jax.Array:
+            total = sum(
+                jnp.asarray(c, wide(leaf).dtype) * wide(leaf)
+                for c, leaf in zip(factors, leaves, strict=True)
+            )
+            return jnp.asarray(total).astype(leaves[0].dtype)
+
+        return jax.tree.map(combine, *(tree for _, tree in terms))
 
 
 def weighted_gradient(
@@ -134,22 +258,27 @@ def weighted_gradient(
     lam: Any,
     key: jax.Array | None,
     together: str | None = None,
+    at: PyTree | None = None,
 ) -> tuple[PyTree, jax.Array, Any]:
     """`sum_i p_i g_i` with Gibbs weights, the per-sample losses on the way, and the auxiliary
-    values; `together` as in `perturbed_gradient`.
+    values; `together` as in `perturbed_gradient`. The gradients are those at `at`, where it is
+    given, and the weights always those at `x`.
     """
     values, pull, aux = jax.vjp(losses, x, has_aux=True)
     p = gibbs(estimated_norms(norms, lambda y: losses(y)[0], x, values, key), lam, together)
+    if at is not None:
+        _, pull, _ = jax.vjp(losses, at, has_aux=True)
     (own,) = pull(p.astype(values.dtype))
     return own if together is None else jax.lax.psum(own, together), values, aux
 
 
-def normalised(rule: Variant, own: PyTree, full_gradient: PyTree, eps: Any) -> PyTree:
-    """`u_I` from the gradient that it follows; 0 where the normaliser vanishes."""
-    if rule.normaliser == "none":
-        return own
-    factor = inverse_norm(own if rule.normaliser == "own" else full_gradient, eps)
-    return jax.tree.map(lambda leaf: (leaf.astype(factor.dtype) * factor).astype(leaf.dtype), own)
+def shared_vectors(v: Vector) -> Iterator[Vector]:
+    """The largest parts of a rule that are the same for all micro-batches of a mini-batch."""
+    if v.scopes and v.scopes <= {"batch", "data"}:
+        yield v
+        return
+    for part in v.parts:
+        yield from shared_vectors(part)
 
 
 def inverse_norm(v: PyTree, eps: Any) -> jax.Array:
@@ -239,7 +368,7 @@ def estimated_norms(
         assert key is not None, "random directions need a key"
 
         def along(key: jax.Array) -> jax.Array:
-            ahead = losses(moved(x, norms.delta, direction(norms, x, key)))
+            ahead = losses(moved(x, norms.delta, direction(norms.law, x, key)))
             difference: jax.Array = (wide(ahead) - wide(values)) / norms.delta
             return difference**2
 
@@ -333,12 +462,12 @@ def _rounding(dtype: Any) -> float:
     return float(jnp.finfo(dtype).eps)  # type: ignore[no-untyped-call]
 
 
-def direction(norms: NormEstimate, x: PyTree, key: jax.Array) -> PyTree:
+def direction(law: str, x: PyTree, key: jax.Array) -> PyTree:
     """One random direction `z` with the structure of `x`, independent entries of mean 0 and
     variance 1.
     """
     leaves, structure = jax.tree.flatten(x)
-    if norms.law == "gaussian":
+    if law == "gaussian":
         keys = jax.random.split(key, len(leaves))
         return jax.tree.unflatten(
             structure,
@@ -429,7 +558,7 @@ def _losses(sample_loss: Callable[[Any, Any], jax.Array], y: PyTree, samples: Py
 
 @dataclass(frozen=True)
 class StepKernel:
-    """`x+ = x - lr * mean_I grad f_I(x + rho u_I)` on a finite sum."""
+    """`x+ = x - lr * mean_I F_I(x)` on a finite sum, with the direction `F_I` of a rule."""
 
     sample_loss: Callable[[Any, Any], jax.Array]
     chunk: int
@@ -446,17 +575,20 @@ class StepKernel:
 
     def draw(self, key: jax.Array) -> jax.Array:
         """The indices of a mini-batch in its micro-batches, shape `(b/m, m)`."""
+        return self._drawn(key, self.batch).reshape(self.batch // self.micro, self.micro)
+
+    def _drawn(self, key: jax.Array, size: int) -> jax.Array:
+        """The indices of a batch."""
         if self.replace:
-            indices = jax.random.randint(key, (self.batch,), 0, self.n)
-        else:
-            indices = jax.random.choice(key, self.n, (self.batch,), replace=False)
-        return indices.reshape(self.batch // self.micro, self.micro)
+            return jax.random.randint(key, (size,), 0, self.n)
+        return jax.random.choice(key, self.n, (size,), replace=False)
 
     def direction_key(self, key: jax.Array) -> jax.Array | None:
         """The key of a step's random directions, apart from that of its batch; None where the step
         has none.
         """
-        return jax.random.fold_in(key, 1) if self.norms is not None and self.norms.random else None
+        random = self.rule.draws or (self.norms is not None and self.norms.random)
+        return jax.random.fold_in(key, 1) if random else None
 
     def step(
         self, params: StepNumbers, x: PyTree, indices: jax.Array, key: jax.Array | None = None
@@ -467,29 +599,48 @@ class StepKernel:
     def direction(
         self, params: StepNumbers, x: PyTree, indices: jax.Array, key: jax.Array | None = None
     ) -> PyTree:
-        """`G(x)`, the mean over the micro-batches of `grad f_I(x + rho u_I)`; `key` is for random
-        directions.
+        """`G(x)`, the mean over the micro-batches of `F_I(x)`; `key` is for random directions, and
+        for batches that are drawn apart.
         """
-        full_gradient = (
-            mean_grad(self.sample_loss, self.chunk, params.data, x)
-            if self.rule.needs_full_gradient
-            else None
-        )
+        full = partial(mean_grad, self.sample_loss, self.chunk, params.data)
+        full_gradient = full(x) if Gradient("data") in self.rule.direction.walk() else None
         layers = dense_layers(self.sample_loss, x, jax.tree.map(lambda leaf: leaf[0], params.data))
         if self._inner_products_pay(layers, x):
             return self._direction_by_factors(params, x, indices, layers, full_gradient)
+        known: dict[Vector, PyTree] = (
+            {} if full_gradient is None else {Gradient("data"): full_gradient}
+        )
+        own = "micro" if self.rule.micro else "batch"
+        mini_batch = {"batch": self._losses_of(params, indices.ravel())} if self.rule.micro else {}
+        if self.rule.micro:
+            of_all = Evaluation(mini_batch, x, params.ascent, known, self.norms, key)
+            of_all.full_gradient = full
+            for v in shared_vectors(self.rule.direction):
+                of_all.vector(v)
+            known = of_all.known
 
-        def micro_batch(indices: jax.Array) -> PyTree:
-            samples = jax.tree.map(lambda leaf: leaf[indices], params.data)
+        def micro_batch(indices: jax.Array, own_key: jax.Array | None) -> PyTree:
+            losses = {own: self._losses_of(params, indices), **mini_batch}
+            for scope in sorted(self.rule.direction.scopes):
+                if scope.startswith("fresh"):
+                    assert own_key is not None
+                    number = int(scope.removeprefix("fresh") or 1)
+                    drawn = self._drawn(jax.random.fold_in(own_key, number), self.micro)
+                    losses[scope] = self._losses_of(params, drawn)
+            evaluation = Evaluation(losses, x, params.ascent, dict(known), self.norms, key)
+            evaluation.own_key, evaluation.full_gradient = own_key, full
+            return evaluation.direction(self.rule.direction)
 
-            def losses(y: PyTree) -> tuple[jax.Array, None]:
-                return _losses(self.sample_loss, y, samples), None
+        keys = None
+        if self.rule.draws:
+            assert key is not None, "what a rule draws needs a key"
+            keys = jax.random.split(jax.random.fold_in(key, 1), indices.shape[0])
+        each = jax.vmap(micro_batch, (0, None if keys is None else 0))(indices, keys)
+        return jax.tree.map(lambda leaf: leaf.mean(axis=0), each)
 
-            return perturbed_gradient(
-                self.rule, self.norms, losses, x, full_gradient, params.ascent, key
-            ).gradient
-
-        return jax.tree.map(lambda leaf: leaf.mean(axis=0), jax.vmap(micro_batch)(indices))
+    def _losses_of(self, params: StepNumbers, indices: jax.Array) -> Losses:
+        samples = jax.tree.map(lambda leaf: leaf[indices], params.data)
+        return lambda y: (_losses(self.sample_loss, y, samples), None)
 
     def copies(self, x: PyTree) -> int:
         """How many copies of the parameters a step holds: one for each micro-batch, or of those in
@@ -501,9 +652,11 @@ class StepKernel:
         """Whether a product with the inner products of a micro-batch of gradients is less work than
         one with the matrix that they add up to.
         """
+        rule = self.rule.one_ascent
         if (
-            self.rule.perturbation != "micro-batch"
-            or self.rule.weights != "equal"
+            rule is None
+            or rule.perturbation != "own"
+            or rule.weighted
             or any(map(_narrow, jax.tree.leaves(x)))
         ):
             return False
@@ -514,7 +667,7 @@ class StepKernel:
         ]
         # the norm of a mean of several needs that matrix all the same: then it paid at m = 4, and
         # not at 16, on the MLP of the benchmark
-        dear = 4 if self.rule.normaliser == "own" and self.micro > 1 else 1
+        dear = 4 if rule.normaliser == "own" and self.micro > 1 else 1
         return bool(
             dear * self.micro * sum(p + q for p, q in matrices) < sum(p * q for p, q in matrices)
         )
@@ -530,13 +683,15 @@ class StepKernel:
         """`direction` without weights of its own for every micro-batch: these would make each
         product a small one.
         """
+        rule = self.rule.one_ascent
+        assert rule is not None
         batch = jax.tree.map(lambda leaf: leaf[indices], params.data)
         groups = jax.vmap(jax.vmap(partial(factors, self.sample_loss, layers, x)))(batch)
 
         def inverse(group: Factors) -> jax.Array:
-            if self.rule.normaliser == "none":
+            if rule.normaliser == "none":
                 return jnp.ones((), _widest(jax.tree.leaves(x)))
-            if self.rule.normaliser == "data set":
+            if rule.normaliser == "data set":
                 return inverse_norm(full_gradient, params.eps)
             # the scale of gradients is in the rest: inputs of layers are neither as small nor as
             # large as their derivatives can be

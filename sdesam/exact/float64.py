@@ -166,6 +166,11 @@ def noise_columns(sde: SDE, points: np.ndarray) -> np.ndarray:
 
 def _check_listed(chain: Chain) -> None:
     check_chain(chain, "an exact expectation")
+    if chain.variant.draws:
+        raise ValueError(
+            f"{chain.variant.name} draws batches or directions beside its mini-batch, which are not"
+            " listed: average over runs"
+        )
     if chain.kernel.norms is not None and chain.kernel.norms.random:
         raise ValueError(
             f"{chain.variant.name} draws random directions, which are not listed: use"

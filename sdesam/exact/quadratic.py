@@ -26,7 +26,7 @@ from sdesam.problems import FiniteSum
 from sdesam.sampling import Sampling
 from sdesam.sde import SDE
 from sdesam.symbolic.expectation import set_partitions
-from sdesam.variants import Variant, variant
+from sdesam.variants import Gradient, Sum, Variant, Vector, variant
 
 MOST_PARAMETERS = 20
 
@@ -144,12 +144,10 @@ class Quadratic:
         """`E A`, shape `(d, d+1)`, and `E[A_pr A_su]` as an array `[p, s, r, u]`, for the step
         `G(x) = A (x, 1)`.
         """
-        H, K = self.affine
-        words: list[tuple[float, list[np.ndarray]]] = [(1.0, [K])]
-        if chain.variant.perturbation == "micro-batch":
-            words.append((chain.rho, [H, K]))
-        elif chain.variant.perturbation == "data set":
-            words.append((chain.rho, [H @ K.mean(axis=0)]))
+        words = [
+            (c, _per_sample(word, self.problem.n))
+            for c, word in self._words(chain, chain.variant.direction)
+        ]
         sampling, n = chain.sampling, self.problem.n
         mean = sum(c * _expected([w], [0] * len(w), sampling, n) for c, w in words)
         groups = sampling.batch // sampling.m
@@ -166,14 +164,54 @@ class Quadratic:
                 square = square + c * e * value
         return np.asarray(mean), square
 
+    def _words(self, chain: Chain, v: Vector) -> list[tuple[float, list[np.ndarray]]]:
+        """A direction as a sum of products of matrices, with numbers: `H (x, 1)`-affine gradients
+        `K_S` and, at a point moved along `u`, `rho H_S u` beside them. A matrix with a leading axis
+        of samples belongs to the batch, one without it is a mean over the data set.
+        """
+        H, K = self.affine
+        if isinstance(v, Sum):
+            numbers = chain.params.own
+            return [
+                (float(c.value(numbers)) * e, word)
+                for c, part in v.terms
+                for e, word in self._words(chain, part)
+            ]
+        assert isinstance(v, Gradient)
+        h, k = (H.mean(axis=0), K.mean(axis=0)) if v.scope == "data" else (H, K)
+        moved = [] if v.at is None else self._words(chain, v.at)
+        return [(1.0, [k]), *((chain.rho * c, [h, *word]) for c, word in moved)]
+
+
+def _per_sample(word: list[np.ndarray], n: int) -> list[np.ndarray]:
+    """A product with every mean over the data set multiplied into a neighbour."""
+    merged: list[np.ndarray] = []
+    for matrix in word:
+        if merged and 2 in (matrix.ndim, merged[-1].ndim):
+            merged[-1] = merged[-1] @ matrix
+        else:
+            merged.append(matrix)
+    alone = len(merged) == 1 and merged[0].ndim == 2
+    return [np.broadcast_to(merged[0], (n, *merged[0].shape))] if alone else merged
+
 
 def check_affine(rule: str | Variant) -> None:
-    """Refuse a variant whose step is not affine on quadratic losses."""
+    """Refuse a variant whose step is not affine on quadratic losses, or whose batches are not
+    listed here.
+    """
     rule = variant(rule)
-    if rule.normaliser != "none":
+    if rule.normalised:
         raise ValueError(
             f"a step of {rule.name} is not affine, because it normalises: its moments do not close;"
             " use a torus problem"
+        )
+    own = "micro" if rule.micro else "batch"
+    if not all(isinstance(v, (Gradient, Sum)) for v in rule.direction.walk()) or not (
+        rule.direction.scopes <= {own, "data"}
+    ):
+        raise ValueError(
+            f"the moments of {rule.name} on quadratics are not known here: they are for sums of"
+            " gradients of the micro-batch and of the data set; use a torus problem"
         )
 
 

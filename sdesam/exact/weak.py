@@ -384,9 +384,9 @@ def signature(
         "rates": measured[None].rates,
         "grids": grids,
     }
-    if equation.variant.normaliser != "none":
+    if equation.variant.normalised:
         config["eps"] = eps
-    if equation.variant.weights != "equal":
+    if equation.variant.weighted:
         config |= {"lam": lam, "norms": vars(norms or NormEstimate())}
     return Signature(equation, measured[None], terms, config)
 
@@ -520,7 +520,7 @@ def _measure(
     usual = FINE_RATES if problem.period is None else RATES
     grid = check_rates(usual if path.rates is None else path.rates, path.horizon)
     alpha, beta = equation.order
-    unperturbed = equation.variant.perturbation == "none"
+    unperturbed = not equation.variant.perturbed
     sizes: dict[Any, list[tuple[float, float]]] = {}
     coarsest = 0
     grids = []

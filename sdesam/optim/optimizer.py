@@ -195,7 +195,8 @@ class Optimizer:
                     " axis_name too"
                 )
             return None
-        if self.variant.micro or self.variant.perturbation != "micro-batch":
+        own = [v for v in self.variant.direction.walk() if getattr(v, "scope", "") == "batch"]
+        if self.variant.micro or len(own) < 2:
             if perturbation is not None:
                 raise ValueError(
                     f"perturbation={perturbation!r}: {name} leaves no choice; leave"
@@ -502,7 +503,7 @@ class Optimizer:
                 f"the loss gives {what}: it must be one floating-point number, or one for each"
                 f" sample{hint}"
             )
-        if self.variant.weights != "equal":
+        if self.variant.weighted:
             if values.ndim == 0:
                 raise ValueError(
                     f"{self.variant.name} weighs samples by their gradients: the loss must give one"

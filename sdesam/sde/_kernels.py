@@ -67,6 +67,7 @@ class SDENumbers(NamedTuple):
     eps: float
     lam: float
     micro_batches: MicroBatches | None
+    own: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ class TreeKernel:
         key: jax.Array | None = None,
     ) -> PyTree:
         samples = Samples(self.sample_loss, params.data, self.chunk)
-        norms = Norms(params.eps, params.lam, self.norms)
+        norms = Norms(params.eps, params.lam, self.norms, params.own)
         return evaluate_trees(
             trees,
             coefficients,

@@ -16,7 +16,6 @@ from sdesam.problems.finite_sum import computes_in_half, samples_without_vectors
 from sdesam.problems.outer_products import dense_layers
 from sdesam.sampling import (
     Hyperparameters,
-    Sampling,
     Step,
     count_micro_batches,
     list_micro_batches,
@@ -50,6 +49,7 @@ def bind(
     lam: float | None = None,
     norms: NormEstimate | None = None,
     micro_batches: int | None = None,
+    **own: float,
 ) -> SDE:
     """The SDE of a derived equation on a problem, as jax functions.
 
@@ -76,10 +76,12 @@ def bind(
             `rho^1` part of the step, below the kept order: 5 % on digits at `rho = 0.1`, where
             with an eighth as many, 43 %, it shifted the loss by 0.3 %
             (`experiments/fresh_micro_batches.py`).
+        own: the rule's own numbers, by name.
 
     Raises:
         ValueError: sizes that do not fit, `rho < 0`, `lr <= 0`, a loss that is not smooth enough
             for the order, too many micro-batches to list.
+        TypeError: a number of another type, or one that the rule does not have or lacks.
 
     Changing `lr`, `rho`, `eps` or `lam` does not compile anew; nor does changing `batch` or `micro`
     but for SAM, m-SAM and RW-SAM.
@@ -94,18 +96,14 @@ def bind(
     check_problem(problem)
     if expectation not in ("exact", "sampled"):
         raise ValueError(f"expectation={expectation!r}: choose 'exact' or 'sampled'")
-    given = Hyperparameters(lr, rho, batch, micro, equation.replace, eps, lam, norms)
+    given = Hyperparameters(lr, rho, batch, micro, equation.replace, eps, lam, norms, own)
     step = given.checked(equation.variant, problem.n)
     check_delta_on(step.norms, problem)
     lr, rho, sampling = step.lr, step.rho, step.sampling
     full = derive(equation.variant, equation.order, equation.replace)
     listed, draw = _micro_batches(full, problem.n, step, expectation, micro_batches)
-    drift_trees, drift = _coefficients(
-        equation.drift_parts, full.drift_parts, lr, rho, sampling, problem.n
-    )
-    noise_trees, noise = _coefficients(
-        equation.noise_parts, full.noise_parts, lr, rho, sampling, problem.n
-    )
+    drift_trees, drift = _coefficients(equation.drift_parts, full.drift_parts, step, problem.n)
+    noise_trees, noise = _coefficients(equation.noise_parts, full.noise_parts, step, problem.n)
     _check_smooth(equation, problem, (*drift_trees, *noise_trees))
     factor = evaluate(equation.noise_factor, sampling.batch, sampling.m, problem.n)
     kernel = TreeKernel(
@@ -118,7 +116,9 @@ def bind(
         step.norms,
     )
     noise_scale = sqrt(lr * factor / problem.n)
-    numbers = SDENumbers(problem.data, drift, noise, noise_scale, step.eps, step.lam, listed)
+    numbers = SDENumbers(
+        problem.data, drift, noise, noise_scale, step.eps, step.lam, listed, step.own
+    )
     config = {
         "variant": equation.variant.name,
         "order": list(equation.order),
@@ -215,28 +215,27 @@ def _micro_batches(
 
 
 def _coefficients(
-    parts: tuple[Part, ...],
-    full: tuple[Part, ...],
-    lr: float,
-    rho: float,
-    sampling: Sampling,
-    n: int,
+    parts: tuple[Part, ...], full: tuple[Part, ...], step: Step, n: int
 ) -> tuple[tuple[Tree, ...], np.ndarray]:
     """The trees of some parts, each once, and their numbers.
 
     Trees that only the `full` equation has get the number 0: an equation with a term left out then
     shares its compiled code.
     """
+    lr, rho, sampling = step.lr, step.rho, step.sampling
     total: dict[Tree, float] = {tree: 0.0 for part in full for tree in part.trees} if parts else {}
     # every batch is the whole set: the influence h is not needed
     silent = not sampling.replace and sampling.batch == n
     for part in parts:
         for tree, coefficient in part.trees.items():
             marked = any(node.colour == MARK for node in tree.nodes())
-            exact = 0 if marked and silent else evaluate(coefficient, sampling.batch, sampling.m, n)
-            total[tree] = total.get(tree, 0.0) + lr**part.term.eta * rho**part.term.rho * float(
-                exact
+            exact = (
+                0
+                if marked and silent
+                else evaluate(coefficient, sampling.batch, sampling.m, n, step.own)
             )
+            powers = lr**part.term.eta * rho**part.term.rho
+            total[tree] = total.get(tree, 0.0) + powers * float(exact)
     return tuple(total), np.array(list(total.values()))
 
 

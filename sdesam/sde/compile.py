@@ -18,14 +18,16 @@ samples, and trees that differ in their last child share a derivative. What a co
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from sdesam._precision import like, of_sums, wide
 from sdesam.discrete.kernel import inverse_norm, weighted_gradient
@@ -34,6 +36,7 @@ from sdesam.problems.finite_sum import computes_in_half, samples_without_vectors
 from sdesam.problems.outer_products import dense_layers, factors, loss_along
 from sdesam.symbolic import Tree
 from sdesam.symbolic.roles import (
+    LOOP,
     MARK,
     MARKED_MICRO,
     MEAN,
@@ -83,11 +86,13 @@ class Norms(NamedTuple):
         eps: of `sqrt(|g|^2 + eps^2)`.
         lam: of the weights of a weighted node.
         estimate: how a weighted node estimates the norms of samples.
+        own: the rule's own numbers, by name.
     """
 
     eps: Any = 0.0
     lam: Any = 0.0
     estimate: NormEstimate | None = None
+    own: Mapping[str, Any] = MappingProxyType({})
 
 
 class Samples(NamedTuple):
@@ -110,6 +115,8 @@ class Samples(NamedTuple):
 
 
 _PLAIN = Norms()
+_FEW_DRAWN = 8
+"""So many drawn micro-batches are looked at one by one."""
 
 
 class _Item(NamedTuple):
@@ -193,7 +200,45 @@ def evaluate_trees(
             evaluator, [pair for pair, noise in zip(pairs, marked, strict=True) if not noise], key
         )
         pairs = drift + [pair for pair, noise in zip(pairs, marked, strict=True) if noise]
-    return evaluator.vector(pairs)
+    loops = [(c, tree) for c, tree in pairs if _has_loop(tree)]
+    if not loops:
+        return evaluator.vector(pairs)
+    rest = [(c, tree) for c, tree in pairs if not _has_loop(tree)]
+    total = _loops(evaluator, loops, key)
+    return _add(total, evaluator.vector(rest)) if rest else total
+
+
+def _has_loop(tree: Tree) -> bool:
+    return any(node.colour == LOOP for node in tree.nodes())
+
+
+# A loop is a sum over a basis: [1 [e] [e]] is sum_k Tbar[e_k, e_k], the gradient of tr Hbar. With
+# random signs z in place of the basis it is E Tbar[z, z], because E z_k z_l is 1 if k = l and else
+# 0. One draw costs what one vector costs; the basis costs as many passes as there are parameters.
+
+
+def _loops(evaluator: _Evaluator, pairs: Combination, key: jax.Array | None) -> PyTree:
+    """The value of trees with a loop: exactly, or along one random direction drawn from `key`."""
+
+    def along(vector: PyTree) -> PyTree:
+        # what is computed inside of a loop of jax must not be kept outside of it
+        inner = replace(
+            evaluator,
+            loop=vector,
+            gradients=dict(evaluator.gradients),
+            numbers=dict(evaluator.numbers),
+        )
+        return inner.vector(pairs)
+
+    flat, rebuild = ravel_pytree(evaluator.x)
+    if key is not None:
+        signs = jax.random.rademacher(jax.random.fold_in(key, 2), flat.shape, flat.dtype)
+        return along(rebuild(signs))
+
+    def add(k: jax.Array, total: PyTree) -> PyTree:
+        return _add(total, along(rebuild(jnp.zeros_like(flat).at[k].set(1))))
+
+    return jax.lax.fori_loop(0, flat.size, add, jax.tree.map(jnp.zeros_like, evaluator.x))
 
 
 def _placed(tree: Tree) -> Tree:
@@ -223,7 +268,8 @@ def _placed(tree: Tree) -> Tree:
                 )
         return node, False
 
-    placed, _ = put(tree._replace(factors=()))
+    placed, done = put(tree._replace(factors=()))
+    rest = rest if done else tree.factors
     return placed._replace(factors=placed.factors + rest)
 
 
@@ -231,7 +277,7 @@ def _sample_probes(evaluator: _Evaluator, pairs: Combination, key: jax.Array) ->
     """Every colour whose nodes are apart replaced by a probe; the same probes serve all trees."""
     result = []
     for coefficient, tree in pairs:
-        for slot, colour in enumerate(_apart(tree)):
+        for slot, colour in enumerate(c for c in _apart(tree) if c != MICRO):
             size = sum(node.colour == colour for node in tree.nodes())
             new = probe(slot, size)
             if new not in evaluator.weights:
@@ -306,21 +352,40 @@ class _Evaluator:
     norms: Norms = _PLAIN
     gradients: dict[Any, PyTree] = field(default_factory=dict)
     numbers: dict[Factor, jax.Array] = field(default_factory=dict)
+    alone: bool = False
+    """Whether there is one micro-batch, so that its nodes need not hang together."""
+    loop: PyTree | None = None
+    """What the unit vectors of a loop are at present."""
 
     def vector(self, pairs: Combination) -> PyTree:
         """The value of a combination whose colours are shared with nothing outside it."""
         pairs = [self._without_numbers(c, tree) for c, tree in pairs]
-        apart = [(c, tree) for c, tree in pairs if _apart(tree)]
-        together = [(c, tree) for c, tree in pairs if not _apart(tree)]
+        units = [c for c, tree in pairs if tree.colour == LOOP]
+        if units:
+            pairs = [(c, tree) for c, tree in pairs if tree.colour != LOOP]
+            straight = _scale(self.loop, sum(units))
+            return _add(straight, self.vector(pairs)) if pairs else straight
+        split = [self._split(tree) for _, tree in pairs]
+        kinds = [MICRO if MICRO in colours else bool(colours) for colours in split]
+        together, apart, batches = (
+            [pair for pair, other in zip(pairs, kinds, strict=True) if other is kind]
+            for kind in (False, True, MICRO)
+        )
         total = [self._together(together)] if together else []
         total += [self._enumerate(apart)] if apart else []
+        total += [self._one_by_one(batches)] if batches else []
         return reduce(_add, total)
+
+    def _split(self, tree: Tree) -> list[int]:
+        """The colours whose nodes are apart, where that matters."""
+        return [c for c in _apart(tree) if not (self.alone and c == MICRO)]
 
     def _without_numbers(self, c: Any, tree: Tree) -> tuple[Any, Tree]:
         """Factors that depend on no micro-batch, made part of the coefficient."""
         kept = []
         for factor in tree.factors:
-            if any(of_micro_batch(node.colour) for node in factor.tree.nodes()):
+            of_item = any(of_micro_batch(node.colour) for node in factor.tree.nodes())
+            if of_item and not self.alone:
                 kept.append(factor)
             else:
                 if factor not in self.numbers:
@@ -330,12 +395,19 @@ class _Evaluator:
 
     def _number(self, factor: Factor) -> jax.Array:
         if factor.norm:
-            return self._power_of_norm(self._gradient(MEAN), factor)
+            mean = self._gradient(MEAN)
+            followed = self._gradient(MICRO) if factor.tree.colour == MICRO else mean
+            if factor.mix:
+                a, s = (c.value(self.norms.own) for c in factor.mix)
+                followed = _add(_scale(followed, a), _scale(mean, s))
+            return self._power_of_norm(followed, factor)
         # hung from a leaf it is the product of a mean gradient and a vector
         leaf = next(rooted for rooted in rootings(factor.tree) if len(rooted.children) == 1)
-        if any(node.colour == leaf.colour for node in leaf.children[0].nodes()):
+        alike = any(node.colour == leaf.colour for node in leaf.children[0].nodes())
+        if alike and leaf.colour != MICRO:
             raise NotImplementedError(f"no way is known to evaluate the scalar {factor.tree}")
-        value = _dot(self._gradient(MEAN), self.vector([(1, leaf.children[0])]))
+        followed = self._gradient(MICRO if leaf.colour == MICRO else MEAN)
+        value = _dot(followed, self.vector([(1, leaf.children[0])]))
         return _power(value, factor.power)
 
     def _power_of_norm(self, v: PyTree, factor: Factor) -> jax.Array:
@@ -356,7 +428,9 @@ class _Evaluator:
         plain: dict[Any, list[Any]] = defaultdict(list)
         passed = list(grown)
         for c, tree in pairs:
-            if not tree.children:
+            if not tree.children and tree.factors:
+                passed.append((c, tree))
+            elif not tree.children:
                 # a gradient that nothing else needs goes along with the trees of samples, for less
                 # than a pass of its own
                 if grown and self._weighting(tree) not in wanted:
@@ -372,7 +446,7 @@ class _Evaluator:
     def _gradient(self, which: Any) -> PyTree:
         if which not in self.gradients:
             self.gradients[which] = self._pass(
-                [(1, Tree(1 if which == MEAN else which))], of_samples=True
+                [(1, Tree(1 if which == MEAN else which))], of_samples=not of_micro_batch(which)
             )
         return self.gradients[which]
 
@@ -412,6 +486,35 @@ class _Evaluator:
             return jax.tree.map(lambda a: a.sum(axis=0), wide(jax.vmap(one)(indices, outer)))
 
         return self._folded(some, jnp.arange(n), by_weight, min(n, 16))
+
+    def _one_by_one(self, pairs: Combination) -> PyTree:
+        """Trees with nodes of a micro-batch that do not hang together, as in `Tbar[g_I, g_I]`: one
+        micro-batch at a time. Of drawn ones a few will do, because they are alike.
+        """
+        batches = self.micro_batches
+        assert batches is not None, "trees with norms need micro-batches"
+        self._gradient(MEAN)  # shared by every micro-batch
+        some = min(batches.indices.shape[0], _FEW_DRAWN) if batches.drawn else None
+        keys = None if batches.keys is None else batches.keys[:some]
+        weights = jnp.asarray(self.weights[MICRO][:some])
+        weights = weights / jnp.sum(weights)
+
+        def one(total: PyTree, part: Any) -> tuple[PyTree, None]:
+            indices, key, weight = part
+            alone = MicroBatches(indices[None], jnp.ones(1), None if key is None else key[None])
+            inner = replace(
+                self,
+                micro_batches=alone,
+                weights={**self.weights, MICRO: jnp.ones(1, weight.dtype)},
+                gradients=dict(self.gradients),
+                numbers=dict(self.numbers),
+                alone=True,
+            )
+            return _add(total, _scale(inner.vector(pairs), weight)), None
+
+        zero = jax.tree.map(jnp.zeros_like, self.x)
+        parts = (jnp.asarray(batches.indices)[:some], keys, weights)
+        return jax.lax.scan(one, zero, parts)[0]
 
     def _folded(
         self, some: Callable[[Any], PyTree], items: PyTree, by_weight: Mapping[Any, Any], chunk: int
@@ -494,13 +597,18 @@ class _Evaluator:
         gradient in `y` has the item at the root.
         """
         plain = {
-            which: [c for c, tree in pairs if not tree.children] for which, pairs in groups.items()
+            which: [c for c, tree in pairs if not (tree.children or tree.factors)]
+            for which, pairs in groups.items()
         }
-        derivatives = []
+        derivatives: list[tuple[Any, Any, list[Any], list[Any]]] = []
         for which, pairs in groups.items():
             families: dict[Any, list[tuple[Any, Tree, bool]]] = defaultdict(list)
             for c, tree in pairs:
-                if tree.children:
+                if not tree.children and tree.factors:
+                    derivatives.append(
+                        (which, c, [], [self._own_factor(factor) for factor in tree.factors])
+                    )
+                elif tree.children:
                     # children of the root's colour are vectors of the item too; they come first, so
                     # that families are large
                     children = sorted(
@@ -514,16 +622,15 @@ class _Evaluator:
                     self._children(lasts),
                 ]
                 derivatives.append(
-                    (which, vectors, [self._own_factor(factor) for factor in own_factors])
+                    (which, 1, vectors, [self._own_factor(factor) for factor in own_factors])
                 )
 
         def scalar(item: _Item, weight: Mapping[Any, Any], y: PyTree) -> Any:
             total, loss = 0, None
-            for which, vectors, own_factors in derivatives:
+            for which, c, vectors, own_factors in derivatives:
                 loss, value = _derivative(item, [vector(item) for vector in vectors], y)
-                total += weight[which] * reduce(
-                    jnp.multiply, (factor(item) for factor in own_factors), value
-                )
+                product = reduce(jnp.multiply, (factor(item) for factor in own_factors), value)
+                total += weight[which] * (product if isinstance(c, int) else c * product)
             if any(plain.values()):
                 total += sum(weight[which] * c for which, many in plain.items() for c in many) * (
                     item.loss(y) if loss is None else loss
@@ -580,6 +687,8 @@ class _Evaluator:
         """
         if factor.norm:
             leaf = self._children([(1, factor.tree, True)])
+            if factor.mix:
+                return self._mixed_norm(leaf, factor)
             return lambda item: self._power_of_norm(leaf(item).dense, factor)
         tree = max(
             (rooted for rooted in rootings(factor.tree) if of_micro_batch(rooted.colour)),
@@ -596,6 +705,19 @@ class _Evaluator:
                 return _power(_dot(item.weighted(self.x), along[0]), factor.power)
             contracted: jax.Array = _directional(item.loss, along)(self.x)
             return _power(contracted, factor.power)
+
+        return value
+
+    def _mixed_norm(
+        self, leaf: Callable[[_Item], _Direction], factor: Factor
+    ) -> Callable[[_Item], jax.Array]:
+        """A power of the norm of `a g + s gbar`, with `g` of the item."""
+        a, s = (c.value(self.norms.own) for c in factor.mix)
+        mean = _scale(self._gradient(MEAN), s)
+
+        def value(item: _Item) -> jax.Array:
+            followed = _add(_scale(leaf(item).dense, a), mean)
+            return self._power_of_norm(followed, factor)
 
         return value
 
@@ -625,7 +747,27 @@ def _apart(tree: Tree) -> list[int]:
             visit(child, node.colour)
 
     visit(tree, None)
-    return [colour for colour, count in entries.items() if count > 1]
+    found = [colour for colour, count in entries.items() if count > 1]
+    return [*found, MICRO] if _micro_batch_apart(tree) else found
+
+
+def _micro_batch_apart(tree: Tree) -> bool:
+    """Whether a micro-batch's nodes do not hang together, in the tree or in one of its factors, or
+    whether it occurs in factors alone.
+    """
+
+    def pieces(node: Tree, above: int | None) -> int:
+        here = int(node.colour == MICRO != above)
+        return here + sum(pieces(child, node.colour) for child in node.children)
+
+    def factors(node: Tree) -> Iterator[Factor]:
+        yield from node.factors
+        for child in node.children:
+            yield from factors(child)
+
+    main = pieces(tree._replace(factors=()), None)
+    in_factors = [pieces(factor.tree, None) for factor in factors(tree)]
+    return max([main, *in_factors]) > 1 or (main == 0 and any(in_factors))
 
 
 def forms_vectors(tree: Tree, sampled: bool) -> bool:

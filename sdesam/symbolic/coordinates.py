@@ -13,8 +13,8 @@ from itertools import product
 
 import sympy as sp
 
-from sdesam.symbolic.roles import MARK, WHOLE
-from sdesam.symbolic.trees import Factor, Tree, TreeSum, eps
+from sdesam.symbolic.roles import LOOP, MARK, WHOLE
+from sdesam.symbolic.trees import Factor, Tree, TreeSum, eps, symbolic
 
 
 def coordinates(
@@ -33,7 +33,7 @@ def coordinates(
         sample: the index of the marked sample, where `field` has one.
 
     Raises:
-        ValueError: a weighted node, whose weights are no expression in the losses.
+        ValueError: a weighted node, whose weights are no expression in the losses, or a loop.
 
     >>> x = sp.Symbol("x")
     >>> coordinates(TreeSum({Tree(1): -1}), [x**2, 3 * x**2], [x])
@@ -46,6 +46,8 @@ def coordinates(
                 "a tree with Gibbs weights has no coordinates: they depend on how norms are"
                 " estimated"
             )
+        if any(node.colour == LOOP for node in tree.nodes()):
+            raise ValueError("a tree with a loop has no coordinates here")
         colours = sorted({node.colour for node in tree.nodes()} - {MARK, WHOLE})
         for indices in product(range(len(losses)), repeat=len(colours)):
             chosen = dict(zip(colours, indices, strict=True))
@@ -78,7 +80,9 @@ def _vector(tree: Tree, loss: dict[int, sp.Expr], variables: Sequence[sp.Symbol]
 
 def _factor(factor: Factor, loss: dict[int, sp.Expr], variables: Sequence[sp.Symbol]) -> sp.Expr:
     if factor.norm:
-        norm = sp.sqrt(sum(sp.diff(loss[factor.tree.colour], v) ** 2 for v in variables) + eps**2)
+        a, s = map(symbolic, factor.mix) if factor.mix else (1, 0)
+        followed = a * loss[factor.tree.colour] + (s * loss[WHOLE] if factor.mix else 0)
+        norm = sp.sqrt(sum(sp.diff(followed, v) ** 2 for v in variables) + eps**2)
         return (sp.log(norm) if factor.log else norm) ** factor.power
     branches = [_vector(child, loss, variables) for child in factor.tree.children]
     total = sp.Integer(0)

@@ -13,36 +13,34 @@ with `i/alpha + j/beta >= 1` are below that and are dropped (`docs/theory.md`, s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
-from math import factorial
 from typing import TYPE_CHECKING, Any
 
 import sympy as sp
 
 from sdesam._names import unknown
 from sdesam.symbolic import printing
-from sdesam.symbolic.expectation import conditional_scale, mean, projection
+from sdesam.symbolic.expansion import expand
+from sdesam.symbolic.expectation import MICRO, OutsideError, Sizes, mean, projection
 from sdesam.symbolic.potential import Obstruction
 from sdesam.symbolic.potential import potential as find_potential
-from sdesam.symbolic.roles import MARK, WHOLE
+from sdesam.symbolic.roles import LOOP, WHOLE
 from sdesam.symbolic.terms import Term
 from sdesam.symbolic.trees import (
     Factor,
-    Skeleton,
     Tree,
     TreeSum,
     batch,
-    canonical,
     directional_derivative,
     eta,
     micro,
     rho,
     samples,
 )
-from sdesam.variants import NormEstimate, Variant
+from sdesam.variants import NormEstimate, Unit, Variant
 from sdesam.variants import variant as find_variant
 
 if TYPE_CHECKING:
@@ -169,14 +167,16 @@ class ModifiedEquation:
         """Whether colours with a norm stand for micro-batches `I`, over which expectations are
         enumerated or sampled.
         """
-        return _whole_micro_batches(self.variant)
+        rule = self.variant
+        norms = (v.norm_of for v in rule.direction.walk() if isinstance(v, Unit))
+        return rule.weighted or any(norm.scopes - {"data"} for norm in norms)
 
     @property
     def noise_factor(self) -> sp.Expr:
         """`c_b` of `Cov(G) = c_b Cov_i h(i)`: how a mini-batch mean's covariance follows from that
         of one sample.
         """
-        product = mean(Skeleton(True, (Skeleton(True),)), batch, self.replace)
+        product = mean(Tree(MICRO, (Tree(MICRO),)), Sizes(batch, batch), self.replace)
         return product[Tree(1, (Tree(1),))]
 
     def subs(self, old: sp.Symbol, new: Any) -> ModifiedEquation:
@@ -299,28 +299,36 @@ class ModifiedEquation:
         return "\n".join(lines)
 
     def _norms(self) -> list[str]:
-        """What the symbols of micro-batches, norms and weights mean."""
-        hat = "^" if self.variant.weights != "equal" else ""
+        """What the symbols of micro-batches, norms, weights and loops mean."""
+        trees = [tree for part in self.parts for tree in part.trees]
+        norms = {
+            (f.tree.colour == WHOLE, f.tree.weighted)
+            for tree in trees
+            for f in tree.factors
+            if f.norm and not f.mix
+        }
         lines = []
         if self.whole_micro_batches:
             lines.append(
                 f"I: a micro-batch of {_size(self.variant)} samples, mean_I: over all of them; g_I,"
                 " H_I, T_I: derivatives of f_I;"
             )
-        if self.variant.normaliser != "none":
+        for of_data_set, weighted in sorted(norms):
             r, g = (
-                (f"r{hat}_I", f"g{hat}_I")
-                if self.variant.normaliser == "own" and self.whole_micro_batches
-                else ("r", "gbar")
+                ("r", "gbar") if of_data_set else ("r^_I", "g^_I") if weighted else ("r_I", "g_I")
             )
             lines.append(
                 f"{r} = sqrt(|{g}|^2 + eps^2); where it vanishes (eps = 0) the perturbation is 0."
             )
-        if hat:
+        if any(f.mix for tree in trees for f in tree.factors):
+            lines.append("|v|: sqrt(|v|^2 + eps^2) where it divides.")
+        if self.variant.weighted:
             lines.append(
                 "g^_I = sum_i p_i g_i with Gibbs weights p_i proportional to exp(lam nu_i), nu_i an"
                 " estimate of |g_i|; D: its derivative."
             )
+        if any(node.colour == LOOP for tree in trees for node in tree.nodes()):
+            lines.append("e: each vector of an orthonormal basis in turn, summed over all of them.")
         return lines
 
     def latex(self) -> str:
@@ -344,9 +352,10 @@ class ModifiedEquation:
         """The equation as plain data: trees as nested lists `[colour, child, ...]`, coefficients as
         text.
 
-        The marked colour is 0, that of the whole data set -1; a weighted node has the colour
-        `"1w"`. A tree's `factors` are norms `sqrt(|g|^2 + eps^2)` or inner products, with their
-        powers.
+        The marked colour is 0, that of the whole data set -1, that of the two ends of a loop -3; a
+        weighted node has the colour `"1w"`. A tree's `factors` are norms `sqrt(|g|^2 + eps^2)` or
+        inner products, with their powers; the `mix` `[a, s]` of a norm says that it is that of
+        `a g + s gbar`.
         """
 
         def parts(many: tuple[Part, ...]) -> list[dict[str, Any]]:
@@ -388,9 +397,10 @@ class ModifiedEquation:
         lam: float | None = None,
         norms: NormEstimate | None = None,
         micro_batches: int | None = None,
+        **own: float,
     ) -> SDE:
         """The equation as jax functions on a problem, with numbers: see :func:`sdesam.sde.bind`."""
-        options = {"eps": eps, "lam": lam, "norms": norms, "micro_batches": micro_batches}
+        options = {"eps": eps, "lam": lam, "norms": norms, "micro_batches": micro_batches, **own}
         return binder(self, problem, lr, rho, batch, micro, expectation, **options)  # noqa: F821
 
 
@@ -406,7 +416,8 @@ def derive(
         replace: whether mini-batches are drawn with replacement.
 
     Raises:
-        ValueError: an unknown variant, or an order that is not available, with the reason.
+        ValueError: an unknown variant, an order that is not available, or a rule that has no trees,
+            with the reason.
 
     Source: Li, Tai & E 2019 (SGD); Luo et al., arXiv 2509.18001, theorems 3.3 to 3.5;
     `docs/theory.md`, sections 2 to 4.
@@ -458,10 +469,22 @@ def _derive(variant: Variant, alpha: int, beta: int, with_replacement: bool) -> 
     def kept(i: int, j: int) -> bool:
         return Fraction(i, alpha) + Fraction(j, beta) < 1
 
-    orders = [j for j in range(beta) if variant.perturbation != "none" or j == 0]
-    mean_step = {
-        j: _mean(variant, j, with_replacement) * sp.Rational(1, factorial(j)) for j in orders
-    }
+    orders = [j for j in range(beta) if variant.perturbed or j == 0]
+    sizes = Sizes(batch, micro if variant.micro else batch)
+    try:
+        step = expand(variant, len(orders))
+        mean_step = {j: _each(mean, step[j], sizes, with_replacement) for j in orders}
+        influence = {
+            j: _each(projection, step[j], sizes, with_replacement)
+            for j in orders
+            if kept(1, j) or j == 0
+        }
+    except OutsideError as part:
+        raise ValueError(
+            f"{variant.name} has no equation in trees, because of {part}: run it by"
+            " sdesam.Chain, and make its SDE by numbers, sdesam.SDE.from_step(direction, problem,"
+            " ...)"
+        ) from None
     drift = [Part(Term("drift", j), -mean_step[j]) for j in orders if kept(0, j)]
     for j in orders:
         if kept(1, j):
@@ -469,11 +492,7 @@ def _derive(variant: Variant, alpha: int, beta: int, with_replacement: bool) -> 
             trees = sum(grafted, start=TreeSum()) * sp.Rational(-1, 2)
             drift.append(Part(Term("correction", j), trees))
     # at alpha = 1 no noise is above the weak error; its leading part is kept by custom
-    noise = [
-        Part(Term("noise", j), _influence(variant, j, with_replacement))
-        for j in orders
-        if kept(1, j) or j == 0
-    ]
+    noise = [Part(Term("noise", j), trees) for j, trees in influence.items()]
     return ModifiedEquation(
         variant=variant,
         order=(alpha, beta),
@@ -483,77 +502,52 @@ def _derive(variant: Variant, alpha: int, beta: int, with_replacement: bool) -> 
     )
 
 
-def _mean(variant: Variant, j: int, with_replacement: bool) -> TreeSum:
-    """`j! E G_j`, `G_j = D^(j+1) f_I [u_I, ..., u_I] / j!`."""
-    if _whole_micro_batches(variant) and j:
-        return _of_micro_batch(variant, j, 1, sp.Integer(1))
-    return _divided(mean(_skeleton(variant, j), _size(variant), with_replacement), variant, j)
-
-
-def _influence(variant: Variant, j: int, with_replacement: bool) -> TreeSum:
-    """The influence of one sample on `j! G_j`: its first Hoeffding projection."""
-    if _whole_micro_batches(variant) and j:
-        size = _size(variant)
-        return _of_micro_batch(variant, j, MARK, conditional_scale(size, with_replacement))
-    return _divided(projection(_skeleton(variant, j), _size(variant), with_replacement), variant, j)
+def _each(
+    expectation: Callable[[Tree, Sizes, bool], TreeSum], step: TreeSum, sizes: Sizes, replace: bool
+) -> TreeSum:
+    """An expectation, or a projection, of every tree of a step."""
+    return TreeSum(
+        [
+            (tree, k * c)
+            for tagged, c in step.items()
+            for tree, k in expectation(tagged, sizes, replace).items()
+        ]
+    )
 
 
 def _size(variant: Variant) -> sp.Symbol:
     return micro if variant.micro else batch
 
 
-def _skeleton(variant: Variant, j: int) -> Skeleton:
-    """`D^(j+1) f_I [v_I, ..., v_I]` of one micro-batch, where that is a polynomial of batch
-    means.
-    """
-    perturbation = Skeleton(sampled=variant.perturbation == "micro-batch")
-    return Skeleton(sampled=True, children=(perturbation,) * j)
-
-
-def _whole_micro_batches(variant: Variant) -> bool:
-    """Whether `u_I` is no polynomial of batch means, so that micro-batches stay whole in the
-    trees.
-    """
-    return variant.perturbation == "micro-batch" and (
-        variant.normaliser == "own" or variant.weights != "equal"
-    )
-
-
-def _of_micro_batch(variant: Variant, j: int, colour: int, scale: sp.Expr) -> TreeSum:
-    """`scale` times `D^(j+1) f_I [u_I, ..., u_I]`, with the micro-batch as one colour."""
-    leaf = Tree(colour, weighted=variant.weights != "equal")
-    bare = Tree(colour, (leaf,) * j)
-    if variant.normaliser == "own":
-        return TreeSum({bare._replace(factors=(Factor(True, leaf, -j),)): scale})
-    return _divided(TreeSum({bare: scale}), variant, j)
-
-
-def _divided(trees: TreeSum, variant: Variant, j: int) -> TreeSum:
-    """`trees` over the `j`-th power of the norm of the whole data set's gradient, where that is the
-    normaliser.
-    """
-    if variant.normaliser == "none" or j == 0:
-        return trees
-    return TreeSum(
-        {
-            canonical(tree._replace(factors=(Factor(True, Tree(WHOLE), -j),))): c
-            for tree, c in trees.items()
-        }
-    )
-
-
 def _variance(trees: TreeSum) -> TreeSum:
     return trees - trees.independent()
 
 
-@cache
-def evaluate(coefficient: sp.Expr, b: int, m: int, n: int) -> Fraction:
+def evaluate(
+    coefficient: sp.Expr, b: int, m: int, n: int, own: Mapping[str, float] | None = None
+) -> Fraction:
     """A coefficient at concrete sizes, exactly.
+
+    Args:
+        coefficient: in the sizes and in a rule's own numbers.
+        b: the size of a mini-batch.
+        m: the size of a micro-batch.
+        n: how many samples there are.
+        own: the rule's own numbers, by name.
 
     Sizes of batches go in first and common factors are cancelled before `n` does: the falling
     factorials of a micro-batch vanish where those of the population do, so that `n = 1` and `n = 2`
     without replacement are defined.
     """
+    return _evaluated(coefficient, b, m, n, tuple(sorted((own or {}).items())))
+
+
+@cache
+def _evaluated(
+    coefficient: sp.Expr, b: int, m: int, n: int, own: tuple[tuple[str, float], ...]
+) -> Fraction:
+    numbers = {sp.Symbol(name, real=True): sp.Rational(Fraction(value)) for name, value in own}
+    coefficient = coefficient.subs(numbers)
     value = sp.cancel(coefficient.subs({batch: b, micro: m})).subs({samples: n})
     if not value.is_Rational:
         raise ValueError(
@@ -573,7 +567,15 @@ def _factors(tree: Tree) -> dict[str, Any]:
     def kind(factor: Factor) -> str:
         return "logarithm of a norm" if factor.log else "norm" if factor.norm else "inner product"
 
-    listed = [{"kind": kind(f), "tree": _nested(f.tree), "power": f.power} for f in tree.factors]
+    listed = [
+        {
+            "kind": kind(f),
+            "tree": _nested(f.tree),
+            "power": f.power,
+            **({"mix": [str(c) for c in f.mix]} if f.mix else {}),
+        }
+        for f in tree.factors
+    ]
     return {"factors": listed} if listed else {}
 
 

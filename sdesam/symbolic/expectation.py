@@ -1,21 +1,37 @@
 """Expectations over random batches, exactly, by set partitions of a tree's nodes.
 
-Each node that carries a micro-batch mean picks one of the `m` positions of the micro-batch; nodes
-that pick the same position share a sample. Without replacement distinct positions hold distinct
-samples, and means over distinct indices become products of plain means by inclusion-exclusion (the
-Moebius function of the partition lattice).
+Before its expectation is taken, a tree has *tags* in place of colours (:data:`TAGS`): they say over
+which samples a node averages. Each node of a batch picks one of its positions; nodes that pick the
+same position share a sample. Without replacement distinct positions hold distinct samples, and
+means over distinct indices become products of plain means by inclusion-exclusion (the Moebius
+function of the partition lattice).
+
+Nodes of the micro-batch `I` and nodes of the whole mini-batch, which contains it, share positions.
+With `p` blocks that hold a node of `I`, and `q` blocks that hold nodes of the mini-batch alone, a
+partition has the probability
+
+    (m)_p (b-p)_q / (m^#I b^#gamma)          (falling factorials)
+
+Example: one node of each. They meet with probability `m / (m b) = 1/b`. Batches that are drawn
+apart have partitions of their own, and nodes of the data set are plain means.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 from math import factorial, prod
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import sympy as sp
 
-from sdesam.symbolic.roles import MARK
-from sdesam.symbolic.trees import Skeleton, Tree, TreeSum, canonical, samples
+from sdesam.symbolic.roles import LOOP, MARK, ONE, WHOLE
+from sdesam.symbolic.trees import Tree, TreeSum, canonical, samples
+
+MICRO, BATCH, DATA, FRESH = 1, 2, 3, 4
+"""The tags of nodes: of a micro-batch, its mini-batch, the data set, and batches drawn apart, which
+have the tags `FRESH`, `FRESH + 1`, ...
+"""
 
 Item = TypeVar("Item")
 
@@ -41,17 +57,28 @@ def falling(number: Any, count: int) -> Any:
     return prod((number - k for k in range(count)), start=sp.Integer(1))
 
 
-def mean(skeleton: Skeleton, size: sp.Expr, replace: bool) -> TreeSum:
-    """The expectation of a tree whose sampled nodes carry the mean of one micro-batch of `size`
-    samples.
+class Sizes(NamedTuple):
+    """The sizes of a mini-batch and of its micro-batches, symbols or numbers."""
+
+    batch: Any
+    micro: Any
+
+
+class OutsideError(ValueError):
+    """A rule, or a part of one, for which there are no trees."""
+
+
+def mean(tagged: Tree, sizes: Sizes, replace: bool) -> TreeSum:
+    """The expectation of a tree with tags.
+
+    A batch whose norm is a factor stays whole: its nodes get one colour.
     """
-    nodes = _sampled(skeleton)
-    terms = []
-    for positions in set_partitions(nodes):
-        probability = falling(size, len(positions)) / size ** len(nodes)
-        for _, blocks, weight in _plain_means(positions, anchor=None, replace=replace):
-            terms.append((_coloured(skeleton, [], blocks), probability * weight))
-    return TreeSum(terms)
+    return TreeSum(
+        [
+            (_coloured(tagged, [], blocks), weight)
+            for weight, blocks in _expectations(tagged, _tags(tagged), sizes, replace)
+        ]
+    )
 
 
 # A worked example: the influence of sample i on Gbar_I^2, the square of a micro-batch mean of
@@ -66,32 +93,117 @@ def mean(skeleton: Skeleton, size: sp.Expr, replace: bool) -> TreeSum:
 # derivative of gbar^2 along g_i, as the delta method says. At m = 1 it is g_i^2, all there is.
 
 
-def projection(skeleton: Skeleton, size: sp.Expr, replace: bool) -> TreeSum:
+def projection(tagged: Tree, sizes: Sizes, replace: bool) -> TreeSum:
     """The influence `h(i)` of a sample on a tree: the first Hoeffding projection, up to a constant
     in `i`.
 
     `h(i) = m (E[tree | i in I] - E tree)`, times `(n-1)/(n-m)` without replacement, so that the
     mean over the `b/m` micro-batches has the leading covariance `c_b Cov_i h(i)`. With replacement
     `i in I` means that `i` stands at one given position. Constants drop out of a covariance and are
-    left out.
+    left out. Where nodes of the mini-batch occur too, `i` may also stand outside of `I`.
 
     Source: W. Hoeffding 1948 (iid); for finite populations M. Bloznelis & F. Goetze 2001, Ann.
     Statist. 29, 899-917.
     """
-    nodes = _sampled(skeleton)
-    scale = conditional_scale(size, replace)
+    tags = _tags(tagged)
+    b, m = sizes
+    if _whole(tagged, MICRO):
+        here = [k for k, tag in enumerate(tags) if tag == MICRO]
+        others = _expectations(
+            tagged, [DATA if tag == MICRO else tag for tag in tags], sizes, replace
+        )
+        scale = conditional_scale(m, replace)
+        return TreeSum([(_coloured(tagged, here, blocks), scale * c) for c, blocks in others])
+    if BATCH not in tags:
+        given = _given(tagged, tags, sizes, replace, inside=True)
+        return TreeSum({tree: c * conditional_scale(m, replace) for tree, c in given.items()})
+    # of the b positions m are inside of I; the mean over all b of what is known at each
+    scale = 1 if replace else (samples - 1) / (samples - b)
+    return TreeSum(
+        [
+            (tree, c * count * scale)
+            for count, inside in ((m, True), (b - m, False))
+            for tree, c in _given(tagged, tags, sizes, replace, inside).items()
+        ]
+    )
+
+
+def _given(tagged: Tree, tags: list[int], sizes: Sizes, replace: bool, inside: bool) -> TreeSum:
+    """`E[tree | i]`, terms without `i` left out, for `i` at a position inside of `I`, or at one of
+    the mini-batch outside of it.
+    """
+    b, m = sizes
+    reach = (MICRO, BATCH) if inside else (BATCH,)
+    movable = [k for k, tag in enumerate(tags) if tag in reach]
+    drawn = [k for k, tag in enumerate(tags) if tag in (MICRO, BATCH)]
+    count_micro = sum(tag == MICRO for tag in tags)
+    scale = sp.Integer(1) / (m**count_micro * b ** (len(drawn) - count_micro))
+    apart = [DATA if tag in (MICRO, BATCH) else tag for tag in tags]
     terms = []
-    for chosen in range(2 ** len(nodes)):
-        here = [node for k, node in enumerate(nodes) if chosen >> k & 1]
-        elsewhere = [node for node in nodes if node not in here]
+    for chosen in range(2 ** len(movable)):
+        here = [node for k, node in enumerate(movable) if chosen >> k & 1]
+        elsewhere = [node for node in drawn if node not in here]
         for positions in set_partitions(elsewhere):
-            probability = falling(size - 1, len(positions)) / size ** len(nodes)
+            p = sum(any(tags[node] == MICRO for node in block) for block in positions)
+            q = len(positions) - p
+            free = falling(m - 1, p) if inside else falling(m, p)
+            probability = scale * free * falling(b - 1 - p, q)
             for marked, blocks, weight in _plain_means(positions, anchor=here, replace=replace):
                 if marked:
-                    terms.append(
-                        (_coloured(skeleton, marked, blocks), scale * probability * weight)
-                    )
+                    terms += [
+                        (_coloured(tagged, marked, blocks + more), probability * weight * c)
+                        for c, more in _expectations(tagged, apart, sizes, replace)
+                    ]
     return TreeSum(terms)
+
+
+def _expectations(
+    tagged: Tree, tags: list[int], sizes: Sizes, replace: bool
+) -> list[tuple[Any, list[list[int]]]]:
+    """`(weight, blocks)` for every way in which the nodes of all batches can share samples."""
+    groups = [_mini_batch(tagged, tags, sizes, replace)]
+    for tag in sorted({tag for tag in tags if tag >= FRESH}):
+        nodes = [k for k, other in enumerate(tags) if other == tag]
+        if _whole(tagged, tag):
+            groups.append([(sp.Integer(1), [nodes])])
+        else:
+            groups.append(_one_batch(nodes, sizes.micro, replace))
+    return [
+        (sp.prod([weight for weight, _ in chosen]), [b for _, blocks in chosen for b in blocks])
+        for chosen in product(*groups)
+    ]
+
+
+def _mini_batch(
+    tagged: Tree, tags: list[int], sizes: Sizes, replace: bool
+) -> list[tuple[Any, list[list[int]]]]:
+    """The nodes of a micro-batch and of its mini-batch."""
+    nodes = [k for k, tag in enumerate(tags) if tag in (MICRO, BATCH)]
+    inner = [k for k in nodes if tags[k] == MICRO]
+    if _whole(tagged, MICRO) and inner:
+        if len(inner) < len(nodes):
+            raise OutsideError("a norm of the micro-batch beside gradients of the mini-batch")
+        return [(sp.Integer(1), [inner])]
+    found = []
+    for positions in set_partitions(nodes):
+        p = sum(any(node in inner for node in block) for block in positions)
+        probability = (
+            falling(sizes.micro, p)
+            * falling(sizes.batch - p, len(positions) - p)
+            / (sizes.micro ** len(inner) * sizes.batch ** (len(nodes) - len(inner)))
+        )
+        for _, blocks, weight in _plain_means(positions, anchor=None, replace=replace):
+            found.append((probability * weight, blocks))
+    return found
+
+
+def _one_batch(nodes: list[int], size: Any, replace: bool) -> list[tuple[Any, list[list[int]]]]:
+    """The nodes of one batch that is drawn apart."""
+    return [
+        (falling(size, len(positions)) / size ** len(nodes) * weight, blocks)
+        for positions in set_partitions(nodes)
+        for _, blocks, weight in _plain_means(positions, anchor=None, replace=replace)
+    ]
 
 
 def conditional_scale(size: sp.Expr, replace: bool) -> sp.Expr:
@@ -124,18 +236,17 @@ def _plain_means(
         yield marked, joined, moebius * samples ** len(joined) / falling(population, len(positions))
 
 
-def _sampled(skeleton: Skeleton) -> list[int]:
-    """The positions, in depth-first order, of the nodes that carry a micro-batch mean."""
-
-    def flags(node: Skeleton) -> Iterator[bool]:
-        yield node.sampled
-        for child in node.children:
-            yield from flags(child)
-
-    return [k for k, sampled in enumerate(flags(skeleton)) if sampled]
+def _tags(tagged: Tree) -> list[int]:
+    """The tags of the nodes, in the order of :meth:`Tree.nodes`."""
+    return [node.colour for node in tagged.nodes()]
 
 
-def _coloured(skeleton: Skeleton, marked: list[int], blocks: list[list[int]]) -> Tree:
+def _whole(tagged: Tree, tag: int) -> bool:
+    """Whether a batch is one colour, because its norm or its weights are no polynomial of means."""
+    return tag in tagged.micro_batches
+
+
+def _coloured(tagged: Tree, marked: list[int], blocks: list[list[int]]) -> Tree:
     """The tree whose nodes take their colour from their block; nodes in no block get a colour of
     their own.
     """
@@ -144,10 +255,12 @@ def _coloured(skeleton: Skeleton, marked: list[int], blocks: list[list[int]]) ->
     }
     counter = iter(range(10**6))
 
-    def visit(node: Skeleton) -> Tree:
+    def visit(node: Tree) -> Tree:
         here = next(counter)
-        return Tree(
-            colour.get(here, len(blocks) + 1 + here), tuple(visit(child) for child in node.children)
-        )
+        own = colour.get(here, len(blocks) + 1 + here)
+        children = tuple([visit(child) for child in node.children])
+        factors = tuple([f._replace(tree=visit(f.tree)) for f in node.factors])
+        named = node.colour if node.colour in (WHOLE, ONE, LOOP) else own
+        return node._replace(colour=named, children=children, factors=factors)
 
-    return canonical(visit(skeleton))
+    return canonical(visit(tagged))

@@ -104,6 +104,11 @@ class Obstruction:
     needed: TreeSum | None
 
     def __str__(self) -> str:
+        if any(factor.mix for factor in self.tree.factors):
+            return (
+                f"{text(self.found)} has the norm of a combination of gradients, for which the"
+                " question is not decided here"
+            )
         if self.needed is None:
             return (
                 f"{text(self.found)} follows the weighted gradient g^_I, whose weights move with"
@@ -124,7 +129,8 @@ def potential(field: TreeSum) -> TreeSum | Obstruction:
     rootings: dict[Tree, dict[Tree, sp.Expr]] = {}
     written = TreeSum([(t, k * c) for rooted, c in field.items() for k, t in _by_norms(rooted)])
     for tree, coefficient in written.items():
-        if any(node.weighted for node in tree.nodes()):
+        mixed = any(factor.mix for factor in tree.factors)
+        if mixed or any(node.weighted for node in tree.nodes()):
             return Obstruction(tree, TreeSum({tree: coefficient}), None)
         rootings.setdefault(free(tree), {})[tree] = coefficient
     result = {}
@@ -149,7 +155,9 @@ def _by_norms(tree: Tree) -> Iterator[tuple[sp.Expr, Tree]]:
             (
                 f
                 for f in tree.factors
-                if f.norm and not f.tree.weighted and _is_square(square, f.tree.colour, tree)
+                if f.norm
+                and not (f.tree.weighted or f.mix)
+                and _is_square(square, f.tree.colour, tree)
             ),
             None,
         )

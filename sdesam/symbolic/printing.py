@@ -13,7 +13,7 @@ from itertools import chain, combinations
 
 import sympy as sp
 
-from sdesam.symbolic.roles import MARK, ONE, WHOLE
+from sdesam.symbolic.roles import LOOP, MARK, ONE, WHOLE
 from sdesam.symbolic.trees import (
     Factor,
     Tree,
@@ -25,6 +25,7 @@ from sdesam.symbolic.trees import (
     micro,
     reroot,
     samples,
+    symbolic,
 )
 
 _LETTERS = "ijkl"
@@ -220,7 +221,13 @@ def _with_factors(
             hat = factor.tree.weighted
             symbol = (r"\hat r" if latex else "r^") if hat else "r"
             text = (
-                symbol if factor.tree.colour == WHOLE else f"{symbol}_{letters[factor.tree.colour]}"
+                _mixed(factor, name, latex)
+                if factor.mix
+                else (
+                    symbol
+                    if factor.tree.colour == WHOLE
+                    else f"{symbol}_{letters[factor.tree.colour]}"
+                )
             )
             if factor.log:
                 text = rf"\log {text}" if latex else f"log({text})"
@@ -234,6 +241,22 @@ def _with_factors(
     )
 
 
+def _mixed(norm: Factor, name: Namer, latex: bool) -> str:
+    """The norm of `a g + s gbar`."""
+    assert norm.mix
+    a, s = norm.mix
+    mean = r"\bar g" if latex else "gbar"
+    own = mean if norm.tree.colour == WHOLE else name(norm.tree, 1)
+    body = " ".join(
+        f"{'-' if negative else '+'} {_with_factor(size, vector, _Style(False, False, latex))}"
+        for scalar, vector in ((a, own), (s, mean))
+        if scalar.terms
+        for negative, size in [_oriented(symbolic(scalar))]
+    )
+    body = body[2:] if body.startswith("+ ") else body
+    return rf"\|{body}\|" if latex else f"|{body}|"
+
+
 Namer = Callable[[Tree, int], str]
 
 
@@ -243,6 +266,8 @@ def _namer(letters: dict[int, str], deviating: set[int], latex: bool) -> Namer:
     """
 
     def name(node: Tree, order: int) -> str:
+        if node.colour == LOOP:
+            return "e"
         if node.weighted:
             index = letters[node.colour]
             derivative = "" if order == 1 else "D" if order == 2 else f"D^{order - 1}"

@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 
 import sympy as sp
 
-from sdesam.symbolic.roles import MARK, ONE, WHOLE
+from sdesam.symbolic.roles import LOOP, MARK, ONE, WHOLE
+from sdesam.variants import Scalar
 
 eta, rho, batch, micro, samples = sp.symbols("eta rho b m n", positive=True)
 """Learning rate, perturbation radius, mini-batch, micro-batch and data-set size."""
@@ -77,12 +78,15 @@ class Factor(NamedTuple):
             from any of its nodes.
         power: of the scalar.
         log: whether the scalar is the logarithm of the norm, as in the potential of `H g / r^2`.
+        mix: `(a, s)` where the norm is that of `a g + s gbar`, with `gbar` the mean gradient of the
+            data set; empty where it is that of `g`.
     """
 
     norm: bool
     tree: Tree
     power: int
     log: bool = False
+    mix: tuple[()] | tuple[Scalar, Scalar] = ()
 
     def derivative(self) -> tuple[int, tuple[Factor, ...]]:
         """What multiplies `g . (D g)[v]` in the derivative of a norm's power along `v`:
@@ -96,34 +100,29 @@ class Factor(NamedTuple):
         return self.power, (self._replace(power=self.power - 2),)
 
 
-class Skeleton(NamedTuple):
-    """A tree before its expectation is taken: `sampled` nodes carry a micro-batch mean, the others
-    a mean over the data set.
-    """
-
-    sampled: bool
-    children: tuple[Skeleton, ...] = ()
+_NAMELESS = (WHOLE, ONE, LOOP)
+"""Colours that name no sample."""
 
 
 def relabel(tree: Tree, colours: Callable[[int], int]) -> Tree:
-    """`tree` with every colour but WHOLE and ONE replaced, children and factors in canonical
+    """`tree` with every colour that names a sample replaced, children and factors in canonical
     order.
     """
     children = tuple(sorted(relabel(child, colours) for child in tree.children))
-    powers: Counter[tuple[bool, Tree, bool]] = Counter()
+    powers: Counter[tuple[bool, Tree, bool, Any]] = Counter()
     for factor in tree.factors:
         scalar = relabel(factor.tree, colours)
         scalar = scalar if factor.norm else min(_ordered(rooted) for rooted in rootings(scalar))
-        powers[factor.norm, scalar, factor.log] += factor.power
+        powers[factor.norm, scalar, factor.log, factor.mix] += factor.power
     factors = tuple(
         sorted(
-            Factor(norm, scalar, power, log)
-            for (norm, scalar, log), power in powers.items()
+            Factor(norm, scalar, power, log, mix)
+            for (norm, scalar, log, mix), power in powers.items()
             if power
         )
     )
     return Tree(
-        tree.colour if tree.colour in (WHOLE, ONE) else colours(tree.colour),
+        tree.colour if tree.colour in _NAMELESS else colours(tree.colour),
         children,
         factors,
         tree.weighted,
@@ -140,7 +139,7 @@ def canonical(tree: Tree) -> Tree:
     """The representative of `tree` up to the order of children and the names of unmarked
     colours.
     """
-    old = sorted({node.colour for node in tree.nodes()} - {MARK, WHOLE, ONE})
+    old = sorted({node.colour for node in tree.nodes()} - {MARK, *_NAMELESS})
     candidates = []
     for new in permutations(range(1, len(old) + 1)):
         names = {MARK: MARK, **dict(zip(old, new, strict=True))}
@@ -158,27 +157,27 @@ def graft(tree: Tree, branch: Tree) -> Iterator[Tree]:
         yield canonical(grown._replace(factors=tree.factors + apart.factors))
 
 
-def derivative(tree: Tree, branch: Tree) -> Iterator[tuple[int, Tree]]:
+def derivative(tree: Tree, branch: Tree) -> Iterator[tuple[sp.Expr, Tree]]:
     """The derivative of `tree` in the direction of `branch`, as pairs of a number and a tree: the
     branch on each node, and on each factor.
     """
-    yield from ((1, grown) for grown in graft(tree, branch))
+    yield from ((sp.Integer(1), grown) for grown in graft(tree, branch))
     apart = _apart(tree, branch)
     bare = apart._replace(factors=())
     for k, factor in enumerate(tree.factors):
         others = (*tree.factors[:k], *tree.factors[k + 1 :], *apart.factors)
         if factor.norm:
             number, lower = factor.derivative()
-            inner = _gradient_dot(factor.tree, bare)
-            yield (
-                number,
-                canonical(tree._replace(factors=(*others, *lower, Factor(False, inner, 1)))),
-            )
+            for c, inner in _gradient_dot(factor, bare):
+                yield (
+                    number * c,
+                    canonical(tree._replace(factors=(*others, *lower, Factor(False, inner, 1)))),
+                )
         else:
             lower = (factor._replace(power=factor.power - 1),)
             for grown in _attached(factor.tree, bare):
                 yield (
-                    factor.power,
+                    sp.Integer(factor.power),
                     canonical(tree._replace(factors=(*others, *lower, Factor(False, grown, 1)))),
                 )
 
@@ -190,19 +189,47 @@ def _apart(tree: Tree, branch: Tree) -> Tree:
 
 
 def _attached(tree: Tree, branch: Tree) -> Iterator[Tree]:
-    """`branch` among the children of each node of `tree`, factors left as they are."""
+    """`branch` among the children of each node of `tree`, factors left as they are. A unit vector
+    of a loop does not move.
+    """
+    if tree.colour == LOOP:
+        return
     yield tree._replace(children=(*tree.children, branch))
     for k, child in enumerate(tree.children):
         for grown in _attached(child, branch):
             yield tree._replace(children=(*tree.children[:k], grown, *tree.children[k + 1 :]))
 
 
-def _gradient_dot(leaf: Tree, branch: Tree) -> Tree:
-    """`g . (D g)[v]` as a scalar, `g` the leaf and `v` the branch."""
-    if leaf.colour != WHOLE:
-        return leaf._replace(children=(leaf._replace(children=(branch,)),))
-    fresh = 1 + max(0, *(node.colour for node in branch.nodes()))
-    return Tree(fresh, (Tree(fresh + 1, (branch,)),))
+def symbolic(scalar: Scalar) -> sp.Expr:
+    """A number of a rule as a sympy expression in its parameters."""
+    return sum(
+        (
+            sp.Rational(c.numerator, c.denominator)
+            * sp.prod([sp.Symbol(x, real=True) for x in names])
+            for names, c in scalar.terms
+        ),
+        start=sp.Integer(0),
+    )
+
+
+def _gradient_dot(norm: Factor, branch: Tree) -> Iterator[tuple[sp.Expr, Tree]]:
+    """`w . (D w)[v]` as scalars with coefficients, `w` the vector of a norm and `v` the branch.
+
+    With `w = a g + s gbar` there are four of them: each of the two in `w` with each in `D w`.
+    """
+    leaf = norm.tree
+    first = 1 + max(0, *(node.colour for node in (*branch.nodes(), leaf)))
+    mean, moved = Tree(first), Tree(first + 1, (branch,))
+    a, s = map(symbolic, norm.mix) if norm.mix else (sp.Integer(1), sp.Integer(0))
+    if leaf.colour == WHOLE:
+        yield (a + s) ** 2, mean._replace(children=(moved,))
+        return
+    own = leaf._replace(children=(branch,))
+    yield a * a, leaf._replace(children=(own,))
+    if s != 0:
+        yield a * s, leaf._replace(children=(moved,))
+        yield a * s, mean._replace(children=(own,))
+        yield s * s, mean._replace(children=(moved,))
 
 
 def reroot(tree: Tree) -> Iterator[Tree]:
@@ -214,12 +241,12 @@ def reroot(tree: Tree) -> Iterator[Tree]:
 
 
 def rootings(tree: Tree) -> Iterator[Tree]:
-    """`reroot` without new names for the colours. A weighted node is no derivative of a scalar, so
-    nothing is hung from it.
+    """`reroot` without new names for the colours. A weighted node is no derivative of a scalar, and
+    a unit vector of a loop none at all, so nothing is hung from these.
     """
     yield tree
     for k, child in enumerate(tree.children):
-        if child.weighted:
+        if child.weighted or child.colour == LOOP:
             continue
         rest = tree._replace(children=(*tree.children[:k], *tree.children[k + 1 :]), factors=())
         lifted = child._replace(children=(*child.children, rest), factors=tree.factors)
@@ -230,7 +257,7 @@ def _rootings_below(tree: Tree) -> Iterator[Tree]:
     """The tree hung from its root and from each node below it, but not from its last child."""
     yield tree
     for k, child in enumerate(tree.children[:-1]):
-        if child.weighted:
+        if child.weighted or child.colour == LOOP:
             continue
         rest = tree._replace(children=(*tree.children[:k], *tree.children[k + 1 :]), factors=())
         yield from _rootings_below(
@@ -262,9 +289,20 @@ def independent(tree: Tree) -> Tree:
         return tree
     fresh = iter(range(1, 1 + sum(1 for _ in tree.nodes())))
 
+    def limit(factor: Factor) -> Factor:
+        if not factor.norm:
+            return factor._replace(tree=visit(factor.tree))
+        if not factor.mix:
+            return factor._replace(tree=Tree(WHOLE))
+        both = factor.mix[0] + factor.mix[1]
+        mix = () if both == Scalar.of(1) else (both, Scalar.of(0))
+        return factor._replace(tree=Tree(WHOLE), mix=mix)
+
     def visit(node: Tree) -> Tree:
-        factors = (f._replace(tree=Tree(WHOLE) if f.norm else visit(f.tree)) for f in node.factors)
-        return Tree(next(fresh), tuple(visit(child) for child in node.children), tuple(factors))
+        if node.colour == LOOP:
+            return node
+        factors = tuple(map(limit, node.factors))
+        return Tree(next(fresh), tuple(visit(child) for child in node.children), factors)
 
     return canonical(visit(tree))
 
@@ -334,12 +372,18 @@ def _brackets(tree: Tree) -> str:
     >>> _brackets(Tree(1, (Tree(2),)))
     '[1 [2]]'
     """
+    if tree.colour == LOOP:
+        return "e"
     name = f"{'p' if tree.weighted else ''}{tree.colour}"
     scalars = (
-        f" {'log ' if f.log else ''}{'r' if f.norm else ''}{_brackets(f.tree)}^{f.power}"
+        f" {'log ' if f.log else ''}{'r' if f.norm else ''}{_brackets(f.tree)}{_mixed(f)}^{f.power}"
         for f in tree.factors
     )
     return f"[{' '.join([name, *map(_brackets, tree.children)])}]{''.join(scalars)}"
+
+
+def _mixed(factor: Factor) -> str:
+    return f"({factor.mix[0]}; {factor.mix[1]})" if factor.mix else ""
 
 
 def directional_derivative(field: TreeSum, direction: TreeSum) -> TreeSum:
@@ -356,4 +400,4 @@ def directional_derivative(field: TreeSum, direction: TreeSum) -> TreeSum:
 
 def block_sizes(tree: Tree) -> Counter[int]:
     """How many nodes each colour has, those of factors included."""
-    return Counter(node.colour for node in tree.nodes() if node.colour not in (WHOLE, ONE))
+    return Counter(node.colour for node in tree.nodes() if node.colour not in _NAMELESS)

@@ -137,9 +137,7 @@ class Recipe:
         [1, 2, 2, 2.33]
         """
         rule = find_variant(self.variant)
-        return (1 if rule.perturbation == "none" else 2) + (
-            FORWARD if rule.weights == "gibbs" else 0
-        )
+        return (1 if not rule.perturbed else 2) + (FORWARD if rule.weighted else 0)
 
 
 class State(NamedTuple):

@@ -9,9 +9,49 @@ import importlib
 import pkgutil
 
 from sdesam._names import unknown
-from sdesam.variants._base import NormEstimate, Variant
+from sdesam.variants._base import TAKEN, Ascent, NormEstimate, Variant
+from sdesam.variants._expressions import (
+    Elementwise,
+    Fresh,
+    Gibbs,
+    Gradient,
+    RandomDirection,
+    Scalar,
+    Sum,
+    Unit,
+    Vector,
+    elementwise,
+    fresh,
+    gibbs,
+    gradient,
+    parameter,
+    random_direction,
+    unit,
+)
 
-__all__ = ["VARIANTS", "NormEstimate", "Variant", "variant"]
+__all__ = [
+    "VARIANTS",
+    "Ascent",
+    "Elementwise",
+    "Fresh",
+    "Gibbs",
+    "Gradient",
+    "NormEstimate",
+    "RandomDirection",
+    "Scalar",
+    "Sum",
+    "Unit",
+    "Variant",
+    "Vector",
+    "elementwise",
+    "fresh",
+    "gibbs",
+    "gradient",
+    "parameter",
+    "random_direction",
+    "unit",
+    "variant",
+]
 
 VARIANTS: dict[str, Variant] = {
     declared.name: declared
@@ -19,6 +59,7 @@ VARIANTS: dict[str, Variant] = {
     if not module.name.startswith("_")
     for declared in importlib.import_module(f"{__name__}.{module.name}").VARIANTS
 }
+TAKEN.update({name: declared.direction for name, declared in VARIANTS.items()})
 
 
 def variant(name: str | Variant) -> Variant:

@@ -1,9 +1,9 @@
 """What one optimizer step is, declared as data.
 
-Every variant of the family performs ``x+ = x - eta * mean_I grad f_I(x + rho u_I)``, the mean over
-the ``b/m`` micro-batches ``I`` of a mini-batch; variants differ in the perturbation ``u_I``. The
-symbolic side and the discrete step kernel both read the same declaration, so an SDE and its chain
-cannot drift apart.
+Every variant performs ``x+ = x - lr * G``, with ``G`` the mean of a *direction* ``F_I`` over the
+``b/m`` micro-batches ``I`` of a mini-batch. The direction is an expression
+(:mod:`sdesam.variants._expressions`). The symbolic side and the discrete step kernel both read the
+same declaration, so an SDE and its chain cannot drift apart.
 """
 
 from __future__ import annotations
@@ -11,115 +11,186 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from sdesam._names import unknown
-
-Perturbation = Literal["none", "micro-batch", "data set"]
-Normaliser = Literal["none", "own", "data set"]
-Weights = Literal["equal", "gibbs"]
-Law = Literal["rademacher", "gaussian", "exact"]
-
-_OTHER_RULES = (
-    "; a rule of another kind cannot be declared, but its SDE can be written by hand:"
-    " sdesam.SDE(drift, apply_noise, ...)"
+from sdesam.variants._expressions import (
+    Gibbs,
+    Gradient,
+    RandomDirection,
+    Sum,
+    Unit,
+    Vector,
+    check_vector,
+    latex,
 )
+
+Law = Literal["rademacher", "gaussian", "exact"]
+TAKEN: dict[str, Vector] = {}
+"""The directions of the rules that come with the package, by name."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One member of the SAM family: ``u_I = v_I / sqrt(|w|^2 + eps^2)``.
+    """A rule: the name of an optimizer, and the direction of its step.
 
     Args:
         name: the public name, as in papers, lower case.
-        title: how the name is printed.
-        perturbation: whose mean gradient ``v_I`` is: ``"none"`` (``u_I = 0``), ``"micro-batch"``
-            (``v_I = grad f_I``) or ``"data set"`` (``v_I = grad f``).
-        micro: whether the user chooses a micro-batch smaller than the mini-batch.
-        summary: one line for lists and help.
+        direction: the direction ``F_I`` of one micro-batch, an expression made by
+            :func:`~sdesam.variants.gradient` and its companions. A rule that speaks of
+            micro-batches lets its user choose their size.
         source: the paper that defines it.
-        normaliser: ``w``: ``"none"`` (``u_I = v_I``), ``"own"`` (``w = v_I``) or ``"data set"``
-            (``w = grad f``).
-        weights: of the samples in ``v_I``: ``"equal"``, or ``"gibbs"``, proportional to ``exp(lam
-            nu_i)`` with an estimate ``nu_i`` of ``|g_i|`` (:class:`NormEstimate`).
+        title: how the name is printed; left out, the name in capitals.
+        summary: one line for lists and help; left out, the direction.
 
     A declaration of your own need not be registered: :func:`sdesam.derive`, :class:`sdesam.Chain`
     and all that takes the name of a variant take the declaration itself.
 
     Raises:
-        ValueError: an unknown value, or values that contradict each other.
+        ValueError: a direction that is zero, no name, or the name of another rule of the package.
         TypeError: a field of another type.
 
-    >>> m_dnsam = Variant("m-dnsam", "m-DNSAM", "micro-batch", True, "", "", normaliser="data set")
-    >>> Variant("friendly", "F-SAM", "friendly", False, "", "")
+    >>> from sdesam.variants import gradient, parameter, unit
+    >>> friendly = Variant(
+    ...     "friendly",
+    ...     gradient(
+    ...         "micro", at=gradient("micro") - parameter("sigma") * gradient("data")
+    ...     ),
+    ... )
+    >>> friendly.title, sorted(friendly.parameters)
+    ('FRIENDLY', ['sigma'])
+    >>> Variant("scaled", 0.1)
     Traceback (most recent call last):
     ...
-    ValueError: unknown perturbation 'friendly': the valid names are none, micro-batch, ...
+    TypeError: direction=0.1: it must be a vector of a rule, such as gradient('micro')
     """
 
     name: str
-    title: str
-    perturbation: Perturbation
-    micro: bool
-    summary: str
-    source: str
-    normaliser: Normaliser = "none"
-    weights: Weights = "equal"
+    direction: Vector
+    source: str = ""
+    title: str = ""
+    summary: str = ""
 
     def __post_init__(self) -> None:
-        for field in ("name", "title", "summary", "source"):
+        for field in ("name", "source", "title", "summary"):
             if not isinstance(getattr(self, field), str):
                 raise TypeError(f"{field}={getattr(self, field)!r}: it must be text")
         if not self.name:
             raise ValueError("name='': a variant needs a name")
-        if not isinstance(self.micro, bool):
-            raise TypeError(
-                f"micro={self.micro!r}: it must be True or False, whether the user chooses a"
-                " micro-batch"
-            )
-        for field, valid in (
-            ("perturbation", Perturbation),
-            ("normaliser", Normaliser),
-            ("weights", Weights),
-        ):
-            value = getattr(self, field)
-            if not isinstance(value, str) or value not in get_args(valid):
-                advice = _OTHER_RULES if field == "perturbation" else ""
-                raise ValueError(f"{unknown(field, value, get_args(valid))}{advice}")
-        self._check_together()
-
-    def _check_together(self) -> None:
-        """Refuse values that contradict each other."""
-        if self.perturbation == "none" and self.normaliser != "none":
+        check_vector("direction", self.direction)
+        if not any(isinstance(v, (Gradient, Gibbs)) for v in self.direction.walk()):
             raise ValueError(
-                f"normaliser={self.normaliser!r}: {self.name} has no perturbation to normalise;"
-                " leave normaliser out"
+                f"direction={self.direction}: it follows no gradient; begin with gradient('micro')"
             )
-        if self.perturbation != "micro-batch" and self.weights != "equal":
+        if TAKEN.get(self.name, self.direction) != self.direction:
             raise ValueError(
-                f"weights={self.weights!r}: they weigh the samples of a micro-batch, and"
-                f" {self.name} has perturbation={self.perturbation!r}; leave weights out, or choose"
-                " perturbation='micro-batch'"
+                f"name={self.name!r}: it is the name of another rule, {TAKEN[self.name]}; choose"
+                " another"
             )
-        if self.perturbation != "micro-batch" and self.micro:
-            raise ValueError(
-                f"micro=True: with perturbation={self.perturbation!r} all micro-batches of"
-                f" {self.name} move alike, and their mean is the mini-batch; choose micro=False, or"
-                " perturbation='micro-batch'"
-            )
+        if not self.title:
+            object.__setattr__(self, "title", self.name.upper())
+        if not self.summary:
+            object.__setattr__(self, "summary", str(self.direction))
 
     @property
-    def rule(self) -> dict[str, str | bool]:
+    def rule(self) -> dict[str, str]:
         """All that makes the step what it is, for records of variants that are not registered."""
-        return {
-            "perturbation": self.perturbation,
-            "normaliser": self.normaliser,
-            "weights": self.weights,
-            "micro": self.micro,
-        }
+        return {"direction": str(self.direction)}
+
+    @property
+    def micro(self) -> bool:
+        """Whether the user chooses a micro-batch smaller than the mini-batch."""
+        return "micro" in self.direction.scopes
+
+    @property
+    def parameters(self) -> frozenset[str]:
+        """The names of the rule's own numbers."""
+        return self.direction.parameters
 
     @property
     def needs_full_gradient(self) -> bool:
         """Whether a step needs the gradient of the whole data set."""
-        return "data set" in (self.perturbation, self.normaliser)
+        return "data" in self.direction.scopes
+
+    @property
+    def perturbed(self) -> bool:
+        """Whether a gradient is taken anywhere but at the parameters themselves."""
+        return any(isinstance(v, (Gradient, Gibbs)) and v.at for v in self.direction.walk())
+
+    @property
+    def normalised(self) -> bool:
+        """Whether anything is divided by a norm."""
+        return any(isinstance(v, Unit) for v in self.direction.walk())
+
+    @property
+    def weighted(self) -> bool:
+        """Whether samples have Gibbs weights."""
+        return any(isinstance(v, Gibbs) for v in self.direction.walk())
+
+    @property
+    def draws(self) -> bool:
+        """Whether a step draws more than its mini-batch: other batches, or directions."""
+        return any(
+            isinstance(v, RandomDirection) or getattr(v, "scope", "").startswith("fresh")
+            for v in self.direction.walk()
+        )
+
+    @property
+    def one_ascent(self) -> Ascent | None:
+        """The rule in three words, where it is one gradient at a point moved along one other; None
+        for any other rule.
+        """
+        return _one_ascent(self.direction)
+
+    def latex(self) -> str:
+        """The algorithm as LaTeX.
+
+        >>> from sdesam.variants import variant
+        >>> print(variant("usam").latex())
+        x^+ = x - \\eta \\nabla f_{\\gamma}\\left(x + \\rho \\nabla f_{\\gamma}(x)\\right)
+        """
+        direction = latex(self.direction)
+        if not self.micro:
+            return rf"x^+ = x - \eta {direction}"
+        many = isinstance(self.direction, Sum)
+        direction = rf"\left({direction}\right)" if many else direction
+        return rf"x^+ = x - \eta \frac{{m}}{{b}} \sum_{{I \subset \gamma}} {direction}"
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """A rule ``grad f_S(x + rho v / |w|)`` in three words, for code that is faster for such rules.
+
+    Args:
+        perturbation: whose gradient ``v`` is: ``"none"`` for a rule without one, ``"own"`` (the
+            samples of the descent) or ``"data set"``.
+        normaliser: whose norm divides: ``"none"``, ``"own"`` (that of ``v``) or ``"data set"``.
+        weighted: whether the samples in ``v`` have Gibbs weights.
+    """
+
+    perturbation: Literal["none", "own", "data set"]
+    normaliser: Literal["none", "own", "data set"] = "none"
+    weighted: bool = False
+
+
+def _one_ascent(direction: Vector) -> Ascent | None:
+    if not isinstance(direction, Gradient) or direction.scope not in ("micro", "batch"):
+        return None
+    if direction.at is None:
+        return Ascent("none")
+    unit = direction.at if isinstance(direction.at, Unit) else None
+    v = direction.at if unit is None else unit.vector
+    if not isinstance(v, (Gradient, Gibbs)) or v.at is not None:
+        return None
+    whose: dict[str, Literal["own", "data set"]] = {direction.scope: "own", "data": "data set"}
+    perturbation = whose.get(v.scope)
+    if perturbation is None:
+        return None
+    weighted = isinstance(v, Gibbs)
+    if unit is None:
+        return Ascent(perturbation, "none", weighted)
+    if unit.norm_of == v:
+        return Ascent(perturbation, "own", weighted)
+    if unit.norm_of == Gradient("data"):
+        return Ascent(perturbation, "data set", weighted)
+    return None
 
 
 @dataclass(frozen=True)

@@ -63,11 +63,11 @@ def direction(loss, data, rule, eps, lam, x, batch, rho):
 
     def part(indices):
         own = grad(indices, x)
-        if rule.weights == "gibbs":
+        if rule.weighted:
             each = jax.vmap(lambda i: grad(i[None], x))(indices)
             own = jax.nn.softmax(lam * jnp.linalg.norm(each, axis=1)) @ each
-        v = {"none": 0 * own, "micro-batch": own, "data set": whole}[rule.perturbation]
-        w = {"none": None, "own": v, "data set": whole}[rule.normaliser]
+        v = {"none": 0 * own, "own": own, "data set": whole}[rule.one_ascent.perturbation]
+        w = {"none": None, "own": v, "data set": whole}[rule.one_ascent.normaliser]
         return grad(indices, x + rho * (v if w is None else v / jnp.sqrt(w @ w + eps**2)))
 
     return jnp.mean(jnp.stack([part(indices) for indices in batch]), axis=0)
@@ -86,11 +86,11 @@ def theorem(seed):
     ]
     b, m = legal[rng.integers(len(legal))]
     problem = problem_of(rng, n)
-    eps = 0.0 if rule.normaliser == "none" or rng.integers(2) else 0.1
-    lam = 1.0 if rule.weights == "gibbs" else None
+    eps = 0.0 if not rule.normalised or rng.integers(2) else 0.1
+    lam = 1.0 if rule.weighted else None
     sampling = Sampling(b, m, replace)
     points = np.asarray(problem.x0, float) + 0.3 * rng.normal(size=(120, problem.dim))
-    if rule.normaliser != "none" or lam is not None:
+    if rule.normalised or lam is not None:
         points = hypothesis.away_from_zero(problem, sampling, points)
     listed = jnp.array(
         list(

@@ -13,102 +13,104 @@ import sdesam
 from sdesam import VARIANTS, Variant
 from sdesam.exact import one_step
 from sdesam.exact.quadratic import Quadratic
+from sdesam.variants import (
+    elementwise,
+    fresh,
+    gibbs,
+    gradient,
+    parameter,
+    random_direction,
+    unit,
+)
 
-M_DNSAM = Variant("m-dnsam", "m-DNSAM", "micro-batch", True, "", "", normaliser="data set")
+I, D = gradient("micro"), gradient("data")  # noqa: E741
+M_DNSAM = Variant("m-dnsam", gradient("micro", at=unit(I, norm_of=D)))
 SIZES = {"lr": 0.1, "rho": 0.2, "batch": 4, "micro": 2, "eps": 0.1}
 
 
-def declared(**fields):
-    return Variant(
-        **{
-            "name": "mine",
-            "title": "",
-            "perturbation": "micro-batch",
-            "micro": False,
-            "summary": "",
-            "source": "",
-            **fields,
-        }
-    )
-
-
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("make", "kind", "message"),
     [
-        (
-            {"normaliser": "owm"},
-            (
-                "unknown normaliser 'owm': the valid names are none, own, data set; did you mean"
-                " 'own'?"
-            ),
-        ),
-        (
-            {"perturbation": "microbatch"},
-            "unknown perturbation 'microbatch': .* did you mean 'micro-batch'?",
-        ),
-        (
-            {"perturbation": "friendly"},
-            (
-                "unknown perturbation 'friendly': .*; a rule of another kind cannot be declared,"
-                " but its SDE can be"
-            ),
-        ),
-        (
-            {"perturbation": lambda *gradients: 0},
-            "unknown perturbation <function .*; a rule of another kind cannot be declared",
-        ),
-        ({"perturbation": None}, "unknown perturbation None"),
-        (
-            {"weights": "Gibbs"},
-            "unknown weights 'Gibbs': the valid names are equal, gibbs; did you mean 'gibbs'?",
-        ),
-        ({"weights": ["equal"]}, "unknown weights"),
-        ({"name": ""}, "name='': a variant needs a name"),
-        (
-            {"perturbation": "none", "normaliser": "own"},
-            "normaliser='own': mine has no perturbation to normalise; leave normaliser out",
-        ),
-        (
-            {"perturbation": "none", "micro": True},
-            "micro=True: with perturbation='none' all micro-batches of mine move alike",
-        ),
-        (
-            {"perturbation": "data set", "micro": True},
-            "micro=True: with perturbation='data set' all micro-batches of mine move alike",
-        ),
-        (
-            {"perturbation": "none", "weights": "gibbs"},
-            "weights='gibbs': they weigh the samples of a micro-batch",
-        ),
-        (
-            {"perturbation": "data set", "weights": "gibbs"},
-            "weights='gibbs': they weigh the samples of a micro-batch",
-        ),
+        (lambda: gradient("microbatch"), ValueError, "unknown scope 'microbatch'.* mean 'micro'"),
+        (lambda: gradient(None), ValueError, "unknown scope None"),
+        (lambda: gradient("fresh 0"), ValueError, "unknown scope 'fresh 0'"),
+        (lambda: fresh(0), ValueError, r"fresh\(0\): it must be a whole number of at least 1"),
+        (lambda: gradient("micro", at=0.1), TypeError, "at=0.1: it must be a vector of a rule"),
+        (lambda: gradient("micro", at="sam"), TypeError, "at='sam': it must be a vector"),
+        (lambda: gradient("micro", at=parameter("c")), TypeError, "at=.*: it must be a vector"),
+        (lambda: gradient("micro", at=I - I), ValueError, "at: the vector is zero"),
+        (lambda: unit(I - I), ValueError, "unit: the vector is zero, for its terms cancel"),
+        (lambda: unit(I, norm_of=0 * D), ValueError, "norm_of: the vector is zero"),
+        (lambda: unit(3), TypeError, "unit=3: it must be a vector"),
+        (lambda: gibbs("data"), ValueError, "gibbs.'data'.: weights are those of the samples of"),
+        (lambda: I * D, TypeError, "a vector is multiplied by numbers alone"),
+        (lambda: I / D, TypeError, r"use unit\(v, norm_of=w\) to divide by a norm"),
+        (lambda: I / 0, ValueError, "division by 0: it must be a number other than 0"),
+        (lambda: I / parameter("c"), ValueError, "division by c: it must be a number"),
+        (lambda: "2" * I, TypeError, "'2' multiplies no vector: it must be a number or parameter"),
+        (lambda: float("nan") * I, ValueError, "nan multiplies no vector: it must be finite"),
+        (lambda: True * I, TypeError, "True multiplies no vector"),
+        (lambda: I + 1, TypeError, r"\+=1: it must be a vector of a rule"),
+        (lambda: parameter("rho"), ValueError, "the name stands for something else already"),
+        (lambda: parameter("two words"), ValueError, "the name must be a word, such as 'sigma'"),
+        (lambda: parameter(3), TypeError, "the name must be text"),
+        (lambda: random_direction("uniform"), ValueError, "unknown law 'uniform'"),
+        (lambda: elementwise(2, I), TypeError, "it must be a function of an array"),
+        (lambda: Variant("", I), ValueError, "name='': a variant needs a name"),
+        (lambda: Variant(3, I), TypeError, "name=3: it must be text"),
+        (lambda: Variant("mine", I, source=["a paper"]), TypeError, "source=.*: it must be text"),
+        (lambda: Variant("mine", "usam"), TypeError, "direction='usam': it must be a vector"),
+        (lambda: Variant("mine", I - I), ValueError, "direction: the vector is zero"),
+        (lambda: Variant("mine", random_direction()), ValueError, "it follows no gradient"),
+        (lambda: Variant("sam", I), ValueError, "name='sam': it is the name of another rule"),
     ],
 )
-def test_contradictions_and_misprints(fields, message):
-    with pytest.raises(ValueError, match=message) as raised:
-        declared(**fields)
+def test_nonsense_is_refused_when_it_is_said(make, kind, message):
+    with pytest.raises(kind, match=message) as raised:
+        make()
     assert "\n" not in str(raised.value)
-    with pytest.raises(ValueError, match=message):
-        replace(declared(), **fields)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"micro": "no"},
-        {"micro": 1},
-        {"micro": None},
-        {"name": 3},
-        {"title": None},
-        {"source": ["a paper"]},
-    ],
-)
-def test_fields_of_another_type(fields):
-    (name,) = fields
-    with pytest.raises(TypeError, match=f"^{name}=.*: it must be"):
-        declared(**fields)
+def test_expressions_are_compared_by_what_they_say():
+    c = parameter("c")
+    assert I + I == 2 * I
+    assert I + D - D == I
+    assert (1 - c) * I + c * I == I
+    assert hash(unit(I)) == hash(unit(I, norm_of=I))
+    assert str(0.1 * I) == "1/10 gradient(micro)"
+
+
+def test_a_rule_needs_its_own_numbers():
+    rule = Variant("mine", gradient("micro", at=I - parameter("sigma") * D))
+    problem = sdesam.problems.torus(dim=2, samples=3)
+    numbers = {"lr": 0.1, "rho": 0.1, "batch": 2, "micro": 1}
+    with pytest.raises(TypeError, match="mine needs sigma, a number of its own: give sigma="):
+        sdesam.Chain(rule, problem, **numbers)
+    with pytest.raises(TypeError, match="mine has no number sigmo; its own numbers are sigma"):
+        sdesam.derive(rule).bind(problem, **numbers, sigmo=0.1)
+    with pytest.raises(TypeError, match="sam has no number sigma; it has none of its own"):
+        sdesam.Chain("sam", problem, lr=0.1, rho=0.1, sigma=1.0)
+    for wrong in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"sigma=.*: it must be a finite number"):
+            sdesam.Chain(rule, problem, **numbers, sigma=wrong)
+    with pytest.raises(TypeError, match="sigma='1': it must be a finite number"):
+        sdesam.Chain(rule, problem, **numbers, sigma="1")
+    assert sdesam.Chain(rule, problem, **numbers, sigma=0.5).config["sigma"] == 0.5
+
+
+def test_a_rule_without_trees_says_which_part_and_what_else_there_is():
+    def size(x):
+        return abs(x) + 0.1
+
+    for direction, part in [
+        (gradient("micro", at=elementwise(size, I)), "elementwise.size"),
+        (gradient("micro", at=unit(I, norm_of=gradient("batch"))), "the norm of gradient.batch"),
+        (gibbs("batch", at=unit(gibbs("batch"))), "gibbs.batch, at=.*a moved point"),
+        (gradient("micro", at=unit(I + random_direction())), "the norm of"),
+        (gradient("micro", at=unit(unit(I))), "the norm of unit"),
+    ]:
+        with pytest.raises(ValueError, match=f"{part}.*sdesam.SDE.from_step"):
+            sdesam.derive(Variant("mine", direction))
 
 
 def test_a_rule_that_is_not_registered_runs_everywhere():
@@ -151,12 +153,7 @@ def test_a_rule_that_is_not_registered_runs_everywhere():
     assert (
         sde.config["rule"]
         == chain.config["rule"]
-        == {
-            "perturbation": "micro-batch",
-            "normaliser": "data set",
-            "weights": "equal",
-            "micro": True,
-        }
+        == {"direction": "gradient(micro, at=unit(gradient(micro), norm_of=gradient(data)))"}
     )
     steps = [
         one_step(sdesam.Chain(M_DNSAM, problem, **{**SIZES, "rho": rho}), x).mean
@@ -189,7 +186,7 @@ def test_registered_rules_are_recorded_by_name_alone():
 def test_two_rules_of_one_name_are_told_apart():
     """In the algebra, in compiled steps, in what is recorded, and where an SDE meets a chain."""
     problem, indices = sdesam.problems.torus(dim=2, samples=3), np.array([[0, 2], [1, 1]])
-    other = replace(M_DNSAM, normaliser="own")
+    other = replace(M_DNSAM, direction=VARIANTS["m-sam"].direction)
     assert other.name == M_DNSAM.name
     assert hash(other) != hash(M_DNSAM)
     assert sdesam.derive(other) != sdesam.derive(M_DNSAM)
@@ -207,10 +204,10 @@ def test_two_rules_of_one_name_are_told_apart():
             runs=2,
             steps=1,
         )
-    # a registered name for another rule, and the rule of one name under another's
-    bare = replace(VARIANTS["sam"], normaliser="none")
+    # the rule of one name under another's
+    bare = replace(VARIANTS["usam"], name="bare")
     assert sdesam.derive(bare) == sdesam.derive("usam")
-    assert sdesam.Chain(bare, problem, 0.1, 0.1).config["rule"]["normaliser"] == "none"
+    assert "rule" in sdesam.Chain(bare, problem, 0.1, 0.1).config
 
 
 class Reported(sdesam.Chain):

@@ -103,7 +103,7 @@ def test_moments_on_a_quadratic(variant, b, m, with_replacement):
     chain = sdesam.Chain(variant, problem, lr, rho, b, m, with_replacement)
     found = Quadratic(problem, 2 * lr).chain(chain)
     A, a = (np.asarray(problem.data[name], float) for name in ("hessian", "centre"))
-    perturbation = sdesam.VARIANTS[variant].perturbation
+    perturbation = sdesam.VARIANTS[variant].one_ascent.perturbation
 
     def grad(indices, x):
         return np.mean([A[i] @ (x - a[i]) for i in indices], axis=0)
@@ -113,7 +113,7 @@ def test_moments_on_a_quadratic(variant, b, m, with_replacement):
         parts = [batch[k : k + size] for k in range(0, b, size)]
         u = {
             "none": lambda part: 0 * x,
-            "micro-batch": lambda part: grad(part, x),
+            "own": lambda part: grad(part, x),
             "data set": lambda part: grad(range(4), x),
         }[perturbation]
         return x - lr * np.mean([grad(part, x + (rho or 0) * u(part)) for part in parts], axis=0)

@@ -17,14 +17,20 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import sdesam
-from sdesam import NormEstimate, Variant, optim
+from sdesam import NormEstimate, Variant, optim, variants
+from sdesam.variants import gibbs, unit
 
 LR, RHO, LAM = 0.1, 0.3, 0.7
 RNG = np.random.default_rng(5)
 IMAGES, LABELS = RNG.normal(size=(6, 2, 4, 4)).astype(np.float32), np.array([0, 2, 1, 1, 0, 2])
 DATA = {"image": IMAGES, "label": LABELS}
 INDICES = np.array([3, 0, 5, 3])
-M_DNSAM = Variant("m-dnsam", "m-DNSAM", "micro-batch", True, "", "", normaliser="data set")
+M_DNSAM = Variant(
+    "m-dnsam",
+    variants.gradient(
+        "micro", at=unit(variants.gradient("micro"), norm_of=variants.gradient("data"))
+    ),
+)
 
 
 class Convolutions(eqx.Module):
@@ -122,15 +128,14 @@ def by_hand(kind, rule):
     for members in INDICES.reshape(-1, 2 if rule.micro else 4):
         own = np.array([g(x, i) for i in members])
         weights = (
-            np.exp(LAM * np.linalg.norm(own, axis=1))
-            if rule.weights == "gibbs"
-            else np.ones(len(members))
+            np.exp(LAM * np.linalg.norm(own, axis=1)) if rule.weighted else np.ones(len(members))
         )
-        v = {"none": 0 * x, "micro-batch": weights @ own / weights.sum(), "data set": whole}[
-            rule.perturbation
+        ascent = rule.one_ascent
+        v = {"none": 0 * x, "own": weights @ own / weights.sum(), "data set": whole}[
+            ascent.perturbation
         ]
         norm = {"none": 1.0, "own": np.linalg.norm(v), "data set": np.linalg.norm(whole)}[
-            rule.normaliser
+            ascent.normaliser
         ]
         total.append(mean(x + RHO * v / norm, members))
     return np.mean(total, axis=0)
@@ -155,12 +160,12 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 def test_chain(kind, rule):
     params, sample_loss = network(kind)
     problem = sdesam.FiniteSum(sample_loss, DATA, params)
-    weights = EXACT if rule.weights == "gibbs" else {}
+    weights = EXACT if rule.weighted else {}
     chain = sdesam.Chain(
         rule,
         problem,
         LR,
-        None if rule.perturbation == "none" else RHO,
+        RHO if rule.perturbed else None,
         batch=4,
         micro=2 if rule.micro else None,
         **weights,
@@ -174,9 +179,9 @@ def test_chain(kind, rule):
 
 def optimizer(kind, rule, groups="vmap", **devices):
     _, sample_loss = network(kind)
-    rho = 0.0 if rule.perturbation == "none" else RHO
-    weights = EXACT if rule.weights == "gibbs" else {}
-    if devices and rule.perturbation == "micro-batch" and not rule.micro:
+    rho = RHO if rule.perturbed else 0.0
+    weights = EXACT if rule.weighted else {}
+    if devices and rule.one_ascent.perturbation == "own" and not rule.micro:
         devices["perturbation"] = "local"
     losses = jax.vmap(sample_loss, (None, 0))
     return optim.Optimizer(
@@ -252,7 +257,7 @@ def test_two_devices(name, how):
     halves = (
         rule
         if rule.micro
-        else Variant("of each device", "", "micro-batch", True, "", "", "own", "gibbs")
+        else Variant("of each device", variants.gradient("micro", at=unit(gibbs("micro"))))
     )
     np.testing.assert_allclose(
         (flat(params) - flat(fn(params, batch))) / LR, by_hand("equinox", halves), **CLOSE

@@ -10,6 +10,8 @@ import pytest
 from optax import contrib
 
 from sdesam import optim
+from sdesam.discrete.kernel import Ascent, Evaluation
+from sdesam.variants import gradient, unit
 
 RNG = np.random.default_rng(1)
 INPUTS, TARGETS = (
@@ -324,9 +326,9 @@ def test_tiny_gradients_in_low_precision(dtype, size):
     x = jnp.zeros(3, dtype)
     slopes = np.asarray(slope, float)
     u = slopes / np.sqrt(np.sum(slopes**2) + eps**2)
-    from sdesam.discrete.kernel import normalised
-
-    found = normalised(opt.variant, slope, None, eps)
+    found = Evaluation({}, x, Ascent(1.0, eps), {gradient("batch"): slope}).vector(
+        unit(gradient("batch"))
+    )
     assert found.dtype == dtype
     np.testing.assert_allclose(np.asarray(found, float), u, rtol=4 * float(jnp.finfo(dtype).eps))
     moved, _, _ = jax.jit(opt.step)(x, opt.init(x), jnp.zeros(1))

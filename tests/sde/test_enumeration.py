@@ -16,23 +16,23 @@ import sdesam
 from sdesam.mutants import scaled
 from sdesam.symbolic import batch, micro
 from sdesam.symbolic.trees import TreeSum
+from sdesam.variants import gibbs, gradient, unit
 from tests.brute_force import LAM, Polynomials, moments
 
+MICRO, BATCH, DATA = gradient("micro"), gradient("batch"), gradient("data")
 OWN = {
-    name: sdesam.Variant(
-        name, name.upper(), perturbation, name.startswith("m-"), "", "", normaliser, weights
-    )
-    for name, perturbation, normaliser, weights in [
-        ("m-dnsam", "micro-batch", "data set", "equal"),
-        ("m-rw-sam", "micro-batch", "own", "gibbs"),
-        ("rw-usam", "micro-batch", "none", "gibbs"),
-        ("m-rw-usam", "micro-batch", "none", "gibbs"),
-        ("rw-dnsam", "micro-batch", "data set", "gibbs"),
-        ("m-rw-dnsam", "micro-batch", "data set", "gibbs"),
-        ("n-sam of the data set", "data set", "data set", "equal"),
+    name: sdesam.Variant(name, gradient("micro" if name.startswith("m-") else "batch", at=u))
+    for name, u in [
+        ("m-dnsam", unit(MICRO, norm_of=DATA)),
+        ("m-rw-sam", unit(gibbs("micro"))),
+        ("rw-usam", gibbs("batch")),
+        ("m-rw-usam", gibbs("micro")),
+        ("rw-dnsam", unit(gibbs("batch"), norm_of=DATA)),
+        ("m-rw-dnsam", unit(gibbs("micro"), norm_of=DATA)),
+        ("n-sam of the data set", unit(DATA, norm_of=DATA)),
     ]
 }
-"""All other rules that the vocabulary can say; none is registered."""
+"""More rules with one ascent step; none is registered."""
 
 LR = 0.3
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
@@ -382,8 +382,8 @@ def test_rw_sam(with_replacement, b, eps):
     ),
 )
 def test_rules_that_are_not_registered(variant, b, m, with_replacement):
-    weights = RW_SAM if OWN[variant].weights == "gibbs" else {}
-    eps = {} if OWN[variant].normaliser == "none" else {"eps": 0.4}
+    weights = RW_SAM if OWN[variant].weighted else {}
+    eps = {"eps": 0.4} if OWN[variant].normalised else {}
     assert_equals_enumeration(4, 2, b, m, with_replacement, variant, seed=14, bound=weights, **eps)
 
 

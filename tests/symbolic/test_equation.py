@@ -26,8 +26,8 @@ from sdesam.symbolic import (
     rho,
     samples,
 )
-from sdesam.symbolic.expectation import mean, set_partitions
-from sdesam.symbolic.trees import Skeleton, canonical, directional_derivative, graft, reroot
+from sdesam.symbolic.expectation import DATA, MICRO, Sizes, mean, set_partitions
+from sdesam.symbolic.trees import canonical, directional_derivative, graft, reroot
 
 GRAD = Tree(1)
 EDGE = Tree(1, (Tree(2),))
@@ -178,7 +178,7 @@ def test_expectations_over_micro_batches(m, n, with_replacement):
     listed.
     """
     values = np.random.default_rng(n).normal(size=(n, 4))
-    skeleton = Skeleton(True, (Skeleton(True), Skeleton(True), Skeleton(False)))
+    tagged = Tree(MICRO, (Tree(MICRO), Tree(MICRO), Tree(DATA)))
     picked = (
         itertools.product(range(n), repeat=m)
         if with_replacement
@@ -194,7 +194,7 @@ def test_expectations_over_micro_batches(m, n, with_replacement):
             blocks.setdefault(node.colour, []).append(values[:, column])
         return np.prod([np.mean(np.prod(block, axis=0)) for block in blocks.values()])
 
-    derived = mean(skeleton, micro, with_replacement)
+    derived = mean(tagged, Sizes(micro, micro), with_replacement)
     total = sum(float(evaluate(c, b=m, m=m, n=n)) * value(tree) for tree, c in derived.items())
     assert total == pytest.approx(truth, rel=1e-12)
 
