@@ -102,7 +102,7 @@ variant = click.argument("variant", metavar="VARIANT")
 
 NAMES = (
     "\b\nVariants:\n"
-    + "\n".join(f"  {v.name:<8} {v.summary}" for v in VARIANTS.values())
+    + "\n".join(f"  {v.name:<15} {v.summary}" for v in VARIANTS.values())
     + "\n  or your own: module:NAME, path/to/file.py:NAME of a sdesam.Variant"
     + "\n\n\b\nProblems: digits, linear-regression, quadratic, torus1d, torus2d,\n  or your own:"
     " module:function, path/to/file.py:function"

@@ -33,6 +33,7 @@ from sdesam.variants import (
     Gradient,
     NormEstimate,
     RandomDirection,
+    Rejection,
     Scalar,
     Sum,
     Unit,
@@ -200,6 +201,8 @@ class Evaluation:
         if isinstance(v, RandomDirection):
             assert self.own_key is not None, "random directions need a key"
             return direction(v.law, self.x, self.own_key)
+        if isinstance(v, Rejection):
+            return _rejected(self.vector(v.vector), self.vector(v.axis))
         assert isinstance(v, Elementwise)
         moved_entries = self.vector(v.vector)
         return jax.tree.map(
@@ -279,6 +282,14 @@ def shared_vectors(v: Vector) -> Iterator[Vector]:
         return
     for part in v.parts:
         yield from shared_vectors(part)
+
+
+def _rejected(v: PyTree, axis: PyTree) -> PyTree:
+    """The part of `v` that is orthogonal to `axis`."""
+    inverse = inverse_norm(axis, 0.0)
+    dots = jax.tree.map(lambda a, w: jnp.sum(wide(a) * (wide(w) * inverse)), v, axis)
+    along = sum(jax.tree.leaves(dots)) * inverse
+    return jax.tree.map(lambda a, w: (wide(a) - along * wide(w)).astype(a.dtype), v, axis)
 
 
 def inverse_norm(v: PyTree, eps: Any) -> jax.Array:

@@ -29,6 +29,7 @@ from sdesam.variants import (
     Gibbs,
     Gradient,
     RandomDirection,
+    Rejection,
     Scalar,
     Sum,
     Unit,
@@ -81,8 +82,9 @@ class _Expansion:
             return _constant(Tree(self.tag(v.scope), weighted=True), powers)
         if isinstance(v, RandomDirection):
             return _constant(Tree(LOOP), powers)
-        assert isinstance(v, Elementwise)
-        raise OutsideError(f"{v}, which works on entries")
+        assert isinstance(v, (Elementwise, Rejection))
+        what = "works on entries" if isinstance(v, Elementwise) else "turns with the gradients"
+        raise OutsideError(f"{v}, which {what}")
 
     def _gradient(self, v: Gradient, powers: int) -> Series:
         root = Tree(self.tag(v.scope))

@@ -16,6 +16,7 @@ from sdesam.variants._expressions import (
     Gibbs,
     Gradient,
     RandomDirection,
+    Rejection,
     Scalar,
     Sum,
     Unit,
@@ -26,6 +27,7 @@ from sdesam.variants._expressions import (
     gradient,
     parameter,
     random_direction,
+    reject,
     unit,
 )
 
@@ -38,6 +40,7 @@ __all__ = [
     "Gradient",
     "NormEstimate",
     "RandomDirection",
+    "Rejection",
     "Scalar",
     "Sum",
     "Unit",
@@ -49,6 +52,7 @@ __all__ = [
     "gradient",
     "parameter",
     "random_direction",
+    "reject",
     "unit",
     "variant",
 ]

@@ -332,6 +332,21 @@ class Elementwise(Vector):
         return f"elementwise({name}, {self.vector})"
 
 
+@dataclass(frozen=True)
+class Rejection(Vector):
+    """`v - (v . w) w / |w|^2`: see :func:`reject`."""
+
+    vector: Vector
+    axis: Vector
+
+    @property
+    def parts(self) -> tuple[Vector, ...]:
+        return (self.vector, self.axis)
+
+    def __str__(self) -> str:
+        return f"reject({self.vector}, {self.axis})"
+
+
 def _terms(vector: Vector) -> tuple[tuple[Scalar, Vector], ...]:
     return vector.terms if isinstance(vector, Sum) else ((Scalar.of(1), vector),)
 
@@ -451,6 +466,18 @@ def elementwise(transform: Callable[[Any], Any], vector: Vector) -> Vector:
     return Elementwise(transform, check_vector("elementwise", vector))
 
 
+def reject(vector: Vector, axis: Vector) -> Vector:
+    """The part of a vector that is orthogonal to another, `v - (v . w) w / |w|^2`; `v` itself where
+    `w` vanishes.
+
+    The algebra has no trees for it; such a rule runs, and its SDE is made by numbers.
+
+    >>> print(reject(gradient("micro"), gradient("data")))
+    reject(gradient(micro), gradient(data))
+    """
+    return Rejection(check_vector("reject", vector), check_vector("axis", axis))
+
+
 _SCOPE_LETTERS = {"micro": "I", "batch": r"\gamma", "data": "", "fresh": "J"}
 
 
@@ -485,6 +512,8 @@ def latex(vector: Vector) -> str:
         return _joined(pieces)
     if isinstance(vector, RandomDirection):
         return "z"
+    if isinstance(vector, Rejection):
+        return rf"P_{{{latex(vector.axis)}}}^\perp {latex(vector.vector)}"
     assert isinstance(vector, Elementwise)
     return rf"t(x) \odot {latex(vector.vector)}"
 

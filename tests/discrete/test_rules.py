@@ -134,6 +134,58 @@ def test_asam():
     np.testing.assert_allclose(found, np.mean(total, axis=0), rtol=1e-12)
 
 
+def unit_vector(v, eps=0.2):
+    return v / np.sqrt(v @ v + eps**2)
+
+
+def rejected(v, w):
+    return v - (v @ w) / (w @ w) * w
+
+
+def gsam(own, members, a):
+    moved = slope(members, at=unit_vector(own))
+    return moved - a * rejected(own, moved)
+
+
+def asam(own, members):
+    t = abs(X) + 0.01
+    return slope(members, at=t * t * own / np.sqrt(np.sum((t * own) ** 2) + 0.2**2))
+
+
+FROM_PAPERS = {
+    "gsam": lambda own, members: gsam(own, members, 0.7),
+    "orthogonal-sam": lambda own, members: slope(
+        members, at=unit_vector(rejected(own, slope(range(5))))
+    ),
+    "shared-norm-sam": lambda own, members: slope(
+        members, at=own / np.sqrt(slope(BATCH) @ slope(BATCH) + 0.2**2)
+    ),
+    "asam": asam,
+    "extragradient": lambda own, members: slope(BATCH, at=-slope(BATCH)),
+}
+
+
+@pytest.mark.parametrize("name", FROM_PAPERS)
+def test_a_step_of_a_rule_that_comes_with_the_package(name):
+    rule = sdesam.VARIANTS[name]
+    numbers = {"a": 0.7} if rule.parameters else {}
+    numbers |= {"eps": 0.2} if rule.normalised else {}
+    numbers |= {"micro": 2} if rule.micro else {}
+    with jax.enable_x64(True):
+        problem = sdesam.FiniteSum(polynomial_loss, vars(LOSSES), X)
+        chain = sdesam.Chain(rule, problem, lr=0.1, rho=RHO, batch=4, **numbers)
+        found = chain.direction(X, np.array(BATCH).reshape(-1, 2 if rule.micro else 4))
+    parts = [FROM_PAPERS[name](slope(BATCH[k : k + 2]), BATCH[k : k + 2]) for k in (0, 2)]
+    np.testing.assert_allclose(found, np.mean(parts, axis=0), rtol=1e-12)
+
+
+def test_what_a_vector_leaves_of_itself_where_the_other_vanishes():
+    """`reject(g, 0)` is `g`, and not NaN."""
+    v = {"a": jnp.array([1.0, 2.0]), "b": jnp.array(3.0)}
+    left = sdesam.discrete.kernel._rejected(v, jax.tree.map(jnp.zeros_like, v))
+    jax.tree.map(np.testing.assert_array_equal, left, v)
+
+
 def test_a_gradient_that_occurs_twice_is_computed_once():
     """The penalty `(1-a) g_I + a grad f_I(x + rho u)` costs two gradients, as SAM does."""
     own, a = gradient("micro"), parameter("a")

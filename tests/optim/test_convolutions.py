@@ -141,7 +141,8 @@ def by_hand(kind, rule):
     return np.mean(total, axis=0)
 
 
-RULES = {**sdesam.VARIANTS, "m-dnsam": M_DNSAM}
+NAMED = {name: rule for name, rule in sdesam.VARIANTS.items() if rule.one_ascent}
+RULES = {**NAMED, "m-dnsam": M_DNSAM}
 FAST = [("equinox", "m-sam"), ("flax", "usam")]
 """The rest compiles for minutes."""
 EVERY = [
