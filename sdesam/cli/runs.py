@@ -235,7 +235,7 @@ def train(
     "term",
     metavar="TERM",
     default=None,
-    help="The term to knock out.  [default: rho^1 variance, where there is one]",
+    help="The term to ablate.  [default: rho^1 variance, where there is one]",
 )
 @click.option(
     "--runs",
@@ -299,7 +299,7 @@ def compare(
     name: str | None,
     json_file: str | None,
 ) -> int:
-    """Set VARIANT beside its SDE, and beside the SDE with one term knocked out; say whether they
+    """Set VARIANT beside its SDE, and beside the SDE with one term ablated; say whether they
     agree.
 
     For each micro-batch size: a table with standard errors, the share of the term's effect that the
