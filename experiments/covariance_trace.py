@@ -112,7 +112,7 @@ def summarise(stored: Sequence[Run]) -> dict[str, Any]:
         "p (Holm)": p,
         "verdicts": {
             "L-TrV": {
-                "status": variance.verdict(),
+                "status": variance.corrected(p["trend of trace_cov"], len(p)).verdict(),
                 "reason": f"{words['trend of trace_cov']}; Holm: {p['trend of trace_cov']:.2g}",
             }
         },

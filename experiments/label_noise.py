@@ -6,7 +6,6 @@ Claim L-Noise is about the first three shares. The full preset is ResNet-18 on C
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -88,10 +87,7 @@ def summarise(stored: Sequence[Run]) -> dict[str, Any]:
         summary["lines"].append(f"{words}; Holm: {p[name]:.2g}")
     trends = {name: test for name, test in tests.items() if isinstance(test, statistics.Trend)}
     # every level of the claim must show it: Holm's correction is over all tests of this experiment
-    states = {
-        name: replace(t, p=p[name], p_reversed=min(1.0, t.p_reversed * len(p))).verdict()
-        for name, t in trends.items()
-    }
+    states = {name: t.corrected(p[name], len(p)).verdict() for name, t in trends.items()}
     claimed = {states[f"{level:.0%}: trend over m"] for level in CLAIMED}
     status = (
         "refuted"

@@ -133,7 +133,7 @@ def summarise(stored: Sequence[Run]) -> dict[str, Any]:
         "p (Holm)": p,
         "verdicts": {
             "L-Gen": {
-                "status": accuracy.verdict(),
+                "status": accuracy.corrected(p["trend of accuracy"], len(p)).verdict(),
                 "reason": (
                     f"{digits.reason(accuracy, 'test accuracy (%)', 100, table.micro)}; Holm over"
                     f" {len(p)} tests: {p['trend of accuracy']:.2g}"

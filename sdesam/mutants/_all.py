@@ -4,65 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import sympy as sp
 
 from sdesam import symbolic
+from sdesam.claims import first_order_drifts
 from sdesam.claims import luo2025_normalised as normalised
-from sdesam.claims.luo2025 import finite_population, micro_batches
 from sdesam.hypothesis import Hypothesis
 from sdesam.mutants._fate import EPS, LAM, Mutant
 from sdesam.mutants._optimizers import ALWAYS_PERTURBED, KERNELS, NORMALISED_KERNELS
 from sdesam.mutants._theories import not_centred, of_other_sampling, scaled, too_little, without
-from sdesam.problems import FiniteSum
 from sdesam.symbolic import derive
 from sdesam.variants import variant as find_variant
-
-
-def _dnsam(replace: bool) -> Hypothesis:
-    """`-grad f - rho grad(|grad f|^2/2 + c_b tr V/2) / sqrt(|grad f|^2 + eps^2)`."""
-
-    def drift(problem: FiniteSum, x: Any, lr: Any, rho: Any, batch: int, micro: int) -> Any:
-        factor = 1 / batch if replace else finite_population(problem.n, batch)
-        slope = jax.grad(lambda y: (problem.grad_norm2(y) + factor * problem.trace_cov(y)) / 2)(x)
-        return -problem.grad(x) - rho * slope / jnp.sqrt(problem.grad_norm2(x) + EPS**2)
-
-    return Hypothesis(drift=drift)
-
-
-def _rw_sam(replace: bool) -> Hypothesis:
-    """`-grad f - rho E[H_gamma u_gamma]`, all mini-batches listed."""
-
-    def drift(problem: FiniteSum, x: Any, lr: Any, rho: Any, batch: int, micro: int) -> Any:
-        def each(y: Any) -> Any:
-            return jax.vmap(jax.grad(problem.sample_loss), (None, 0))(y, problem.data)
-
-        def bent(indices: Any) -> Any:
-            g = each(x)[indices]
-            p = jnp.exp(LAM * jnp.linalg.norm(g, axis=1))
-            v = p @ g / p.sum()
-            return jax.jvp(
-                lambda y: each(y)[indices].mean(axis=0), (x,), (v / jnp.sqrt(v @ v + EPS**2),)
-            )[1]
-
-        return -problem.grad(x) - rho * jax.vmap(bent)(
-            micro_batches(problem.n, batch, replace)
-        ).mean(axis=0)
-
-    return Hypothesis(drift=drift)
-
 
 _STATED: dict[str, Callable[[bool], Hypothesis]] = {
     "sam": lambda replace: normalised.sam(replace, EPS),
     # the printed covariance of m-SAM is for batches with replacement
     "m-sam": lambda replace: normalised.sam(replace, EPS, covariance=replace),
     "n-sam": lambda replace: normalised.n_sam(replace, EPS),
-    "dnsam": _dnsam,
-    "rw-sam": _rw_sam,
+    "dnsam": lambda replace: first_order_drifts.dnsam(replace, EPS),
+    "rw-sam": lambda replace: first_order_drifts.rw_sam(replace, EPS, LAM),
 }
 
 
