@@ -16,11 +16,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments import _cifar10 as cifar
-from experiments import _digits as digits
 from sdesam import plots
 from sdesam.reproduce import Experiment
 from sdesam.runs import Run
+
+from . import _cifar10 as cifar
+from . import _digits as digits
 
 CONDITIONS = (digits.SGD, digits.N_SAM, *digits.M_SAM, digits.RW_SAM)
 

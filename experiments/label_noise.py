@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments import _cifar10 as cifar
-from experiments import _digits as digits
 from sdesam import plots, statistics
 from sdesam.reproduce import Experiment
 from sdesam.runs import Run
+
+from . import _cifar10 as cifar
+from . import _digits as digits
 
 LEVELS = (0.2, 0.4, 0.6, 0.8)
 CLAIMED = LEVELS[:3]

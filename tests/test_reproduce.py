@@ -149,6 +149,32 @@ def test_kill_and_go_on(tiny):
     assert (folder / "figures" / "tiny" / "tiny.pdf").exists()
 
 
+def test_a_package_of_somebody_else_is_never_loaded(tmp_path, monkeypatch):
+    """One called `experiments` that comes first on Python's path, or is imported already."""
+    stranger = tmp_path / "experiments"
+    stranger.mkdir()
+    (stranger / "__init__.py").write_text("raise SystemExit('it was run')")
+    (stranger / "escape.py").write_text("raise SystemExit('it was run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "experiments", type(sys)("experiments"))
+    path = list(sys.path)
+    assert reproduce.experiment("escape").name == "escape"
+    assert sys.path == path
+    found = sys.modules[reproduce.experiment("escape").runs.__module__].__file__
+    assert Path(found) == Path(sdesam.__file__).parent.parent / "experiments" / "escape.py"
+
+
+def test_two_folders_in_one_process_are_refused(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name / "of_mine").mkdir(parents=True)
+        (tmp_path / name / "of_mine" / "__init__.py").write_text(f"NAME = {name!r}")
+    found = reproduce.import_folder(tmp_path / "one" / "of_mine")
+    assert (found.NAME, found.__name__) == ("one", "sdesam_of_mine")
+    assert reproduce.import_folder(tmp_path / "one" / "of_mine") is found
+    with pytest.raises(ValueError, match=r"has the folder '.*one.*' in use, and not '.*two"):
+        reproduce.import_folder(tmp_path / "two" / "of_mine")
+
+
 def undisturbed(folder, **options):
     """What a sweep in this process stores; a second one finds all of it."""
     spec = importlib.util.spec_from_file_location(

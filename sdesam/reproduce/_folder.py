@@ -36,25 +36,31 @@ def experiment(name: str, preset: Preset = "quick") -> Experiment:
     """
     if name not in names():
         raise unknown("experiment", name, names())
-    found = importlib.import_module(f"experiments.{name}").EXPERIMENT
+    found = importlib.import_module(f"{_package().__name__}.{name}").EXPERIMENT
     assert isinstance(found, Experiment)
     assert found.name == name
     return found.full if preset == "full" and found.full is not None else found
 
 
 def import_folder(place: Path) -> ModuleType:
-    """The package in a folder, whatever else of its name lies on Python's path.
+    """The package in a folder, loaded from there under a name of ours.
+
+    `experiments/` becomes the module `sdesam_experiments`, and `experiments/escape.py` the module
+    `sdesam_experiments.escape`. So neither Python's path nor a package of somebody else's that is
+    called `experiments` has a say in what is loaded. Modules of the folder import each other by
+    `from . import ...`.
 
     Raises:
-        ValueError: another package of the name is in use already.
+        ValueError: this process has another folder of that name in use.
     """
-    name = place.name
+    name = f"sdesam_{place.name}"
     if (known := sys.modules.get(name)) is not None:
-        if known.__file__ is not None and Path(known.__file__).resolve().parent == place.resolve():
+        used = Path(str(known.__file__)).resolve().parent
+        if used == place.resolve():
             return known
         raise ValueError(
-            f"this process has another package {name!r} in use, {known.__file__}: rename that one,"
-            " or start a new process"
+            f"this process has the folder {str(used)!r} in use, and not {str(place)!r}: start a new"
+            " process for that one"
         )
     spec = importlib.util.spec_from_file_location(
         name, place / "__init__.py", submodule_search_locations=[str(place)]
