@@ -381,8 +381,8 @@ def fake_wait(futures, timeout, return_when):
 def fake(monkeypatch):
     import distributed
 
-    monkeypatch.setattr("sdesam.reproduce._workers._LOOK_SECONDS", 0.02)
-    monkeypatch.setattr("sdesam.reproduce._workers._LONELY_SECONDS", 0.1)
+    monkeypatch.setattr("sdesam.reproduce._workers._POLL_SECONDS", 0.02)
+    monkeypatch.setattr("sdesam.reproduce._workers._WORKERLESS_SECONDS", 0.1)
     monkeypatch.setattr(distributed, "wait", fake_wait)
 
     def make(finish, threads=lambda look: 0):

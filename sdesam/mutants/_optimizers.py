@@ -13,7 +13,7 @@ from sdesam.discrete.kernel import StepKernel, StepNumbers
 PyTree = Any
 
 
-class _Chain(StepKernel):
+class _WrongKernel(StepKernel):
     """A step kernel with its perturbation, its radius or its scale wrong; subclasses say which."""
 
     def _grad(self, params: StepNumbers, x: PyTree, indices: jax.Array) -> PyTree:
@@ -41,7 +41,7 @@ def _kernel(
 ) -> type[StepKernel]:
     return type(
         name,
-        (_Chain,),
+        (_WrongKernel,),
         {
             "direction": lambda self, params, x, indices, key=None: direction(
                 self, params, x, indices

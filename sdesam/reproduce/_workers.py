@@ -14,9 +14,9 @@ from sdesam.reproduce._folder import experiment
 from sdesam.runs import Numbers, Run, key
 
 _CONNECT_SECONDS = 10
-_LOOK_SECONDS = 5.0
-"""Seconds between two looks whether a cluster still has workers."""
-_LONELY_SECONDS = 30.0
+_POLL_SECONDS = 5.0
+"""Seconds after which a cluster is asked again whether it still has workers."""
+_WORKERLESS_SECONDS = 30.0
 """Seconds without a worker after which a sweep ends; a worker that its nanny starts anew is there
 by then.
 """
@@ -121,7 +121,7 @@ class Cluster(Here):
             return set(
                 self._patiently(
                     lambda: (
-                        wait_for(futures, timeout=_LOOK_SECONDS, return_when="FIRST_COMPLETED").done
+                        wait_for(futures, timeout=_POLL_SECONDS, return_when="FIRST_COMPLETED").done
                     )
                 )
             )
@@ -155,10 +155,10 @@ class Cluster(Here):
                     raise
             if self._threads():
                 begun = time.monotonic()
-            elif time.monotonic() - begun >= _LONELY_SECONDS:
+            elif time.monotonic() - begun >= _WORKERLESS_SECONDS:
                 raise LostCluster(
                     f"the Dask scheduler {self.address!r} has had no worker for"
-                    f" {_LONELY_SECONDS:.0f} s: {_GO_ON}"
+                    f" {_WORKERLESS_SECONDS:.0f} s: {_GO_ON}"
                 )
 
     def _threads(self) -> int:
