@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import memory, w1, w2, w3
-from benchmarks.timing import Timing, in_turn, taking_part
 from sdesam import plots, store
+
+from . import memory, w1, w2, w3
+from .timing import Timing, in_turn, taking_part
 
 SCHEMA = "sdesam.bench/1"
 WORKLOADS = {"W1": w1, "W2": w2, "W3": w3}

@@ -39,7 +39,7 @@ def measure(what: str, paths: int = 0, few: int = 0, steps: int = 0) -> dict[str
 def main(what: str, paths: int, few: int, steps: int) -> None:
     """What a child does."""
     if what == "w1":
-        from benchmarks import w1
+        from . import w1
 
         w1.streamed(paths, few)
         found: dict[str, float] = {"peak": high_water()}

@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import sdesam
-from benchmarks import floors
-from benchmarks.timing import Contender, Run, Statistics, on_all_devices, wide_vectors
 from sdesam._keys import seed_key
+
+from . import floors
+from .timing import Contender, Run, Statistics, on_all_devices, wide_vectors
 
 PATHS = 100_000
 STEPS = 1000

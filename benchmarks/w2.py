@@ -21,10 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import sdesam
-from benchmarks import floors
-from benchmarks.timing import Contender, Run, Statistics, on_all_devices, wide_vectors
-from benchmarks.w1 import moments, per_path
 from sdesam._keys import seed_key
+
+from . import floors
+from .timing import Contender, Run, Statistics, on_all_devices, wide_vectors
+from .w1 import moments, per_path
 
 PATHS, STEPS, EVERY = 2000, 1000, 100
 SAMPLES, DIM = 64, 32

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import sdesam
-from benchmarks.timing import Contender, Run, Statistics, on_all_devices
-from benchmarks.w1 import moments, per_path
 from sdesam._keys import seed_key
+
+from .timing import Contender, Run, Statistics, on_all_devices
+from .w1 import moments, per_path
 
 PATHS, STEPS = 8, 200
 SAMPLES, WIDTH = 512, 64

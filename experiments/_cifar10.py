@@ -20,13 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import _digits as digits
 from sdesam.optim.optimizer import Groups
 from sdesam.problems import cifar10
 from sdesam.reproduce import Experiment
 from sdesam.runs import Numbers, Run
 from sdesam.training import Recipe, ResNet, State, Trainer, measure, steps_in_turn
 from sdesam.training.throughput import PLAIN
+
+from . import _digits as digits
 
 Config = Mapping[str, Any]
 

@@ -1,6 +1,6 @@
 """m-SAM on digits: how much of the way from n-SAM to m-SAM its SDE explains, at rho = 0.1.
 
-The knock-out is the SDE with n-SAM's drift at `rho^1`. The smaller its effect, the more runs it
+The ablated SDE has n-SAM's drift at `rho^1`. The smaller the effect of that, the more runs it
 takes to tell: they grow with m. Run with `python -m experiments.digits_m_sam`; about six minutes on
 two cores.
 """

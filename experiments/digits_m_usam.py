@@ -14,7 +14,7 @@ FIGURES = Path(__file__).resolve().parent.parent / "figures"
 
 
 def main() -> None:
-    """Compare at each learning rate, with the `rho^2` terms as the knock-out, and draw the gaps."""
+    """Compare at each learning rate, with the `rho^2` terms ablated, and draw the gaps."""
     cli.use_all_cores()
     import sdesam
     from sdesam import plots, store

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import sdesam
-from experiments import _digits as digits
 from sdesam import curvature, plots, statistics
 from sdesam._keys import seed_key
 from sdesam.reproduce import Experiment
 from sdesam.runs import Numbers, Run
+
+from . import _digits as digits
 
 SIZES = (200, 1000, 5000, 25000)
 SIGMA = 0.5

@@ -6,16 +6,16 @@ Claim L-Noise is about the first three shares. The full preset is ResNet-18 on C
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from experiments import _cifar10 as cifar
-from experiments import _digits as digits
 from sdesam import plots, statistics
 from sdesam.reproduce import Experiment
 from sdesam.runs import Run
+
+from . import _cifar10 as cifar
+from . import _digits as digits
 
 LEVELS = (0.2, 0.4, 0.6, 0.8)
 CLAIMED = LEVELS[:3]
@@ -88,10 +88,7 @@ def summarise(stored: Sequence[Run]) -> dict[str, Any]:
         summary["lines"].append(f"{words}; Holm: {p[name]:.2g}")
     trends = {name: test for name, test in tests.items() if isinstance(test, statistics.Trend)}
     # every level of the claim must show it: Holm's correction is over all tests of this experiment
-    states = {
-        name: replace(t, p=p[name], p_reversed=min(1.0, t.p_reversed * len(p))).verdict()
-        for name, t in trends.items()
-    }
+    states = {name: t.corrected(p[name], len(p)).verdict() for name, t in trends.items()}
     claimed = {states[f"{level:.0%}: trend over m"] for level in CLAIMED}
     status = (
         "refuted"

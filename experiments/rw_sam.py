@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments import _digits as digits
 from sdesam import plots, statistics
 from sdesam.reproduce import Experiment
 from sdesam.runs import Run
+
+from . import _digits as digits
 
 LAMBDAS = (1.0, 10.0, 100.0, 1000.0)
 STARTS = {"random": "from scratch", "bad minimum": "from the bad minimum"}

@@ -12,7 +12,7 @@ BATCH = 16
 STEPS = (0, 60, 600)
 LAMS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 NOISE = 0.2
-FIGURES = Path(__file__).resolve().parent.parent / "figures" / "rw-sam"
+FIGURES = Path(__file__).resolve().parent.parent / "figures" / "rw_sam"
 
 
 def noisy(problem):

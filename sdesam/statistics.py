@@ -9,7 +9,7 @@ permutations within seeds: they keep their level with ties and with few seeds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import sqrt
 from typing import Any, Literal
@@ -73,6 +73,12 @@ class Trend:
     p_reversed: float
     ends: Interval
     least: float
+
+    def corrected(self, p: float, tests: int) -> Trend:
+        """The trend as one of several tests: with `p` from :func:`holm`, and the reversed order's
+        multiplied by their number.
+        """
+        return replace(self, p=p, p_reversed=min(1.0, self.p_reversed * tests))
 
     @property
     def p_order(self) -> float:

@@ -1336,7 +1336,7 @@ SWEEPS = (
         ),
     ),
     *of(
-        "reproduce",
+        "reproduce._sweep",
         "tests/test_reproduce.py",
         (
             "sweep",
@@ -1345,13 +1345,17 @@ SWEEPS = (
             "test_a_budget",
         ),
         ("_check_budget", "epoch > 60 * minutes", "epoch > 3600 * minutes", "test_a_budget"),
-        ("collect", "len(configs) - len(present)", "0", "test_a_budget"),
         (
             "fit",
             "sum(runs.load(config).seconds for config in (measured, *what.needs(measured)))",
             "runs.load(measured).seconds",
             "test_a_plan_counts_what_was_spent_on_measuring",
         ),
+    ),
+    *of(
+        "reproduce._data",
+        "tests/test_reproduce.py",
+        ("collect", "len(configs) - len(present)", "0", "test_a_budget"),
     ),
 )
 
@@ -1834,7 +1838,7 @@ EXACT = (
 
 VERDICTS = (
     *of(
-        "coefficients",
+        "coefficients._compared",
         "tests/test_coefficients.py",
         (
             "Finding.status",
@@ -1872,6 +1876,16 @@ VERDICTS = (
             "-step.correction[j]",
             "test_right_theories_whose_coefficients_vanish_are_right",
         ),
+        (
+            "_expansion",
+            "stated[i + shift, j]",
+            "stated[max(i + shift, 1), j]",
+            "test_a_covariance_must_vanish_with_eta",
+        ),
+    ),
+    *of(
+        "coefficients._reading",
+        "tests/test_coefficients.py",
         (
             "_to_come",
             "moved * max(1.0, ratio / (1 - ratio))",
@@ -1915,15 +1929,9 @@ VERDICTS = (
             "error > best.error",
             "test_what_is_read_of_an_analytic_field",
         ),
-        (
-            "_expansion",
-            "stated[i + shift, j]",
-            "stated[max(i + shift, 1), j]",
-            "test_a_covariance_must_vanish_with_eta",
-        ),
     ),
     *of(
-        "hypothesis",
+        "hypothesis._verdict",
         "tests/test_coefficients.py",
         (
             "Part.status",
@@ -1989,7 +1997,7 @@ VERDICTS = (
         ),
     ),
     *of(
-        "mutants",
+        "mutants._fate",
         "tests/test_verdicts.py",
         (
             "Fate.killed",

@@ -16,7 +16,6 @@ from sdesam.coefficients import (
     SAME,
     Finding,
     Setting,
-    _limit,
     compare_coefficients,
     differentiated,
     expand,
@@ -24,6 +23,7 @@ from sdesam.coefficients import (
     kept_powers,
     nearer_than_read,
 )
+from sdesam.coefficients._reading import _limit
 from sdesam.hypothesis import Part
 from sdesam.sampling import Sampling
 

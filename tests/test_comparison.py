@@ -12,7 +12,7 @@ from scipy import stats
 
 import sdesam
 from sdesam import comparison, plots
-from sdesam.comparison import Share, judge, share_explained, with_error
+from sdesam.comparison import ExplainedShare, _rows, judge, share_explained, with_error
 from sdesam.engine import Divergence, Result
 
 SETTING = {"lr": 0.02, "rho": 0.05, "batch": 8, "steps": 50, "runs": 400}
@@ -32,7 +32,7 @@ def test_a_right_theory_is_confirmed_where_the_data_can_tell(right):
     full_batch, single = right.rows
     assert single.status == right.status == "confirmed"
     assert single.shares["trace_cov"].lower >= 0.9
-    assert single.shares["trace_cov"].knock_out > 20
+    assert single.shares["trace_cov"].ablation > 20
     assert full_batch.status == "inconclusive", (
         "at m = b the term is too small for these runs, and the verdict says so"
     )
@@ -54,16 +54,16 @@ def wrong(change):
 
 @pytest.mark.parametrize("change", [{"rho^1": 2}, {"rho^1": -1}, {"rho^0": 2}], ids=str)
 def test_a_wrong_theory_is_refuted(change, problem, monkeypatch):
-    monkeypatch.setattr(comparison, "derive", wrong(change))
+    monkeypatch.setattr("sdesam.comparison._compare.derive", wrong(change))
     assert sdesam.compare("m-usam", problem, micro=[1], **SETTING).status == "refuted"
 
 
-def test_the_knock_out_itself_is_refuted(problem, monkeypatch):
+def test_the_ablated_sde_itself_is_refuted(problem, monkeypatch):
     """The SDE without tr V, judged as if it were the theory, with a part of the drift as the term
     in question.
     """
     monkeypatch.setattr(
-        comparison, "derive", lambda *a: sdesam.derive(*a).without("rho^1 variance")
+        "sdesam.comparison._compare.derive", lambda *a: sdesam.derive(*a).without("rho^1 variance")
     )
     assert (
         sdesam.compare("m-usam", problem, micro=[1], without="rho^1", **SETTING).status == "refuted"
@@ -91,7 +91,7 @@ def test_an_invisible_term_bounds_nothing():
 
 
 @pytest.mark.parametrize(
-    ("lower", "upper", "knock_out", "status"),
+    ("lower", "upper", "ablation", "status"),
     [
         (0.91, 1.0, 30, "confirmed"),
         (0.91, 1.0, -30, "confirmed"),
@@ -103,8 +103,11 @@ def test_an_invisible_term_bounds_nothing():
         (0.95, 1.0, np.nan, "inconclusive"),
     ],
 )
-def test_judge(lower, upper, knock_out, status):
-    assert judge(Share(0.9, lower, upper, 0.0, knock_out, effect=30.0), "tr V", "term")[0] == status
+def test_judge(lower, upper, ablation, status):
+    assert (
+        judge(ExplainedShare(0.9, lower, upper, 0.0, ablation, effect=30.0), "tr V", "term")[0]
+        == status
+    )
 
 
 def test_json_and_pictures(right, tmp_path):
@@ -124,7 +127,7 @@ def test_json_and_pictures(right, tmp_path):
 
 
 def test_a_term_that_vanishes_is_not_judged():
-    """On a quadratic the rho^2 terms are zero, so that the knock-out IS the theory: whatever the
+    """On a quadratic the rho^2 terms are zero, so that the ablated SDE IS the theory: whatever the
     gap, it says nothing about them.
     """
     problem = sdesam.problems.linear_regression(dim=4, samples=32, noise=1.0)
@@ -140,7 +143,7 @@ def test_a_term_that_vanishes_is_not_judged():
         without="rho^2",
         judged="loss",
     )
-    assert abs(found.rows[0].shares["loss"].knock_out) > comparison.VISIBLE, (
+    assert abs(found.rows[0].shares["loss"].ablation) > comparison.VISIBLE, (
         "the gap alone would have refuted it"
     )
     assert found.status == "inconclusive"
@@ -171,7 +174,7 @@ def test_standard_errors_of_a_row():
         pairs = np.stack([shared + odd, shared - odd], axis=1).ravel()
         sde = _result(1.1 + 0.1 * pairs + 0.05 * np.repeat(rng.normal(size=32), 2), False)
         without = _result(1.5 + 0.1 * pairs + 0.05 * np.repeat(rng.normal(size=32), 2), False)
-        share = comparison._row(1, chain, sde, without, observe=["y"], judged="y", term="t").shares[
+        share = _rows.row_of(1, chain, sde, without, observe=["y"], judged="y", term="t").shares[
             "y"
         ]
         inside += share.lower <= 0.8 <= share.upper
@@ -187,7 +190,7 @@ def row_of(truth, rng, micro=1, noise=0.03):
     pairs = np.repeat(rng.normal(size=32), 2)
     sde = _result(2.0 - truth + noise * pairs, False)
     without = _result(2.0 + noise * pairs, False)
-    return comparison._row(micro, chain, sde, without, observe=["y"], judged="y", term="t")
+    return _rows.row_of(micro, chain, sde, without, observe=["y"], judged="y", term="t")
 
 
 @pytest.mark.parametrize(("truth", "wrong"), [(0.8999, "confirmed"), (0.9001, "refuted")])
@@ -217,8 +220,7 @@ def test_holm_gives_back_what_is_settled():
         close = row_of(0.925, rng)
         if (
             close.shares["y"].lower > 0.9
-            and comparison._share(close.chain, close.sde, close.without, "y", 2 * 0.05 / 3).lower
-            < 0.9
+            and _rows.share_in(close.chain, close.sde, close.without, "y", 2 * 0.05 / 3).lower < 0.9
         ):
             break
     clear = [row_of(0.99, rng), row_of(0.5, rng)]
@@ -263,7 +265,7 @@ def test_a_wrong_theory_stays_wrong_at_smaller_step_sizes(problem, monkeypatch):
     """A term that is too small by 30 %: beside errors of large steps it may even look right, and
     then does not.
     """
-    monkeypatch.setattr(comparison, "derive", wrong({"rho^1": sp.Rational(7, 10)}))
+    monkeypatch.setattr("sdesam.comparison._compare.derive", wrong({"rho^1": sp.Rational(7, 10)}))
     found = sdesam.compare(
         "m-usam", problem, lr=0.02, rho=0.05, batch=8, micro=[1], steps=50, runs=1000
     )
@@ -273,7 +275,7 @@ def test_a_wrong_theory_stays_wrong_at_smaller_step_sizes(problem, monkeypatch):
 
 
 def share(value, spread):
-    return Share(value, value - spread, min(1.0, value + spread), 9.0, 30.0, 30.0)
+    return ExplainedShare(value, value - spread, min(1.0, value + spread), 9.0, 30.0, 30.0)
 
 
 def smaller(status, value=0.5, spread=0.02):
@@ -334,7 +336,7 @@ def test_one_run_that_diverged_is_enough_not_to_judge():
     chain = _result(np.ones(64) + np.arange(64) % 2, True)
     gone = replace(chain, diverged=Divergence(np.array([3]), np.array([0.5]), 64))
     sde, without = (_result(np.full(64, mean) + np.arange(64) % 3, False) for mean in (1.5, 9.0))
-    row = comparison._row(1, gone, sde, without, observe=["y"], judged="y", term="t")
+    row = _rows.row_of(1, gone, sde, without, observe=["y"], judged="y", term="t")
     assert (row.status, row.shares) == ("inconclusive", {})
     assert "optimizer: 1 of 64 paths diverged" in row.reason
 
@@ -343,7 +345,7 @@ def test_an_observable_that_is_not_finite_is_not_judged():
     chain = _result(np.ones(64) + np.arange(64) % 2, True)
     sde, without = (_result(np.full(64, mean) + np.arange(64) % 3, False) for mean in (0.5, 9.0))
     rows = [
-        comparison._row(
+        _rows.row_of(
             1,
             chain,
             replace(sde, nonfinite={name: np.array([2])}),

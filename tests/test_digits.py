@@ -26,7 +26,7 @@ def test_the_variance_term_is_explained(comparison):
     for m in (4, 1):
         share = rows[m].shares["trace_cov"]
         assert share.lower >= 0.9
-        assert share.knock_out > 20
+        assert share.ablation > 20
         assert rows[m].status == "confirmed"
     assert rows[16].status != "refuted"
 

@@ -11,7 +11,7 @@ import pytest
 
 import sdesam
 from sdesam import reproduce
-from sdesam.runs import Numbers, Run
+from sdesam.runs import Numbers, Run, key
 
 digits = pytest.importorskip("experiments._digits")
 from experiments import (  # noqa: E402
@@ -48,22 +48,28 @@ def made_up(seeds=10, order=(0, 1, 2, 3), effect=1.0):
 
 
 def verdicts(runs):
-    return {name: found["status"] for name, found in escape.summarise(runs)["verdicts"].items()}
+    """The verdict on L-Esc, and what the trend of tr V in the same runs says."""
+    found = escape.summarise(runs)
+    assert found["verdicts"].keys() == {"L-Esc"}
+    return {
+        "L-Esc": found["verdicts"]["L-Esc"]["status"],
+        "tr V": found["tests"]["trend of tr V"].verdict(),
+    }
 
 
 def test_a_verdict_and_its_controls():
-    assert verdicts(made_up()) == {"L-Esc": "confirmed", "L-TrV": "confirmed"}
+    assert verdicts(made_up()) == {"L-Esc": "confirmed", "tr V": "confirmed"}
     assert verdicts(made_up(order=(3, 2, 1, 0))) == {
         "L-Esc": "refuted",
-        "L-TrV": "refuted",
+        "tr V": "refuted",
     }, "reversed"
     assert verdicts(made_up(effect=0.0)) == {
         "L-Esc": "inconclusive",
-        "L-TrV": "inconclusive",
+        "tr V": "inconclusive",
     }, "no effect"
     assert verdicts(made_up(order=(1, 3, 0, 2))) == {
         "L-Esc": "inconclusive",
-        "L-TrV": "inconclusive",
+        "tr V": "inconclusive",
     }, "another order"
 
 
@@ -132,20 +138,15 @@ def test_finite_population_factor():
 
 
 def test_equal_runs_are_shared():
-    trained = {
-        reproduce.key(c) for c in reproduce.experiment("m_sharpness").configurations("quick")
-    }
+    trained = {key(c) for c in reproduce.experiment("m_sharpness").configurations("quick")}
     curvature = reproduce.experiment("covariance_trace")
-    assert {reproduce.key(c["of"]) for c in curvature.configurations("quick")} <= trained
-    from_bad = {reproduce.key(c) for c in escape.EXPERIMENT.configurations("quick")}
+    assert {key(c["of"]) for c in curvature.configurations("quick")} <= trained
+    from_bad = {key(c) for c in escape.EXPERIMENT.configurations("quick")}
     assert (
-        len(
-            from_bad
-            & {reproduce.key(c) for c in reproduce.experiment("rw_sam").configurations("quick")}
-        )
+        len(from_bad & {key(c) for c in reproduce.experiment("rw_sam").configurations("quick")})
         == 20 * 5
     )
-    assert not trained & {reproduce.key(c) for c in label_noise.EXPERIMENT.configurations("quick")}
+    assert not trained & {key(c) for c in label_noise.EXPERIMENT.configurations("quick")}
 
 
 def test_a_short_training_run(tmp_path):

@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import sdesam
 from sdesam import reproduce, store
 from sdesam.cli import cli
-from sdesam.reproduce import Experiment
+from sdesam.reproduce import Experiment, _data, _workers
 from sdesam.runs import Numbers, RunStore, key
 
 # an experiment of its own package, so that other processes find it: one random walk per seed, and a
@@ -80,7 +81,7 @@ def tiny(tmp_path):
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
     (package / "tiny.py").write_text(TINY)
-    root = Path(reproduce.__file__).parent.parent
+    root = Path(sdesam.__file__).parent.parent
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(package.parent), str(root)]),
@@ -146,6 +147,32 @@ def test_kill_and_go_on(tiny):
     data = json.loads((folder / "figures" / "tiny" / "tiny.json").read_text())
     assert data["results"]["left_out"] == 0
     assert (folder / "figures" / "tiny" / "tiny.pdf").exists()
+
+
+def test_a_package_of_somebody_else_is_never_loaded(tmp_path, monkeypatch):
+    """One called `experiments` that comes first on Python's path, or is imported already."""
+    stranger = tmp_path / "experiments"
+    stranger.mkdir()
+    (stranger / "__init__.py").write_text("raise SystemExit('it was run')")
+    (stranger / "escape.py").write_text("raise SystemExit('it was run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "experiments", type(sys)("experiments"))
+    path = list(sys.path)
+    assert reproduce.experiment("escape").name == "escape"
+    assert sys.path == path
+    found = sys.modules[reproduce.experiment("escape").runs.__module__].__file__
+    assert Path(found) == Path(sdesam.__file__).parent.parent / "experiments" / "escape.py"
+
+
+def test_two_folders_in_one_process_are_refused(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name / "of_mine").mkdir(parents=True)
+        (tmp_path / name / "of_mine" / "__init__.py").write_text(f"NAME = {name!r}")
+    found = reproduce.import_folder(tmp_path / "one" / "of_mine")
+    assert (found.NAME, found.__name__) == ("one", "sdesam_of_mine")
+    assert reproduce.import_folder(tmp_path / "one" / "of_mine") is found
+    with pytest.raises(ValueError, match=r"has the folder '.*one.*' in use, and not '.*two"):
+        reproduce.import_folder(tmp_path / "two" / "of_mine")
 
 
 def undisturbed(folder, **options):
@@ -354,8 +381,8 @@ def fake_wait(futures, timeout, return_when):
 def fake(monkeypatch):
     import distributed
 
-    monkeypatch.setattr(reproduce, "_LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(reproduce, "_LONELY_SECONDS", 0.1)
+    monkeypatch.setattr("sdesam.reproduce._workers._POLL_SECONDS", 0.02)
+    monkeypatch.setattr("sdesam.reproduce._workers._WORKERLESS_SECONDS", 0.1)
     monkeypatch.setattr(distributed, "wait", fake_wait)
 
     def make(finish, threads=lambda look: 0):
@@ -419,7 +446,7 @@ def test_workers_that_come_late_or_again_are_waited_for(fake, tmp_path):
     """Gone for a while and back, for less than the patience each time."""
     client = fake(lambda seed: "", lambda look: look % 3 == 2)
     what = experiment()
-    workers = reproduce._Cluster(what, None, "tcp://here:1")
+    workers = _workers.Cluster(what, None, "tcp://here:1")
     late = FakeFuture({"seed": 0}, "")
     timer = threading.Timer(0.5, lambda: setattr(late, "status", "finished"))
     timer.start()
@@ -541,7 +568,7 @@ def test_collected_data(tmp_path):
         reproduce.collect(
             what, what.configurations("quick"), RunStore(tmp_path / "none"), "quick", "command"
         )
-    text = reproduce._lists_in_lines(json.dumps(data, indent=1))
+    text = _data._lists_in_lines(json.dumps(data, indent=1))
     assert json.loads(text) == json.loads(json.dumps(data))
     assert '"curve": [1.0, null, 0.14286]' in text
 
@@ -551,7 +578,7 @@ def invoke(*words):
 
 
 def test_the_figures_are_drawn_from_their_data_alone(tmp_path, monkeypatch):
-    committed = Path(reproduce.__file__).parent.parent / "figures"
+    committed = Path(sdesam.__file__).parent.parent / "figures"
     (tmp_path / "escape").mkdir()
     (tmp_path / "escape" / "escape.json").write_bytes(
         (committed / "escape" / "escape.json").read_bytes()

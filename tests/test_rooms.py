@@ -138,7 +138,7 @@ EDGE = {
     "sdesam.cli.experiments": ["reproduce"],
     "sdesam.cli.runs": ["simulate", "train", "compare"],
     "sdesam.cli.verification": ["verify"],
-    "sdesam.comparison": ["compare"],
+    "sdesam.comparison._compare": ["compare"],
     "sdesam.coupling": ["coupled"],
     "sdesam.discrete.chain": ["Chain.__init__", "train"],
     "sdesam.effective": ["effective_micro_batch"],

@@ -11,28 +11,22 @@ the covariance of L-3.3 and L-3.6 is no measurement.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from itertools import permutations, product
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sdesam.claims._base import Claim, Control, Measurement, Outcome, Preset
-from sdesam.coefficients import OTHER, SAME, Finding, Setting, compare_coefficients
+from sdesam.claims._theorem import Case, theorem
 from sdesam.discrete import Chain
 from sdesam.exact.enumerate import one_step
-from sdesam.hypothesis import Hypothesis, Stated, away_from_zero
+from sdesam.hypothesis import Hypothesis
 from sdesam.problems import FiniteSum, torus
-from sdesam.sampling import Sampling
-from sdesam.variants import variant as find_variant
 
 _PAPER = "Luo, Harandi, Phung & Le 2025, arXiv 2509.18001"
-BASIS = (
-    "exact enumeration of all mini-batches, float64; right coefficients come out to 1e-9, so 1e-5"
-    " is far from both"
-)
 Formula = Callable[..., Any]
 
 
@@ -101,134 +95,6 @@ def _shifted_covariance(factor: Callable[[int, int], float], shift: float = 1.0)
         return lr * factor(problem.n, batch) * variance(problem, x + shift * rho * problem.grad(x))
 
     return covariance
-
-
-class Deviation(NamedTuple):
-    """The largest relative deviation of stated from true coefficients, and how far it may be
-    wrong.
-    """
-
-    value: float
-    error: float
-
-    def measurement(self, name: str) -> Measurement:
-        """The finding as a measurement of a deviation predicted to be 0; unclear where it did not
-        settle.
-        """
-        return Measurement(
-            name,
-            0.0,
-            self.value,
-            SAME,
-            BASIS,
-            unclear=self.value - self.error <= OTHER and self.value + self.error > SAME,
-        )
-
-
-def controls_of(
-    broken: Mapping[str, Iterable[Deviation]], mended: Mapping[str, Iterable[Deviation]]
-) -> list[Control]:
-    """Broken theories, of which a part must deviate for certain, and mended ones, of which none may
-    deviate.
-    """
-    made = [
-        Control(name, max(max(0.0, d.value - d.error) for d in found), SAME)
-        for name, found in broken.items()
-    ]
-    return made + [
-        Control(name, max(d.value + d.error for d in found), SAME, mended=True)
-        for name, found in mended.items()
-    ]
-
-
-def deviation(
-    variant: str,
-    replace: bool,
-    sizes: list[tuple[int, int]],
-    seed: int,
-    hypothesis: Hypothesis,
-    eps: float = 0.0,
-) -> dict[str, Deviation]:
-    """How far stated coefficients are from the true ones, by part: the drift at order (1,2), the
-    covariance at (2,3).
-    """
-    problem = torus(dim=2, samples=5, seed=100 + seed)
-    offered = np.random.default_rng(seed).uniform(0, 2 * np.pi, size=(120, 2))
-    normalised = find_variant(variant).normalised
-
-    def points(sampling: Sampling) -> np.ndarray:
-        return (away_from_zero(problem, sampling, offered) if normalised and not eps else offered)[
-            :6
-        ]
-
-    settings = [
-        Setting(problem, sampling, points(sampling), eps=eps)
-        for sampling in (Sampling(b, m, replace) for b, m in sizes)
-    ]
-    result = {}
-    stated = [Stated(hypothesis, s) for s in settings]
-    chains = [
-        lambda lr, rho, s=s: Chain(
-            variant, problem, lr, rho, s.sampling.batch, s.sampling.m, replace, eps=eps
-        )
-        for s in settings
-    ]
-    nothing = [None] * len(settings)
-    if stated[0].has_drift:
-        result["drift"] = _largest(
-            compare_coefficients(settings, [s.fields()[0] for s in stated], nothing, chains, (1, 2))
-        )
-    if stated[0].has_covariance:
-        result["covariance"] = _largest(
-            compare_coefficients(settings, nothing, [s.fields()[1] for s in stated], chains, (2, 3))
-        )
-    return result
-
-
-def _largest(findings: list[Finding]) -> Deviation:
-    """The largest of the refuted findings; without any, of the open ones, else of all."""
-    each = {
-        status: [f for f in findings if f.status == status]
-        for status in ("refuted", "inconclusive", "confirmed")
-    }
-    worst = max(next(found for found in each.values() if found), key=lambda f: f.deviation)
-    return Deviation(worst.deviation, worst.error)
-
-
-def _theorem(
-    variant: str,
-    replace: bool,
-    sizes: list[tuple[int, int]],
-    stated: Hypothesis,
-    broken: dict[str, Hypothesis],
-    remark: str = "",
-    mended: dict[str, Hypothesis] | None = None,
-) -> Callable[[Preset, int], Outcome]:
-    """A theorem about an SDE as a runnable check: what it states, and the same with one thing
-    broken.
-    """
-
-    def run(preset: Preset, seed: int) -> Outcome:
-        seeds = [seed] if preset == "quick" else [seed + k for k in range(5)]
-        measurements = []
-        for s in seeds:
-            found = deviation(variant, replace, sizes, s, stated)
-            measurements += [
-                value.measurement(f"relative deviation of the {part}, problem {s}")
-                for part, value in found.items()
-            ]
-
-        def altered(theories: Mapping[str, Hypothesis]) -> dict[str, Iterable[Deviation]]:
-            return {
-                name: deviation(variant, replace, sizes, seed, theory).values()
-                for name, theory in theories.items()
-            }
-
-        return Outcome(
-            tuple(measurements), tuple(controls_of(altered(broken), altered(mended or {}))), remark
-        )
-
-    return run
 
 
 def finite_population(n: int, k: int) -> float:
@@ -324,11 +190,8 @@ CLAIMS = (
         prediction="the rho^0 and rho^1 coefficients of the mean step",
         recorded="confirmed",
         seconds=6,
-        run=_theorem(
-            "usam",
-            True,
-            [(2, 2), (4, 4)],
-            _DRIFT,
+        run=theorem(
+            [Case("usam", True, [(2, 2), (4, 4)], _DRIFT)],
             {
                 **_drift_controls(lambda n, b, m: 1 / b),
                 "finite-population c_b for 1/b": Hypothesis(
@@ -346,11 +209,15 @@ CLAIMS = (
         prediction="as L-3.3; a finite population asks for c_b = (n-b)/(b(n-1)) in place of 1/b",
         recorded="refuted",
         seconds=6,
-        run=_theorem(
-            "usam",
-            False,
-            [(2, 2), (4, 4)],
-            Hypothesis(potential=_modified_loss(lambda n, b, m: 1 / b)),
+        run=theorem(
+            [
+                Case(
+                    "usam",
+                    False,
+                    [(2, 2), (4, 4)],
+                    Hypothesis(potential=_modified_loss(lambda n, b, m: 1 / b)),
+                )
+            ],
             _drift_controls(lambda n, b, m: 1 / b),
             "Without replacement the variance regulariser is rho c_b/2 tr V (claim L-c).",
             {
@@ -369,14 +236,18 @@ CLAIMS = (
         prediction="no tr V in the drift; the covariance is that of SGD at the perturbed point",
         recorded="confirmed",
         seconds=5,
-        run=_theorem(
-            "n-usam",
-            True,
-            [(2, 2), (3, 3)],
-            Hypothesis(
-                potential=_modified_loss(lambda n, b, m: 0.0),
-                covariance=_shifted_covariance(lambda n, b: 1 / b),
-            ),
+        run=theorem(
+            [
+                Case(
+                    "n-usam",
+                    True,
+                    [(2, 2), (3, 3)],
+                    Hypothesis(
+                        potential=_modified_loss(lambda n, b, m: 0.0),
+                        covariance=_shifted_covariance(lambda n, b: 1 / b),
+                    ),
+                )
+            ],
             {
                 "tr V as in USAM": Hypothesis(potential=_modified_loss(lambda n, b, m: 1 / b)),
                 "covariance at the unperturbed point": Hypothesis(
@@ -398,14 +269,18 @@ CLAIMS = (
         ),
         recorded="refuted",
         seconds=5,
-        run=_theorem(
-            "n-usam",
-            False,
-            [(2, 2), (3, 3)],
-            Hypothesis(
-                potential=_modified_loss(lambda n, b, m: 0.0),
-                covariance=_shifted_covariance(lambda n, b: 1 / b),
-            ),
+        run=theorem(
+            [
+                Case(
+                    "n-usam",
+                    False,
+                    [(2, 2), (3, 3)],
+                    Hypothesis(
+                        potential=_modified_loss(lambda n, b, m: 0.0),
+                        covariance=_shifted_covariance(lambda n, b: 1 / b),
+                    ),
+                )
+            ],
             {
                 "covariance of one sample": Hypothesis(
                     covariance=_shifted_covariance(lambda n, b: 1.0)
@@ -433,11 +308,8 @@ CLAIMS = (
         ),
         recorded="confirmed",
         seconds=6,
-        run=_theorem(
-            "m-usam",
-            True,
-            _M_SIZES,
-            _WITH,
+        run=theorem(
+            [Case("m-usam", True, _M_SIZES, _WITH)],
             {
                 **_drift_controls(lambda n, b, m: 1 / m),
                 "1/b for 1/m": Hypothesis(potential=_modified_loss(lambda n, b, m: 1 / b)),
@@ -464,14 +336,18 @@ CLAIMS = (
         ),
         recorded="refuted",
         seconds=6,
-        run=_theorem(
-            "m-usam",
-            False,
-            _M_SIZES,
-            Hypothesis(
-                potential=_modified_loss(lambda n, b, m: 1 / m),
-                covariance=_printed_covariance(False),
-            ),
+        run=theorem(
+            [
+                Case(
+                    "m-usam",
+                    False,
+                    _M_SIZES,
+                    Hypothesis(
+                        potential=_modified_loss(lambda n, b, m: 1 / m),
+                        covariance=_printed_covariance(False),
+                    ),
+                )
+            ],
             {"1/b for 1/m": Hypothesis(potential=_modified_loss(lambda n, b, m: 1 / b))},
             "The drift is right with c_m in place of 1/m (claim L-c); the covariance too is another"
             " one.",
@@ -496,11 +372,15 @@ CLAIMS = (
         prediction="variance regularisation of strength rho c_m / 2",
         recorded="confirmed",
         seconds=5,
-        run=_theorem(
-            "m-usam",
-            False,
-            _M_SIZES,
-            Hypothesis(potential=_modified_loss(lambda n, b, m: finite_population(n, m))),
+        run=theorem(
+            [
+                Case(
+                    "m-usam",
+                    False,
+                    _M_SIZES,
+                    Hypothesis(potential=_modified_loss(lambda n, b, m: finite_population(n, m))),
+                )
+            ],
             {
                 **_drift_controls(lambda n, b, m: finite_population(n, m)),
                 "1/m for c_m": Hypothesis(potential=_modified_loss(lambda n, b, m: 1 / m)),
@@ -515,14 +395,18 @@ CLAIMS = (
         prediction="no tr V in the drift; the covariance of L-3.4 times (n-b)/(n-1)",
         recorded="confirmed",
         seconds=4,
-        run=_theorem(
-            "n-usam",
-            False,
-            [(2, 2), (3, 3)],
-            Hypothesis(
-                potential=_modified_loss(lambda n, b, m: 0.0),
-                covariance=_shifted_covariance(finite_population),
-            ),
+        run=theorem(
+            [
+                Case(
+                    "n-usam",
+                    False,
+                    [(2, 2), (3, 3)],
+                    Hypothesis(
+                        potential=_modified_loss(lambda n, b, m: 0.0),
+                        covariance=_shifted_covariance(finite_population),
+                    ),
+                )
+            ],
             {
                 "1/b for the finite-population factor": Hypothesis(
                     covariance=_shifted_covariance(lambda n, b: 1 / b)

@@ -19,7 +19,7 @@ from scipy.optimize import minimize
 
 from sdesam._keys import seed_key
 from sdesam.claims._base import Claim, Control, Measurement, Outcome, Preset
-from sdesam.claims.luo2025_normalised import first_order
+from sdesam.claims.first_order_drifts import first_order
 from sdesam.discrete import Chain, train
 from sdesam.discrete.kernel import gibbs
 from sdesam.effective import effective_micro_batch

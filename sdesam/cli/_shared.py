@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from sdesam._loading import is_users_own, users_own, with_article
 from sdesam._terminal import CouldNotFinish, check_files, deliver, own_output, say
+from sdesam.cli import _options as option
 from sdesam.symbolic import derive as derive_symbolic
 from sdesam.symbolic.equation import ModifiedEquation
 from sdesam.variants import NormEstimate, Variant
@@ -25,18 +27,61 @@ if TYPE_CHECKING:
     from sdesam.problems import FiniteSum
 
 
-def norm_estimate(
-    law: Law | None, directions: int | None, square: bool | None, delta: float | None
-) -> NormEstimate | None:
-    """What --norms, --directions, --square and --delta ask for; None where none is given."""
-    if law == "exact" and delta is not None:
-        raise ValueError(
-            f"--delta {delta:g}: exact norms are taken from gradients, not from differences; leave"
-            " --delta out"
-        )
-    given = {"law": law, "directions": directions, "square": square, "delta": delta}
-    asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    return NormEstimate(**asked) if asked else None
+@dataclass(frozen=True)
+class RuleRequest:
+    """What `simulate`, `train` and `compare` are asked alike: a rule, its numbers, a problem."""
+
+    variant: str
+    problem_name: str
+    problem_args: tuple[tuple[str, Any], ...]
+    lr: float
+    rho: float | None
+    batch: int
+    replace: bool
+    eps: float
+    lam: float | None
+    law: Law | None
+    directions: int | None
+    square: bool | None
+    delta: float | None
+
+    def load_variant(self) -> Variant:
+        """The rule."""
+        return load_variant(self.variant)
+
+    def load_problem(self) -> FiniteSum:
+        """The problem."""
+        return load_problem(self.problem_name, self.problem_args)
+
+    @property
+    def problem_config(self) -> dict[str, Any]:
+        """How the problem was named, for the configuration of a result."""
+        return {"problem_spec": self.problem_name, "problem_args": dict(self.problem_args)}
+
+    def norm_estimate(self) -> NormEstimate | None:
+        """What --norms, --directions, --square and --delta ask for; None where none is given."""
+        if self.law == "exact" and self.delta is not None:
+            raise ValueError(
+                f"--delta {self.delta:g}: exact norms are taken from gradients, not from"
+                " differences; leave --delta out"
+            )
+        names = ("law", "directions", "square", "delta")
+        asked: dict[str, Any] = {
+            name: value for name in names if (value := getattr(self, name)) is not None
+        }
+        return NormEstimate(**asked) if asked else None
+
+
+def rule_request(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of a :class:`RuleRequest`, given to the command as one argument, `rule`."""
+
+    @wraps(command)
+    def gathered(**given: Any) -> Any:
+        asked = {each.name: given.pop(each.name) for each in fields(RuleRequest)}
+        return command(rule=RuleRequest(**asked), **given)
+
+    options = option.several(option.variant, option.setting, option.perturbation, option.replace)
+    return options(gathered)
 
 
 def derive_equation(
@@ -104,9 +149,9 @@ def check_outputs(
     """See before any work that everything can be written; `files` are named as their options
     are.
     """
-    for option, file in files.items():
+    for name, file in files.items():
         if file == "-":
-            raise ValueError(f"--{option} -: only --json goes to the standard output; name a file")
+            raise ValueError(f"--{name} -: only --json goes to the standard output; name a file")
     check_files(
         [
             *files.items(),

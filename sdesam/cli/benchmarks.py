@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import click
@@ -54,8 +55,7 @@ def bench(workloads: tuple[str, ...], quick: bool, output: str, json_file: str |
             )
         from sdesam.reproduce import import_folder
 
-        import_folder(folder)
-    from benchmarks import bench as benchmark
+        benchmark = import_module(f"{import_folder(folder).__name__}.bench")
 
     data = benchmark.run(
         workloads or tuple(benchmark.WORKLOADS), quick, lambda what: click.echo(what, err=True)

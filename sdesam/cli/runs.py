@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -12,20 +11,11 @@ from sdesam._terminal import checking, deliver, own_output, say
 from sdesam.cli import _options as option
 from sdesam.cli import _shared as shared
 from sdesam.cli._group import cli
-from sdesam.variants._base import Law
 
 
 @cli.command(epilog=option.NAMES)
-@option.several(
-    option.variant,
-    option.setting,
-    option.micro,
-    option.perturbation,
-    option.micro_batches,
-    option.order,
-    option.replace,
-    option.term,
-)
+@shared.rule_request
+@option.several(option.micro, option.micro_batches, option.order, option.term)
 @click.option(
     "--paths",
     type=option.Integer(max=option.MOST_PATHS),
@@ -64,22 +54,10 @@ from sdesam.variants._base import Law
 @option.several(option.observe, option.seed, option.json_file, option.save, option.snapshot)
 def simulate(
     *,
-    variant: str,
-    problem_name: str,
-    problem_args: tuple[tuple[str, Any], ...],
-    lr: float,
-    rho: float | None,
-    batch: int,
+    rule: shared.RuleRequest,
     micro: int | None,
-    eps: float,
-    lam: float | None,
-    law: Law | None,
-    directions: int | None,
-    square: bool | None,
-    delta: float | None,
     micro_batches: int | None,
     order: tuple[int, ...],
-    replace: bool,
     removed: tuple[str, ...],
     paths: int,
     horizon: float,
@@ -100,27 +78,27 @@ def simulate(
     Example: sdesam simulate m-usam --problem digits --rho 0.1 --micro 4 --paths 16
     """
     with checking():
-        equation = shared.derive_equation(shared.load_variant(variant), order, replace, removed)
+        equation = shared.derive_equation(rule.load_variant(), order, rule.replace, removed)
         if planning and (json_file, save, snapshot) != (None, None, None):
             raise ValueError("--plan writes nothing: leave --json, --save and --snapshot out")
         shared.check_outputs(json_file, save=save, snapshot=snapshot)
-        problem = shared.load_problem(problem_name, problem_args)
+        problem = rule.load_problem()
         from sdesam._keys import seed_key
         from sdesam.sde import estimate
         from sdesam.sde import simulate as run
 
-        norms = shared.norm_estimate(law, directions, square, delta)
-        step = lr if dt is None else dt
+        norms = rule.norm_estimate()
+        step = rule.lr if dt is None else dt
         with own_output():
             sde = equation.bind(
                 problem,
-                lr,
-                rho,
-                batch,
+                rule.lr,
+                rule.rho,
+                rule.batch,
                 micro,
                 expectation,
-                eps=eps,
-                lam=lam,
+                eps=rule.eps,
+                lam=rule.lam,
                 norms=norms,
                 micro_batches=micro_batches,
             )
@@ -154,12 +132,13 @@ def simulate(
             out,
             json_file,
             save,
-            {"problem_spec": problem_name, "problem_args": dict(problem_args), "seed": seed},
+            {**rule.problem_config, "seed": seed},
         )
 
 
 @cli.command(epilog=option.NAMES)
-@option.several(option.variant, option.setting, option.micro, option.perturbation, option.replace)
+@shared.rule_request
+@option.micro
 @click.option(
     "--runs",
     type=option.Integer(max=option.MOST_PATHS),
@@ -172,20 +151,8 @@ def simulate(
 )
 def train(
     *,
-    variant: str,
-    problem_name: str,
-    problem_args: tuple[tuple[str, Any], ...],
-    lr: float,
-    rho: float | None,
-    batch: int,
+    rule: shared.RuleRequest,
     micro: int | None,
-    eps: float,
-    lam: float | None,
-    law: Law | None,
-    directions: int | None,
-    square: bool | None,
-    delta: float | None,
-    replace: bool,
     runs: int,
     steps: int,
     observe: tuple[str, ...],
@@ -201,41 +168,50 @@ def train(
     """
     with checking():
         shared.check_outputs(json_file, save=save, snapshot=snapshot)
-        declared = shared.load_variant(variant)
-        problem = shared.load_problem(problem_name, problem_args)
+        declared = rule.load_variant()
+        problem = rule.load_problem()
         from sdesam._keys import seed_key
         from sdesam.discrete import Chain
         from sdesam.discrete import train as run
 
-        norms = shared.norm_estimate(law, directions, square, delta)
+        norms = rule.norm_estimate()
         with own_output():
             chain = Chain(
-                declared, problem, lr, rho, batch, micro, replace, eps=eps, lam=lam, norms=norms
+                declared,
+                problem,
+                rule.lr,
+                rule.rho,
+                rule.batch,
+                micro,
+                rule.replace,
+                eps=rule.eps,
+                lam=rule.lam,
+                norms=norms,
             )
             out = run(chain, seed_key(seed), runs, steps, observe=observe, snapshot=snapshot)
     shared.report_result(
         out,
         json_file,
         save,
-        {"problem_spec": problem_name, "problem_args": dict(problem_args), "seed": seed},
+        {**rule.problem_config, "seed": seed},
     )
 
 
 @cli.command(epilog=option.NAMES)
-@option.several(option.variant, option.setting)
+@shared.rule_request
 @click.option(
     "--micro",
     type=option.IntegerList(),
     default=None,
     help="Micro-batch sizes to compare; left out, the mini-batch.",
 )
-@option.several(option.perturbation, option.micro_batches, option.order, option.replace)
+@option.several(option.micro_batches, option.order)
 @click.option(
     "--without",
     "term",
     metavar="TERM",
     default=None,
-    help="The term to knock out.  [default: rho^1 variance, where there is one]",
+    help="The term to ablate.  [default: rho^1 variance, where there is one]",
 )
 @click.option(
     "--runs",
@@ -270,22 +246,10 @@ def train(
 @option.json_file
 def compare(
     *,
-    variant: str,
-    problem_name: str,
-    problem_args: tuple[tuple[str, Any], ...],
-    lr: float,
-    rho: float | None,
-    batch: int,
+    rule: shared.RuleRequest,
     micro: tuple[int, ...] | None,
-    eps: float,
-    lam: float | None,
-    law: Law | None,
-    directions: int | None,
-    square: bool | None,
-    delta: float | None,
     micro_batches: int | None,
     order: tuple[int, ...],
-    replace: bool,
     term: str | None,
     runs: int,
     steps: int,
@@ -299,7 +263,7 @@ def compare(
     name: str | None,
     json_file: str | None,
 ) -> int:
-    """Set VARIANT beside its SDE, and beside the SDE with one term knocked out; say whether they
+    """Set VARIANT beside its SDE, and beside the SDE with one term ablated; say whether they
     agree.
 
     For each micro-batch size: a table with standard errors, the share of the term's effect that the
@@ -310,9 +274,9 @@ def compare(
     Example: sdesam compare m-usam --problem digits --rho 0.1 --micro 16,4,1
     """
     with checking():
-        declared = shared.load_variant(variant)
-        equation = shared.derive_equation(declared, order, replace, ())
-        problem = shared.load_problem(problem_name, problem_args)
+        declared = rule.load_variant()
+        equation = shared.derive_equation(declared, order, rule.replace, ())
+        problem = rule.load_problem()
         stem = f"compare-{declared.name}-{problem.name}" if name is None else name
         if not stem or Path(stem).name != stem:
             raise ValueError(
@@ -328,28 +292,28 @@ def compare(
             found = run(
                 declared,
                 problem,
-                lr=lr,
-                rho=rho,
-                batch=batch,
+                lr=rule.lr,
+                rho=rule.rho,
+                batch=rule.batch,
                 micro=tuple(dict.fromkeys(micro or ())),
                 steps=steps,
                 runs=runs,
                 order=(equation.order[0], equation.order[1]),
-                replace=replace,
+                replace=rule.replace,
                 without=term,
                 observe=observe,
                 judged=judged,
                 method=method,
                 dt=dt,
                 seed=seed,
-                eps=eps,
-                lam=lam,
-                norms=shared.norm_estimate(law, directions, square, delta),
+                eps=rule.eps,
+                lam=rule.lam,
+                norms=rule.norm_estimate(),
                 micro_batches=micro_batches,
                 halving=halving,
             )
     data = found.to_json()
-    data["config"] |= {"problem_spec": problem_name, "problem_args": dict(problem_args)}
+    data["config"] |= rule.problem_config
     deliver(
         None if json_file == "-" else f"{equation.text()}\n\n{found.table()}",
         partial(shared.write_or_print, str(Path(output, f"{stem}.json")), data),

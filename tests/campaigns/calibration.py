@@ -24,6 +24,7 @@ import numpy as np
 import sdesam
 from sdesam import hypothesis
 from sdesam.coefficients import Setting, expand, summarised
+from sdesam.hypothesis import _settings
 from sdesam.sampling import Sampling
 from sdesam.variants import variant as find_variant
 
@@ -133,7 +134,7 @@ def judge(seed, counts):
     """Count what is said of one theorem, and of each of its coefficients made wrong."""
     setting, rule, stated_as, order = theorem(seed)
     stated = hypothesis.Stated(stated_as, setting)
-    chain = partial(hypothesis._chain, rule, setting)
+    chain = partial(_settings.chain_at, rule, setting)
     label = (
         f"seed {seed}: {rule.name}, {setting}, {'with' if setting.sampling.replace else 'without'}"
         f" replacement, eps={setting.eps:g}, order {order}"

@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from sdesam import claims, report
-from sdesam.claims import Control, Measurement, Outcome, luo2025
+from sdesam.claims import Control, Measurement, Outcome, _theorem
 from sdesam.cli import cli
 
 ASKED = {
@@ -98,15 +98,15 @@ def test_what_did_not_settle_is_neither_right_nor_wrong():
         (0.1, 0.1, "inconclusive"),
         (0.0, 0.1, "inconclusive"),
     ):
-        measurement = luo2025.Deviation(value, error).measurement("of something")
+        measurement = _theorem.Deviation(value, error).measurement("of something")
         assert Outcome((measurement,), (Control("broken", 1.0, 0.1),)).status == status
-    broken, mended = luo2025.controls_of(
-        {"x": [luo2025.Deviation(0.1, 0.1)]}, {"x": [luo2025.Deviation(0.0, 0.1)]}
+    broken, mended = _theorem.controls_of(
+        {"x": [_theorem.Deviation(0.1, 0.1)]}, {"x": [_theorem.Deviation(0.0, 0.1)]}
     )
     assert not broken.caught
     assert not mended.caught
-    broken, mended = luo2025.controls_of(
-        {"x": [luo2025.Deviation(0.1, 0.01)]}, {"x": [luo2025.Deviation(0.0, 0.0)]}
+    broken, mended = _theorem.controls_of(
+        {"x": [_theorem.Deviation(0.1, 0.01)]}, {"x": [_theorem.Deviation(0.0, 0.0)]}
     )
     assert broken.caught
     assert mended.caught
