@@ -427,10 +427,27 @@ def _losses(sample_loss: Callable[[Any, Any], jax.Array], y: PyTree, samples: Py
     return losses
 
 
-@dataclass(frozen=True)
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["numbers"],
+    meta_fields=[
+        "sample_loss",
+        "chunk",
+        "n",
+        "rule",
+        "norms",
+        "batch",
+        "micro",
+        "replace",
+    ],
+)
+@dataclass(frozen=True, eq=False)
 class StepKernel:
-    """`x+ = x - lr * mean_I grad f_I(x + rho u_I)` on a finite sum."""
+    """`x+ = x - lr * mean_I grad f_I(x + rho u_I)` on a finite sum. A pytree, whose leaves are its
+    numbers and its data: chains that differ in these alone share compiled code.
+    """
 
+    numbers: StepNumbers
     sample_loss: Callable[[Any, Any], jax.Array]
     chunk: int
     n: int
@@ -440,9 +457,9 @@ class StepKernel:
     micro: int
     replace: bool
 
-    def __call__(self, params: StepNumbers, x: PyTree, key: jax.Array, xi: Any) -> PyTree:
+    def __call__(self, x: PyTree, key: jax.Array, xi: Any) -> PyTree:
         """One step with a batch drawn from `key`; there are no normals."""
-        return self.step(params, x, self.draw(key), self.direction_key(key))
+        return self.step(x, self.draw(key), self.direction_key(key))
 
     def draw(self, key: jax.Array) -> jax.Array:
         """The indices of a mini-batch in its micro-batches, shape `(b/m, m)`."""
@@ -458,35 +475,33 @@ class StepKernel:
         """
         return jax.random.fold_in(key, 1) if self.norms is not None and self.norms.random else None
 
-    def step(
-        self, params: StepNumbers, x: PyTree, indices: jax.Array, key: jax.Array | None = None
-    ) -> PyTree:
+    def step(self, x: PyTree, indices: jax.Array, key: jax.Array | None = None) -> PyTree:
         """One step with given micro-batches."""
-        return moved(x, -params.lr, self.direction(params, x, indices, key))
+        return moved(x, -self.numbers.lr, self.direction(x, indices, key))
 
-    def direction(
-        self, params: StepNumbers, x: PyTree, indices: jax.Array, key: jax.Array | None = None
-    ) -> PyTree:
+    def direction(self, x: PyTree, indices: jax.Array, key: jax.Array | None = None) -> PyTree:
         """`G(x)`, the mean over the micro-batches of `grad f_I(x + rho u_I)`; `key` is for random
         directions.
         """
         full_gradient = (
-            mean_grad(self.sample_loss, self.chunk, params.data, x)
+            mean_grad(self.sample_loss, self.chunk, self.numbers.data, x)
             if self.rule.needs_full_gradient
             else None
         )
-        layers = dense_layers(self.sample_loss, x, jax.tree.map(lambda leaf: leaf[0], params.data))
+        layers = dense_layers(
+            self.sample_loss, x, jax.tree.map(lambda leaf: leaf[0], self.numbers.data)
+        )
         if self._inner_products_pay(layers, x):
-            return self._direction_by_factors(params, x, indices, layers, full_gradient)
+            return self._direction_by_factors(x, indices, layers, full_gradient)
 
         def micro_batch(indices: jax.Array) -> PyTree:
-            samples = jax.tree.map(lambda leaf: leaf[indices], params.data)
+            samples = jax.tree.map(lambda leaf: leaf[indices], self.numbers.data)
 
             def losses(y: PyTree) -> tuple[jax.Array, None]:
                 return _losses(self.sample_loss, y, samples), None
 
             return perturbed_gradient(
-                self.rule, self.norms, losses, x, full_gradient, params.ascent, key
+                self.rule, self.norms, losses, x, full_gradient, self.numbers.ascent, key
             ).gradient
 
         return jax.tree.map(lambda leaf: leaf.mean(axis=0), jax.vmap(micro_batch)(indices))
@@ -521,7 +536,6 @@ class StepKernel:
 
     def _direction_by_factors(
         self,
-        params: StepNumbers,
         x: PyTree,
         indices: jax.Array,
         layers: dict[int, Any],
@@ -530,14 +544,14 @@ class StepKernel:
         """`direction` without weights of its own for every micro-batch: these would make each
         product a small one.
         """
-        batch = jax.tree.map(lambda leaf: leaf[indices], params.data)
+        batch = jax.tree.map(lambda leaf: leaf[indices], self.numbers.data)
         groups = jax.vmap(jax.vmap(partial(factors, self.sample_loss, layers, x)))(batch)
 
         def inverse(group: Factors) -> jax.Array:
             if self.rule.normaliser == "none":
                 return jnp.ones((), _widest(jax.tree.leaves(x)))
             if self.rule.normaliser == "data set":
-                return inverse_norm(full_gradient, params.eps)
+                return inverse_norm(full_gradient, self.numbers.eps)
             # the scale of gradients is in the rest: inputs of layers are neither as small nor as
             # large as their derivatives can be
             inputs = wide(group.inputs)
@@ -545,14 +559,14 @@ class StepKernel:
             rebuild = jax.tree.structure(rest)
             return _inverse_norm(
                 rest,
-                params.eps,
+                self.numbers.eps,
                 lambda leaves: squared_norm_of_mean(
                     Factors(inputs, *jax.tree.unflatten(rebuild, leaves))
                 ),
             )
 
         inverses = jax.vmap(inverse)(groups)
-        radii = jnp.asarray(params.rho, inverses.dtype) * inverses
+        radii = jnp.asarray(self.numbers.rho, inverses.dtype) * inverses
 
         def mean(y: PyTree) -> jax.Array:
             def micro_batch(samples: PyTree, group: Factors, radius: jax.Array) -> jax.Array:
