@@ -65,26 +65,45 @@ def words(error: Exception) -> str:
     return " ".join(str(error).strip().partition("\n")[0].split()) or "without a word"
 
 
-def compiled(static: int) -> Callable[[Callable[..., T]], Callable[..., T]]:
+# A worked example: the drift of two SDEs that differ in numbers, `_drift(kernel, x)`.
+#
+#     kernel                                         leaves                structure
+#     TreeKernel(lr=0.1: drift=[-1, -.05], ...)      data, [-1, -.05]...   TreeKernel, loss, trees
+#     TreeKernel(lr=0.2: drift=[-1, -.10], ...)      data, [-1, -.10]...   TreeKernel, loss, trees
+#
+# A kernel is a pytree: its leaves are arguments of the compiled function, and its structure holds
+# the loss and the trees. Both structures are equal, so one program serves both. If a global that
+# the loss reads has changed, the structures differ in the `Function` of the loss, and the second
+# kernel is compiled anew.
+#
+# jax.jit alone would find the right program, too. But it never forgets: each structure that it has
+# seen stays, with the loss of the user and the data that the loss may have captured. So every
+# structure has a `jax.jit` of its own, which sees the leaves alone and puts the arguments together
+# while it is traced. The last 32 of these are kept.
+
+
+def compiled(static: int = 0) -> Callable[[Callable[..., T]], Callable[..., T]]:
     """`jax.jit` of a function whose first `static` arguments are no arrays, traced
     :func:`precisely`.
 
-    The last programs are kept. `jax.jit` with static arguments keeps thousands, and with each of
-    them the user's function and all that it holds.
+    The other arguments are pytrees. An object among them that carries functions beside its numbers,
+    such as the kernel of an SDE, has the functions in its structure: equal structures share a
+    program. The last programs are kept, and with each of them the user's functions.
     """
 
     def decorate(fn: Callable[..., T]) -> Callable[..., T]:
         @lru_cache(maxsize=PROGRAMS)
-        def program(*fixed: Hashable) -> Callable[..., T]:
-            def traced(*arguments: Any) -> T:
-                return fn(*fixed, *arguments)
+        def program(structure: Any, *fixed: Hashable) -> Callable[..., T]:
+            def traced(*leaves: Any) -> T:
+                return fn(*fixed, *jax.tree.unflatten(structure, leaves))
 
             traced.__name__ = traced.__qualname__ = fn.__name__
             return jax.jit(precisely(traced))
 
         @wraps(fn)
         def call(*arguments: Any) -> T:
-            return program(*arguments[:static])(*arguments[static:])
+            leaves, structure = jax.tree.flatten(arguments[static:])
+            return program(structure, *arguments[:static])(*leaves)
 
         return call
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import sqrt
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from sdesam import store
 from sdesam._checks import check_int
 from sdesam.discrete import Chain
 from sdesam.discrete.chain import check_chain
-from sdesam.discrete.kernel import StepKernel, StepNumbers
+from sdesam.discrete.kernel import StepKernel
 from sdesam.engine import Divergence, RunSpec, run, time_grid
 from sdesam.problems.finite_sum import Observer
 from sdesam.sde._kernels import Kernel
@@ -126,13 +127,11 @@ def coupled(
     problem, sampling = chain.problem, chain.sampling
     count = check_int("steps", steps)
     groups = sampling.batch // sampling.m
-    observer, data = problem.observer([observe] if isinstance(observe, str) else observe)
+    observer = problem.observer([observe] if isinstance(observe, str) else observe)
     plan = RunSpec(
-        stepper=_PairStep(chain.kernel, sde.kernel),
-        params=_PairNumbers(chain.params, sde.params, chain.lr),
+        stepper=_PairStep(chain.kernel, sde.kernel, chain.lr),
         x0=(problem.x0, sde.x0),
         observer=_PairObserver(observer),
-        data=data,
         steps=count,
         step_time=chain.lr,
         # both sides' own, and normal numbers, counts and weights of every sample
@@ -170,13 +169,8 @@ def coupled(
     )
 
 
-class _PairNumbers(NamedTuple):
-    chain: StepNumbers
-    sde: Any
-    lr: float
-
-
-@dataclass(frozen=True)
+@partial(jax.tree_util.register_dataclass, data_fields=["chain", "sde", "lr"], meta_fields=[])
+@dataclass(frozen=True, eq=False)
 class _PairStep:
     """One step of the chain and one Heun step of the SDE with the same randomness; the state is
     `(x_chain, x_sde)`.
@@ -184,30 +178,28 @@ class _PairStep:
 
     chain: StepKernel
     sde: Kernel
+    lr: Any
 
-    def __call__(
-        self, params: _PairNumbers, x: tuple[PyTree, PyTree], key: jax.Array, xi: Any
-    ) -> tuple[PyTree, PyTree]:
+    def __call__(self, x: tuple[PyTree, PyTree], key: jax.Array, xi: Any) -> tuple[PyTree, PyTree]:
         """One step; counts and normals of both sides come from `key`."""
         key_noise, key_drift, key_ahead = jax.random.split(key, 3)
         dtype = jnp.result_type(*jax.tree.leaves(x))
         indices, weights = self.draw(key_noise, jnp.promote_types(dtype, jnp.float32))
         noise = self.sde.step_noise(
-            params.sde,
             x[1],
-            (weights * jnp.sqrt(params.lr)).astype(dtype),
+            (weights * jnp.sqrt(self.lr)).astype(dtype),
             jax.random.fold_in(key_noise, 1),
         )
-        drift = self.sde.step_drift(params.sde, x[1], key_drift)
-        ahead = jax.tree.map(lambda x, b, s: x + params.lr * b + s, x[1], drift, noise)
+        drift = self.sde.step_drift(x[1], key_drift)
+        ahead = jax.tree.map(lambda x, b, s: x + self.lr * b + s, x[1], drift, noise)
         # a probe of its own, as in Heun: with the same one, the predictor and the drift there would
         # be correlated
-        drift_ahead = self.sde.step_drift(params.sde, ahead, key_ahead)
+        drift_ahead = self.sde.step_drift(ahead, key_ahead)
         moved = jax.tree.map(
-            lambda x, b, c, s: x + 0.5 * params.lr * (b + c) + s, x[1], drift, drift_ahead, noise
+            lambda x, b, c, s: x + 0.5 * self.lr * (b + c) + s, x[1], drift, drift_ahead, noise
         )
         return (
-            self.chain.step(params.chain, x[0], indices, self.chain.direction_key(key_noise)),
+            self.chain.step(x[0], indices, self.chain.direction_key(key_noise)),
             moved,
         )
 
@@ -223,7 +215,8 @@ class _PairStep:
         return indices.reshape(batch // micro, micro), -sqrt(n / batch) * weights[0]
 
 
-@dataclass(frozen=True)
+@partial(jax.tree_util.register_dataclass, data_fields=["single"], meta_fields=[])
+@dataclass(frozen=True, eq=False)
 class _PairObserver:
     """Observables of both sides: `[phi(x_chain), phi(x_sde)]` for each."""
 
@@ -234,10 +227,10 @@ class _PairObserver:
         """Their names."""
         return self.single.names
 
-    def __call__(self, data: PyTree, x: tuple[PyTree, PyTree]) -> dict[str, jax.Array]:
+    def __call__(self, x: tuple[PyTree, PyTree]) -> dict[str, jax.Array]:
         """Their values, leading axis 2."""
         both: dict[str, jax.Array] = jax.tree.map(
-            lambda *sides: jnp.stack(sides), *(self.single(data, side) for side in x)
+            lambda *sides: jnp.stack(sides), *(self.single(side) for side in x)
         )
         return both
 

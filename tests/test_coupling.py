@@ -14,7 +14,6 @@ from scipy import stats
 import sdesam
 from sdesam.coupling import (
     _indices,
-    _PairNumbers,
     _PairStep,
     _statistics,
     counts_and_weights,
@@ -50,7 +49,7 @@ def pair(problem, micro=2, variant="m-usam", lr=0.1, rho=0.1, batch=4, order=(2,
 
 
 def draws(sde, chain, count=DRAWS):
-    step = _PairStep(chain.kernel, sde.kernel)
+    step = _PairStep(chain.kernel, sde.kernel, chain.lr)
     drawn = jax.jit(jax.vmap(lambda key: step.draw(key, jnp.float32)))(
         jax.random.split(jax.random.key(3), count)
     )
@@ -142,11 +141,11 @@ class Deterministic:
     def note(self, key):
         self.keys.append(tuple(jax.random.key_data(key).tolist()))
 
-    def step_drift(self, params, x, key):
+    def step_drift(self, x, key):
         self.note(key)
         return -(x**3)
 
-    def step_noise(self, params, x, xi, key):
+    def step_noise(self, x, xi, key):
         self.note(key)
         return jnp.stack([xi[0] * x[0], xi[1] + x[0] * xi[0]])
 
@@ -157,10 +156,10 @@ def test_the_sde_of_a_pair_makes_a_step_of_heun():
     """
     _, chain = pair(TORUS)
     kernel, key, lr = Deterministic(), jax.random.key(8), 0.3
-    step, x = _PairStep(chain.kernel, kernel), jnp.array([0.7, -1.2])
-    _, moved = step(_PairNumbers(chain.params, (), lr), (TORUS.x0, x), key, None)
+    step, x = _PairStep(chain.kernel, kernel, lr), jnp.array([0.7, -1.2])
+    _, moved = step((TORUS.x0, x), key, None)
     _, xi = step.draw(jax.random.split(key, 3)[0], jnp.float32)
-    wanted = stepping.Heun(Deterministic())(stepping._StepNumbers((), lr), x, key, xi)
+    wanted = stepping.Heun(Deterministic(), lr)(x, key, xi)
     np.testing.assert_allclose(moved, wanted, rtol=1e-6)
     assert abs(moved - x).max() > 0.1
     assert len(kernel.keys) == len(set(kernel.keys)) == 3

@@ -20,7 +20,7 @@ from sdesam.claims.luo2025 import (
 )
 from sdesam.discrete import Chain
 from sdesam.exact.enumerate import list_batches
-from sdesam.exact.float64 import to_double
+from sdesam.exact.float64 import to_double, with_rho
 from sdesam.hypothesis import Hypothesis
 from sdesam.problems import FiniteSum, torus
 from sdesam.variants import NormEstimate
@@ -77,12 +77,12 @@ def first_order(chain: Chain, points: np.ndarray, jacobian: bool = False) -> np.
     """
     batches, chance = list_batches(chain.sampling, chain.problem.n)
     with jax.enable_x64(True):
-        params = to_double(chain.params)
+        kernel = to_double(chain.kernel)
         listed, weight = jnp.asarray(batches), jnp.asarray(chance)
 
         def mean(x: jax.Array, rho: jax.Array) -> jax.Array:
             G: jax.Array = weight @ jax.vmap(
-                lambda batch: chain.kernel.direction(params._replace(rho=rho), x, batch)
+                lambda batch: with_rho(kernel, rho).direction(x, batch)
             )(listed)
             return G
 

@@ -114,7 +114,7 @@ def compare(
             f"judged={judged!r}: it must be the name of an observable, such as 'trace_cov'"
         )
     observe = list(dict.fromkeys([*([observe] if isinstance(observe, str) else observe), judged]))
-    for name, shape in jax.eval_shape(*problem.observer(observe), problem.x0).items():
+    for name, shape in jax.eval_shape(problem.observer(observe), problem.x0).items():
         if shape.shape != ():
             raise ValueError(
                 f"observable {name!r} has shape {shape.shape}: a comparison takes scalars"

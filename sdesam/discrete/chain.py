@@ -84,6 +84,7 @@ class Chain:
         check_delta_on(step.norms, problem)
         self.lr, self.rho, self.sampling = step.lr, step.rho, step.sampling
         self._kernel: StepKernel = StepKernel(
+            numbers=StepNumbers(problem.data, self.lr, self.rho, step.eps, step.lam, step.own),
             sample_loss=problem.sample_loss,
             chunk=problem.chunk,
             n=problem.n,
@@ -93,7 +94,6 @@ class Chain:
             micro=self.sampling.m,
             replace=self.sampling.replace,
         )
-        self.params = StepNumbers(problem.data, self.lr, self.rho, step.eps, step.lam, step.own)
         self.config = {
             "variant": self.variant.name,
             "problem": problem.name,
@@ -109,7 +109,7 @@ class Chain:
 
     @property
     def kernel(self) -> StepKernel:
-        """The step, with what the loss reads at present."""
+        """The step with its numbers, and with what the loss reads at present."""
         self._kernel = replaced(self._kernel, sample_loss=self.problem.sample_loss)
         return self._kernel
 
@@ -118,13 +118,13 @@ class Chain:
         self._kernel = kernel
 
     def __reads__(self) -> tuple[Any, ...]:
-        return self.problem, self.params
+        return self.problem, self._kernel.numbers
 
     def step(self, x: PyTree, key: jax.Array) -> PyTree:
         """One step from `x` with a mini-batch drawn from `key`, a jax random key of any
         implementation.
         """
-        return _step(self.kernel, self.params, self.problem.check_params(x), random_key(key))
+        return _step(self.kernel, self.problem.check_params(x), random_key(key))
 
     def direction(self, x: PyTree, indices: jax.Array, key: jax.Array | None = None) -> PyTree:
         """`G(x)` for given micro-batches: sample indices of shape `(b/m, m)`; `key` is for random
@@ -151,7 +151,7 @@ class Chain:
             )
         key = None if key is None else random_key(key)
         return _direction(
-            self.kernel, self.params, self.problem.check_params(x), jax.numpy.asarray(indices), key
+            self.kernel, self.problem.check_params(x), jax.numpy.asarray(indices), key
         )
 
     def __repr__(self) -> str:
@@ -243,30 +243,28 @@ def train(
     (np.float64(2.0), (11,))
     """
     check_chain(chain, "train")
-    problem = chain.problem
+    problem, kernel = chain.problem, chain.kernel
     count = check_int("steps", steps)
     grid = time_grid(times, count, chain.lr, "lr")
-    observer, data = problem.observer([observe] if isinstance(observe, str) else observe)
+    observer = problem.observer([observe] if isinstance(observe, str) else observe)
     check_known(
         "train",
-        (chain.params, data, key),
-        [chain.kernel.sample_loss, *(fn for _, fn in observer.extra)],
+        (kernel, observer, key),
+        [kernel.sample_loss, *(fn for _, fn in observer.extra)],
     )
     if grid[0] == 0:
-        observer.check(data, problem.x0)
+        observer.check(problem.x0)
     problem.check_gradient()
     plan = RunSpec(
-        stepper=chain.kernel,
-        params=chain.params,
+        stepper=kernel,
         x0=problem.x0,
         observer=observer,
-        data=data,
         steps=count,
         step_time=chain.lr,
         # vectors, or the indices and losses of a batch, which are more where it is large and the
         # problem small
         step_bytes=max(
-            problem.vector_bytes * (4 + 4 * chain.kernel.copies(problem.x0)),
+            problem.vector_bytes * (4 + 4 * kernel.copies(problem.x0)),
             8 * chain.sampling.batch,
         ),
         observe_bytes=problem.vector_bytes * 4 * problem.chunk,
@@ -287,13 +285,11 @@ def train(
     )
 
 
-@compiled(static=1)
-def _step(kernel: StepKernel, params: StepNumbers, x: PyTree, key: jax.Array) -> PyTree:
-    return kernel.step(params, x, kernel.draw(key), kernel.direction_key(key))
+@compiled()
+def _step(kernel: StepKernel, x: PyTree, key: jax.Array) -> PyTree:
+    return kernel.step(x, kernel.draw(key), kernel.direction_key(key))
 
 
-@compiled(static=1)
-def _direction(
-    kernel: StepKernel, params: StepNumbers, x: PyTree, indices: jax.Array, key: jax.Array | None
-) -> PyTree:
-    return kernel.direction(params, x, indices, key)
+@compiled()
+def _direction(kernel: StepKernel, x: PyTree, indices: jax.Array, key: jax.Array | None) -> PyTree:
+    return kernel.direction(x, indices, key)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from itertools import accumulate
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -56,7 +55,7 @@ class StepNumbers(NamedTuple):
     rho: float
     eps: float = 0.0
     lam: float = 0.0
-    own: Mapping[str, float] = MappingProxyType({})
+    own: Mapping[str, float] = {}
 
     @property
     def ascent(self) -> Ascent:
@@ -77,7 +76,7 @@ class Ascent(NamedTuple):
     rho: Any
     eps: Any = 0.0
     lam: Any = 0.0
-    own: Mapping[str, Any] = MappingProxyType({})
+    own: Mapping[str, Any] = {}
 
 
 class Perturbed(NamedTuple):
@@ -567,10 +566,28 @@ def _losses(sample_loss: Callable[[Any, Any], jax.Array], y: PyTree, samples: Py
     return losses
 
 
-@dataclass(frozen=True)
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["numbers"],
+    meta_fields=[
+        "sample_loss",
+        "chunk",
+        "n",
+        "rule",
+        "norms",
+        "batch",
+        "micro",
+        "replace",
+    ],
+)
+@dataclass(frozen=True, eq=False)
 class StepKernel:
-    """`x+ = x - lr * mean_I F_I(x)` on a finite sum, with the direction `F_I` of a rule."""
+    """`x+ = x - lr * mean_I F_I(x)` on a finite sum, with the direction `F_I` of a rule. A pytree,
+    whose leaves are its numbers and its data: chains that differ in these alone share compiled
+    code.
+    """
 
+    numbers: StepNumbers
     sample_loss: Callable[[Any, Any], jax.Array]
     chunk: int
     n: int
@@ -580,9 +597,9 @@ class StepKernel:
     micro: int
     replace: bool
 
-    def __call__(self, params: StepNumbers, x: PyTree, key: jax.Array, xi: Any) -> PyTree:
+    def __call__(self, x: PyTree, key: jax.Array, xi: Any) -> PyTree:
         """One step with a batch drawn from `key`; there are no normals."""
-        return self.step(params, x, self.draw(key), self.direction_key(key))
+        return self.step(x, self.draw(key), self.direction_key(key))
 
     def draw(self, key: jax.Array) -> jax.Array:
         """The indices of a mini-batch in its micro-batches, shape `(b/m, m)`."""
@@ -601,44 +618,42 @@ class StepKernel:
         random = self.rule.draws or (self.norms is not None and self.norms.random)
         return jax.random.fold_in(key, 1) if random else None
 
-    def step(
-        self, params: StepNumbers, x: PyTree, indices: jax.Array, key: jax.Array | None = None
-    ) -> PyTree:
+    def step(self, x: PyTree, indices: jax.Array, key: jax.Array | None = None) -> PyTree:
         """One step with given micro-batches."""
-        return moved(x, -params.lr, self.direction(params, x, indices, key))
+        return moved(x, -self.numbers.lr, self.direction(x, indices, key))
 
-    def direction(
-        self, params: StepNumbers, x: PyTree, indices: jax.Array, key: jax.Array | None = None
-    ) -> PyTree:
+    def direction(self, x: PyTree, indices: jax.Array, key: jax.Array | None = None) -> PyTree:
         """`G(x)`, the mean over the micro-batches of `F_I(x)`; `key` is for random directions, and
         for batches that are drawn apart.
         """
-        full = partial(mean_grad, self.sample_loss, self.chunk, params.data)
+        full = partial(mean_grad, self.sample_loss, self.chunk, self.numbers.data)
         full_gradient = full(x) if Gradient("data") in self.rule.direction.walk() else None
-        layers = dense_layers(self.sample_loss, x, jax.tree.map(lambda leaf: leaf[0], params.data))
+        layers = dense_layers(
+            self.sample_loss, x, jax.tree.map(lambda leaf: leaf[0], self.numbers.data)
+        )
         if self._inner_products_pay(layers, x):
-            return self._direction_by_factors(params, x, indices, layers, full_gradient)
+            return self._direction_by_factors(x, indices, layers, full_gradient)
         known: dict[Vector, PyTree] = (
             {} if full_gradient is None else {Gradient("data"): full_gradient}
         )
         own = "micro" if self.rule.micro else "batch"
-        mini_batch = {"batch": self._losses_of(params, indices.ravel())} if self.rule.micro else {}
+        mini_batch = {"batch": self._losses_of(indices.ravel())} if self.rule.micro else {}
         if self.rule.micro:
-            of_all = Evaluation(mini_batch, x, params.ascent, known, self.norms, key)
+            of_all = Evaluation(mini_batch, x, self.numbers.ascent, known, self.norms, key)
             of_all.full_gradient = full
             for v in shared_vectors(self.rule.direction):
                 of_all.vector(v)
             known = of_all.known
 
         def micro_batch(indices: jax.Array, own_key: jax.Array | None) -> PyTree:
-            losses = {own: self._losses_of(params, indices), **mini_batch}
+            losses = {own: self._losses_of(indices), **mini_batch}
             for scope in sorted(self.rule.direction.scopes):
                 if scope.startswith("fresh"):
                     assert own_key is not None
                     number = int(scope.removeprefix("fresh") or 1)
                     drawn = self._drawn(jax.random.fold_in(own_key, number), self.micro)
-                    losses[scope] = self._losses_of(params, drawn)
-            evaluation = Evaluation(losses, x, params.ascent, dict(known), self.norms, key)
+                    losses[scope] = self._losses_of(drawn)
+            evaluation = Evaluation(losses, x, self.numbers.ascent, dict(known), self.norms, key)
             evaluation.own_key, evaluation.full_gradient = own_key, full
             return evaluation.direction(self.rule.direction)
 
@@ -649,8 +664,8 @@ class StepKernel:
         each = jax.vmap(micro_batch, (0, None if keys is None else 0))(indices, keys)
         return jax.tree.map(lambda leaf: leaf.mean(axis=0), each)
 
-    def _losses_of(self, params: StepNumbers, indices: jax.Array) -> Losses:
-        samples = jax.tree.map(lambda leaf: leaf[indices], params.data)
+    def _losses_of(self, indices: jax.Array) -> Losses:
+        samples = jax.tree.map(lambda leaf: leaf[indices], self.numbers.data)
         return lambda y: (_losses(self.sample_loss, y, samples), None)
 
     def copies(self, x: PyTree) -> int:
@@ -685,7 +700,6 @@ class StepKernel:
 
     def _direction_by_factors(
         self,
-        params: StepNumbers,
         x: PyTree,
         indices: jax.Array,
         layers: dict[int, Any],
@@ -696,14 +710,14 @@ class StepKernel:
         """
         rule = self.rule.one_ascent
         assert rule is not None
-        batch = jax.tree.map(lambda leaf: leaf[indices], params.data)
+        batch = jax.tree.map(lambda leaf: leaf[indices], self.numbers.data)
         groups = jax.vmap(jax.vmap(partial(factors, self.sample_loss, layers, x)))(batch)
 
         def inverse(group: Factors) -> jax.Array:
             if rule.normaliser == "none":
                 return jnp.ones((), _widest(jax.tree.leaves(x)))
             if rule.normaliser == "data set":
-                return inverse_norm(full_gradient, params.eps)
+                return inverse_norm(full_gradient, self.numbers.eps)
             # the scale of gradients is in the rest: inputs of layers are neither as small nor as
             # large as their derivatives can be
             inputs = wide(group.inputs)
@@ -711,14 +725,14 @@ class StepKernel:
             rebuild = jax.tree.structure(rest)
             return _inverse_norm(
                 rest,
-                params.eps,
+                self.numbers.eps,
                 lambda leaves: squared_norm_of_mean(
                     Factors(inputs, *jax.tree.unflatten(rebuild, leaves))
                 ),
             )
 
         inverses = jax.vmap(inverse)(groups)
-        radii = jnp.asarray(params.rho, inverses.dtype) * inverses
+        radii = jnp.asarray(self.numbers.rho, inverses.dtype) * inverses
 
         def mean(y: PyTree) -> jax.Array:
             def micro_batch(samples: PyTree, group: Factors, radius: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ look are numbers, not code.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple, Protocol
@@ -30,6 +30,8 @@ from sdesam.engine.elementwise import elementwise
 from sdesam.engine.normals import normal_pair, packed_normals, pairs_of, step_keys, unpack
 
 PyTree = Any
+Structure = Any
+"""The structure of a pytree, as `jax.tree.structure` gives it: what a program is compiled for."""
 Normals = Literal["counter", "jax"]
 
 _BLOCK, _UNROLL = 32, 4
@@ -44,29 +46,29 @@ _SMALL_NOISE = 8
 """Normals of a step up to which a small state is kept as one number."""
 
 
-class Stepper(Hashable, Protocol):
-    """One step of one path. Hashable, so that compiled code is shared by all runs that differ in
-    `params` alone.
+class Stepper(Protocol):
+    """One step of one path. A pytree, whose leaves are its numbers and data: compiled code is
+    shared by all steppers of one structure.
     """
 
-    def __call__(self, params: Any, x: PyTree, key: jax.Array, xi: Any) -> PyTree:
+    def __call__(self, x: PyTree, key: jax.Array, xi: Any) -> PyTree:
         """The state after one step.
 
-        `xi` are standard normals of the plan's `noise_shape`, or None; `key`, a key of this path
+        `xi` are standard normals of the run's `noise_shape`, or None; `key`, a key of this path
         and step alone, is for anything else that is random. A key that is not used costs nothing.
         """
         ...
 
 
-class Observer(Hashable, Protocol):
-    """Named functions of the state, as one; hashable."""
+class Observer(Protocol):
+    """Named functions of the state, as one; a pytree, as a :class:`Stepper`."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """Their names, in the order in which to report them."""
         ...
 
-    def __call__(self, data: Any, x: PyTree) -> dict[str, jax.Array]:
+    def __call__(self, x: PyTree) -> dict[str, jax.Array]:
         """Their values."""
         ...
 
@@ -192,22 +194,35 @@ def start(draw: Draw, mesh: Mesh) -> Any:
 
 
 @lru_cache(maxsize=PROGRAMS)
-def advance(stepper: Stepper, draw: Draw, look: Look | None, mesh: Mesh) -> Any:
-    """`(params, key, ids, ensemble, route, (data, good))` -> the ensemble at the end of the route,
-    and on each device a row of moments for each look; compiled.
+def advance(stepper: Structure, draw: Draw, look: Structure | None, mesh: Mesh) -> Any:
+    """`(stepper, key, ids, ensemble, route, (look, good))` -> the ensemble at the end of the route,
+    and on each device a row of moments for each look; compiled for steppers and looks of these
+    structures, of which the leaves are handed in.
 
     `route` has the shape `(1 + SEGMENTS, 2)`: the step to start at and the number of segments; for
     each segment the step to stop at and whether to look there. Without `look` nothing is looked
-    at, and `()` stands for data and good paths.
+    at, and `()` stands for the look and the good paths.
     """
+    looks = look is not None
 
     def follow(
-        params: Any, key: jax.Array, ids: jax.Array, ensemble: Ensemble, route: jax.Array, of: Any
+        numbers: list[Any],
+        key: jax.Array,
+        ids: jax.Array,
+        ensemble: Ensemble,
+        route: jax.Array,
+        of: Any,
     ) -> Any:
         (begin, count), segments = route[0], route[1:]
+        of_stepper: Stepper = jax.tree.unflatten(stepper, numbers)
+
+        def row_of(x: PyTree, of: Any) -> jax.Array:
+            # put together here: jax.jit never forgets a structure that it is handed
+            row: jax.Array = jax.tree.unflatten(look, of[0])(x, of[1])[0]
+            return row
 
         def seen(slot: jax.Array, ensemble: Ensemble, rows: jax.Array) -> Any:
-            row, _ = look(ensemble.x, of)  # type: ignore[misc]
+            row = row_of(ensemble.x, of)
             with jax.enable_x64(True):
                 rows = jax.lax.dynamic_update_index_in_dim(rows, row, slot, 0)
             return slot + 1, rows
@@ -216,16 +231,17 @@ def advance(stepper: Stepper, draw: Draw, look: Look | None, mesh: Mesh) -> Any:
             at, slot, ensemble, rows = now
             stop, looking = segments[k]
             x, noise = _steps(
-                stepper, draw, mesh, params, key, ids, (ensemble.x, ensemble.noise), (at, stop)
+                of_stepper, draw, mesh, key, ids, (ensemble.x, ensemble.noise), (at, stop)
             )
             ensemble = Ensemble(x, noise, _mark(ensemble.first, x, stop))
-            if look is not None:
+            if looks:
                 slot, rows = jax.lax.cond(
                     looking == 1, seen, lambda slot, _, rows: (slot, rows), slot, ensemble, rows
                 )
             return stop, slot, ensemble, rows
 
-        row = jnp.zeros(0) if look is None else jax.eval_shape(look, ensemble.x, of)[0]
+        row = jax.eval_shape(row_of, ensemble.x, of) if looks else jnp.zeros(0)
+        # rows of moments are in float64 whatever the precision of the states
         with jax.enable_x64(True):
             rows = jnp.zeros((len(segments), *row.shape), row.dtype)
         _, _, ensemble, rows = jax.lax.fori_loop(
@@ -233,21 +249,23 @@ def advance(stepper: Stepper, draw: Draw, look: Look | None, mesh: Mesh) -> Any:
         )
         return ensemble, rows[None]
 
-    specs = P(), P(), P("paths"), P("paths"), P(), () if look is None else (P(), P("paths"))
+    specs = P(), P(), P("paths"), P("paths"), P(), (P(), P("paths")) if looks else ()
     return _on_devices(
         precisely(follow), mesh, specs, donate_argnums=3, compiler_options=_compiler_options()
     )
 
 
 @lru_cache(maxsize=PROGRAMS)
-def observe(look: Look, mesh: Mesh) -> Any:
-    """`(x, (data, good))` -> on each device a row of moments, and the values; compiled."""
+def observe(look: Structure, mesh: Mesh) -> Any:
+    """`(look, x, good)` -> on each device a row of moments, and the values; compiled for looks of
+    this structure, of which the leaves are handed in.
+    """
 
-    def look_at(*arguments: Any) -> Any:
-        row, values = look(*arguments)
+    def look_at(data: list[Any], x: PyTree, good: jax.Array) -> Any:
+        row, values = jax.tree.unflatten(look, data)(x, good)
         return row[None, None], values
 
-    specs = P("paths"), (P(), P("paths"))
+    specs = P(), P("paths"), P("paths")
     return _on_devices(precisely(look_at), mesh, specs)
 
 
@@ -276,7 +294,6 @@ def _steps(
     stepper: Stepper,
     draw: Draw,
     mesh: Mesh,
-    params: Any,
     key: jax.Array,
     ids: jax.Array,
     carry: tuple[PyTree, Any],
@@ -289,7 +306,6 @@ def _steps(
     one = small(
         stepper,
         draw,
-        params,
         jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x),
     )
 
@@ -297,7 +313,7 @@ def _steps(
         x, noise = carry
         keys = jax.vmap(lambda path: _key(key, path, of.step))(draw.drawn(ids))
         xi = draw.take(noise if draw.carried else draw.make(key, of, ids))
-        x = jax.vmap(partial(stepper, params))(x, keys, xi)
+        x = jax.vmap(stepper)(x, keys, xi)
         return x, draw.carry(key, of.step + 1, ids)
 
     def loop(body: Callable[[_Keyed, Any], Any], carry: Any) -> Any:
@@ -329,7 +345,9 @@ def _steps(
         return loop(step_of_all, carry)  # type: ignore[no-any-return]
     return (
         one.unpack(
-            loop(lambda of, packed: one.step(params, packed, draw.components(of, ids)), one.pack(x))
+            loop(
+                lambda of, packed: one.step(stepper, packed, draw.components(of, ids)), one.pack(x)
+            )
         ),
         noise,
     )
@@ -372,24 +390,24 @@ class _Small:
         """The components."""
         return [packed.real, packed.imag] if jnp.iscomplexobj(packed) else [packed]
 
-    def step(self, params: Any, packed: jax.Array, normals: list[jax.Array]) -> jax.Array:
+    def step(self, stepper: Stepper, packed: jax.Array, normals: list[jax.Array]) -> jax.Array:
         """One step of all paths."""
-        parts = self.elementwise(params, [*self.parts(packed), *normals], len(packed))
+        numbers = jax.tree.leaves(stepper)
+        parts = self.elementwise(numbers, [*self.parts(packed), *normals], len(packed))
         return parts[0] if len(parts) == 1 else jax.lax.complex(*parts)
 
 
-def small(stepper: Stepper, draw: Draw, params: Any, like: PyTree) -> _Small | None:
+def small(stepper: Stepper, draw: Draw, like: PyTree) -> _Small | None:
     """The step for a state that is small enough, and steps that are elementwise; counters only.
-    Looked at once, `like` and `params` by their shapes.
+    Looked at once for a structure of the stepper and its shapes and those of `like`.
     """
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
-    leaves, structure = jax.tree.flatten((params, like))
+    leaves, structure = jax.tree.flatten((stepper, like))
     shapes = tuple(
         jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=getattr(leaf, "weak_type", False))
         for leaf in leaves
     )
     return _small(
-        stepper,
         replace(draw, carried=False),
         structure,
         shapes,
@@ -400,15 +418,10 @@ def small(stepper: Stepper, draw: Draw, params: Any, like: PyTree) -> _Small | N
 
 @lru_cache(maxsize=PROGRAMS)
 def _small(
-    stepper: Stepper,
-    draw: Draw,
-    structure: Any,
-    shapes: tuple[Any, ...],
-    double: bool,
-    products: str,
+    draw: Draw, structure: Any, shapes: tuple[Any, ...], double: bool, products: str
 ) -> _Small | None:
     """`double` and `products` are settings of jax that what is traced here depends on."""
-    params, like = jax.tree.unflatten(structure, shapes)
+    stepper, like = jax.tree.unflatten(structure, shapes)
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(like)}
     if (
         draw.shape is None
@@ -423,11 +436,21 @@ def _small(
     ):
         return None
     key, xi = jax.eval_shape(lambda: seed_key(0)), jax.ShapeDtypeStruct(draw.shape, draw.dtype)
-    made = elementwise(precisely(lambda params, of: stepper(params, *of)), params, (like, key, xi))
+    numbers, of_stepper = jax.tree.flatten(stepper)
+
+    def step(numbers: list[Any], of: Any) -> PyTree:
+        return jax.tree.unflatten(of_stepper, numbers)(*of)
+
+    made = elementwise(precisely(step), numbers, (like, key, xi))
     return None if made is None else _Small(made, like)
 
 
-@dataclass(frozen=True)
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["observer"],
+    meta_fields=["together", "antithetic"],
+)
+@dataclass(frozen=True, eq=False)
 class Look:
     """Observables of one device's paths, and their moments.
 
@@ -441,19 +464,15 @@ class Look:
     together: int
     antithetic: bool
 
-    def __call__(
-        self, x: PyTree, of: tuple[Any, jax.Array]
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Moments of all values in one row, and the values.
+    def __call__(self, x: PyTree, good: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Moments of all values in one row, and the values; `good` says of which paths the moments
+        are.
 
         The row has four parts, each with a number for every component of every observable: the mean
         over the finite values of good paths, the sum of squared deviations from it, how many values
         are in both (pairs count once), and how many values of good paths are not finite.
         """
-        data, good = of
-        values: dict[str, jax.Array] = jax.lax.map(
-            partial(self.observer, data), x, batch_size=self.together
-        )
+        values: dict[str, jax.Array] = jax.lax.map(self.observer, x, batch_size=self.together)
         units = good.reshape(-1, 2).all(axis=1) if self.antithetic else good
         with jax.enable_x64(True):
             tables = [

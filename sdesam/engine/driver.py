@@ -274,9 +274,9 @@ class _Work:
         self.placement, self.snapshot = placement, snapshot
         self.rows = placement.last - placement.first
         self.split, everywhere = compiled.shardings(placement.mesh)
-        # once, not with every call
-        self.params, self.data, self.key = jax.device_put(
-            (plan.params, plan.data, placement.key), everywhere
+        # numbers and data go to the devices once, not with every call
+        stepper, observer, self.key = jax.device_put(
+            (plan.stepper, plan.observer, placement.key), everywhere
         )
         draw = compiled.Draw(
             plan.noise_shape,
@@ -285,7 +285,7 @@ class _Work:
             placement.antithetic,
             carried=False,
         )
-        small = compiled.small(plan.stepper, draw, self.params, plan.x0) is not None
+        small = compiled.small(stepper, draw, plan.x0) is not None
         self.draw = replace(draw, carried=hardware.on_cpu(placement.mesh) and not small)
         self.tables = {
             name: np.empty((self.rows, *shape[1:]), dtype)
@@ -307,23 +307,24 @@ class _Work:
         )
         self.done = 0
         self.x0 = jax.tree.map(np.asarray, plan.x0)  # not where the user put it
-        self.looking = compiled.Look(
-            plan.observer,
+        look = compiled.Look(
+            observer,
             max(1, chunk_bytes(placement.mesh) // plan.observe_bytes),
             placement.antithetic,
         )
+        # leaves and structures apart: programs are kept by these, and called with those
+        self.numbers, structure = jax.tree.flatten(stepper)
+        self.data, self.looking = jax.tree.flatten(look)
         self.on_the_way = small and not placement.keeps_values and 0 < self.part.shape[2] <= _ROW
         """Whether `advance` looks itself."""
         self.steps = (
-            plan.stepper,
+            structure,
             self.draw,
             self.looking if self.on_the_way else None,
             placement.mesh,
         )
         """What `advance` is compiled for."""
-        self.pace = _pace(
-            self.steps, placement.size, tuple(leaf.shape for leaf in jax.tree.leaves(self.params))
-        )
+        self.pace = _pace(self.steps, placement.size, tuple(leaf.shape for leaf in self.numbers))
 
     def run(self, tick: Callable[[int], object]) -> None:
         """All chunks from beginning to end, or from the snapshot on."""
@@ -368,7 +369,7 @@ class _Work:
         route = np.zeros((1 + compiled.SEGMENTS, 2), np.int32)
         route[: 1 + len(segments)] = [(start, len(segments)), *segments]
         return (
-            self.params,
+            self.numbers,
             self.key,
             ids,
             ensemble,
@@ -383,7 +384,7 @@ class _Work:
         if not self.placement.plan.observer.names:
             return np.zeros((self.placement.mesh.size, 1, 0)), {}
         looked = compiled.observe(self.looking, self.placement.mesh)(
-            ensemble.x, (self.data, place[1])
+            self.data, ensemble.x, place[1]
         )
         found: tuple[Any, dict[str, Any]] = looked
         return found
@@ -643,8 +644,8 @@ def _identity(placement: Placement) -> dict[str, Any]:
         "precision of products": of_products(),
         "functions and numbers": precisely(fingerprint)(
             [
-                (plan.stepper, (plan.params, plan.x0, keys, xi)),
-                (plan.observer, (plan.data, plan.x0)),
+                (_call, (plan.stepper, plan.x0, keys, xi)),
+                (_call, (plan.observer, plan.x0)),
             ]
         ),
         "key": np.asarray(jax.random.key_data(keys)),
@@ -668,6 +669,11 @@ def _identity(placement: Placement) -> dict[str, Any]:
         "settings of jax": {name: str(getattr(jax.config, name, None)) for name in _SETTINGS},
         "versions": {name: versions[name] for name in ("sdesam", "jax", "jaxlib")},
     }
+
+
+def _call(fn: Callable[..., Any], *arguments: Any) -> Any:
+    """The value of a function that is a pytree: its numbers are then arguments, too."""
+    return fn(*arguments)
 
 
 @dataclass

@@ -43,11 +43,9 @@ class RunSpec:
     """What to run: everything about a run but its key and how it is laid out.
 
     Args:
-        stepper: one step.
-        params: its numbers and data (a pytree of arrays).
+        stepper: one step, a pytree of its numbers and data.
         x0: the common start.
-        observer: `(data, x) -> {name: value}`, hashable.
-        data: the observer's data.
+        observer: `x -> {name: value}`, a pytree of its data.
         steps: the number of steps.
         step_time: the SDE time of one step.
         step_bytes: working memory of one path in one step, an estimate.
@@ -59,10 +57,8 @@ class RunSpec:
     """
 
     stepper: Stepper
-    params: Any
     x0: PyTree
     observer: Observer
-    data: Any
     steps: int
     step_time: float
     step_bytes: int
@@ -131,7 +127,7 @@ class Placement:
     def observables(self) -> dict[str, Any]:
         """Shape and dtype of every observable of one path."""
         plan = self.plan
-        shapes = jax.eval_shape(plan.observer, plan.data, plan.x0) if plan.observer.names else {}
+        shapes = jax.eval_shape(plan.observer, plan.x0) if plan.observer.names else {}
         return {name: shapes[name] for name in plan.observer.names}  # jax sorts the keys
 
     @property

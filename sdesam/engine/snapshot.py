@@ -146,9 +146,15 @@ def fingerprint(functions: list[tuple[Callable[..., Any], tuple[Any, ...]]]) -> 
     parts = []
     for fn, arguments in functions:
         known: dict[int, bytes] = {}
+        leaves, structure = jax.tree.flatten(arguments)
+
+        # jax never forgets a structure that it sees, and functions are in it
+        def of_leaves(*leaves: Any, fn: Any = fn, structure: Any = structure) -> Any:
+            return fn(*jax.tree.unflatten(structure, leaves))
+
         parts += [
-            _of_value(jax.make_jaxpr(fn)(*arguments), known),
-            _of_value(jax.tree.leaves(arguments), known),
+            _of_value(jax.make_jaxpr(of_leaves)(*leaves), known),
+            _of_value(leaves, known),
         ]
     return _joined("functions", parts).hex()[:16]
 

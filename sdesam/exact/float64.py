@@ -5,6 +5,7 @@ global flag.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from math import factorial
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from jax.flatten_util import ravel_pytree
 from sdesam._functions import compiled
 from sdesam.discrete import Chain
 from sdesam.discrete.chain import check_chain
+from sdesam.discrete.kernel import StepKernel
 from sdesam.problems import FiniteSum
 from sdesam.sde import SDE
 
@@ -39,6 +41,11 @@ def to_double(tree: Any) -> Any:
     return jax.tree.map(convert, tree)
 
 
+def with_rho(kernel: StepKernel, rho: Any) -> StepKernel:
+    """A step with another radius, which may be traced."""
+    return replace(kernel, numbers=kernel.numbers._replace(rho=rho))
+
+
 def start(problem: FiniteSum) -> np.ndarray:
     """`x0` as a flat float64 vector, shape `(d,)`."""
     return np.concatenate(
@@ -59,10 +66,8 @@ def directions(chain: Chain, points: np.ndarray, batches: np.ndarray) -> np.ndar
     """
     _check_listed(chain)
     with jax.enable_x64(True):
-        params, rebuild = to_double(chain.params), Rebuild(chain.problem.x0)
-        return np.asarray(
-            _directions(chain.kernel, rebuild, params, jnp.asarray(points), jnp.asarray(batches))
-        )
+        kernel, rebuild = to_double(chain.kernel), Rebuild(chain.problem.x0)
+        return np.asarray(_directions(rebuild, kernel, jnp.asarray(points), jnp.asarray(batches)))
 
 
 def mean_step(
@@ -73,9 +78,9 @@ def mean_step(
     """
     _check_listed(chain)
     with jax.enable_x64(True):
-        params, rebuild = to_double(chain.params), Rebuild(chain.problem.x0)
+        kernel, rebuild = to_double(chain.kernel), Rebuild(chain.problem.x0)
         listed = jnp.asarray(batches), jnp.asarray(probability)
-        mean, correction = _mean_step(chain.kernel, rebuild, params, jnp.asarray(points), *listed)
+        mean, correction = _mean_step(rebuild, kernel, jnp.asarray(points), *listed)
         return np.asarray(mean), np.asarray(correction)
 
 
@@ -112,9 +117,9 @@ def step_coefficients(
     """
     _check_listed(chain)
     with jax.enable_x64(True):
-        params, rebuild = to_double(chain.params), Rebuild(chain.problem.x0)
+        kernel, rebuild = to_double(chain.kernel), Rebuild(chain.problem.x0)
         listed = jnp.asarray(points, jnp.float64), jnp.asarray(batches), jnp.asarray(probability)
-        found = _step_coefficients(chain.kernel, rebuild, powers, params, *listed)
+        found = _step_coefficients(rebuild, powers, kernel, *listed)
         return StepCoefficients(*(np.asarray(part) for part in found))
 
 
@@ -139,9 +144,7 @@ def sample_sizes(problem: FiniteSum, points: np.ndarray) -> np.ndarray:
 def drift(sde: SDE, points: np.ndarray) -> np.ndarray:
     """`B(x)`, the exact expectation, at every point: shape `(p, d)`, float64."""
     with jax.enable_x64(True):
-        return np.asarray(
-            _drift(sde.kernel, Rebuild(sde.x0), to_double(sde.params), jnp.asarray(points))
-        )
+        return np.asarray(_drift(Rebuild(sde.x0), to_double(sde.kernel), jnp.asarray(points)))
 
 
 def covariance(sde: SDE, points: np.ndarray) -> np.ndarray:
@@ -155,10 +158,9 @@ def noise_columns(sde: SDE, points: np.ndarray) -> np.ndarray:
     with jax.enable_x64(True):
         return np.asarray(
             _columns(
-                sde.kernel,
                 Rebuild(sde.x0),
                 sde.noise_shape,
-                to_double(sde.params),
+                to_double(sde.kernel),
                 jnp.asarray(points),
             )
         )
@@ -211,26 +213,25 @@ def _flat(tree: Any) -> jax.Array:
 
 
 def _directions_fn(
-    kernel: Any, rebuild: Rebuild, params: Any, points: jax.Array, batches: jax.Array
+    rebuild: Rebuild, kernel: Any, points: jax.Array, batches: jax.Array
 ) -> jax.Array:
     def one(batch: jax.Array, x: jax.Array) -> jax.Array:
-        return _flat(kernel.direction(params, rebuild(x), batch))
+        return _flat(kernel.direction(rebuild(x), batch))
 
     return jax.vmap(lambda batch: jax.vmap(lambda x: one(batch, x))(points))(batches)
 
 
 def _mean_step_fn(
-    kernel: Any,
     rebuild: Rebuild,
-    params: Any,
+    kernel: Any,
     points: jax.Array,
     batches: jax.Array,
     probability: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     def mean(x: jax.Array) -> jax.Array:
-        return probability @ jax.vmap(
-            lambda batch: _flat(kernel.direction(params, rebuild(x), batch))
-        )(batches)
+        return probability @ jax.vmap(lambda batch: _flat(kernel.direction(rebuild(x), batch)))(
+            batches
+        )
 
     def one(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         G = mean(x)
@@ -240,17 +241,16 @@ def _mean_step_fn(
 
 
 def _step_coefficients_fn(
-    kernel: Any,
     rebuild: Rebuild,
     powers: tuple[int, int],
-    params: Any,
+    kernel: Any,
     points: jax.Array,
     batches: jax.Array,
     probability: jax.Array,
 ) -> tuple[jax.Array, ...]:
     @jax.jit  # traced once, and then differentiated as a whole
     def direction(rho: jax.Array, y: jax.Array, batch: jax.Array) -> jax.Array:
-        return _flat(kernel.direction(params._replace(rho=rho), rebuild(y), batch))
+        return _flat(with_rho(kernel, rho).direction(rebuild(y), batch))
 
     def one(x: jax.Array) -> tuple[jax.Array, ...]:
         def each(rho: jax.Array, y: jax.Array = x) -> jax.Array:
@@ -296,23 +296,23 @@ def _taylor(fn: Callable[[jax.Array], Any], powers: int) -> Any:
     return jax.tree.map(lambda *parts: jnp.stack(parts), *values)
 
 
-def _drift_fn(kernel: Any, rebuild: Rebuild, params: Any, points: jax.Array) -> jax.Array:
-    return jax.vmap(lambda x: _flat(kernel.drift(params, rebuild(x))))(points)
+def _drift_fn(rebuild: Rebuild, kernel: Any, points: jax.Array) -> jax.Array:
+    return jax.vmap(lambda x: _flat(kernel.drift(rebuild(x))))(points)
 
 
 def _columns_fn(
-    kernel: Any, rebuild: Rebuild, shape: tuple[int, ...], params: Any, points: jax.Array
+    rebuild: Rebuild, shape: tuple[int, ...], kernel: Any, points: jax.Array
 ) -> jax.Array:
     size = int(np.prod(shape))
     units = jnp.eye(size).reshape(size, *shape)
-    return jax.vmap(
-        lambda x: jax.vmap(lambda e: _flat(kernel.apply_noise(params, rebuild(x), e)))(units)
-    )(points)
+    return jax.vmap(lambda x: jax.vmap(lambda e: _flat(kernel.apply_noise(rebuild(x), e)))(units))(
+        points
+    )
 
 
-_directions = compiled(static=2)(_directions_fn)
-_mean_step = compiled(static=2)(_mean_step_fn)
-_step_coefficients = compiled(static=3)(_step_coefficients_fn)
+_directions = compiled(static=1)(_directions_fn)
+_mean_step = compiled(static=1)(_mean_step_fn)
+_step_coefficients = compiled(static=2)(_step_coefficients_fn)
 _sample_sizes = compiled(static=2)(_sample_sizes_fn)
-_drift = compiled(static=2)(_drift_fn)
-_columns = compiled(static=3)(_columns_fn)
+_drift = compiled(static=1)(_drift_fn)
+_columns = compiled(static=2)(_columns_fn)

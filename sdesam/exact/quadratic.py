@@ -171,7 +171,7 @@ class Quadratic:
         """
         H, K = self.affine
         if isinstance(v, Sum):
-            numbers = chain.params.own
+            numbers = chain.kernel.numbers.own
             return [
                 (float(c.value(numbers)) * e, word)
                 for c, part in v.terms

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -154,8 +154,8 @@ class FiniteSum:
         value: jax.Array = self._value("trace_cov", x)
         return value
 
-    def observer(self, names: Iterable[str]) -> tuple[Observer, PyTree]:
-        """The named observables as one function of `(data, x)`, and that data.
+    def observer(self, names: Iterable[str]) -> Observer:
+        """The named observables as one function of the parameters.
 
         Raises:
             TypeError: `names` are no names.
@@ -180,7 +180,7 @@ class FiniteSum:
         return make_observer(names, extra, self.sample_loss, self.chunk, self.data, self.rest)
 
     def _value(self, name: str, x: PyTree) -> Any:
-        return _observe(*self.observer([name]), self.check_params(x))[name]
+        return _observe(self.observer([name]), self.check_params(x))[name]
 
     def _once(self, what: str, compute: Callable[[Function], Any]) -> Any:
         """Something that depends on the loss alone, computed again only where what the loss reads
@@ -484,44 +484,53 @@ def squared_norm(tree: PyTree) -> jax.Array:
     return jnp.sum(jnp.stack([jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(wide(tree))]))
 
 
-@dataclass(frozen=True)
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["data", "arrays"],
+    meta_fields=["names", "extra", "sample_loss", "chunk"],
+)
+@dataclass(frozen=True, eq=False)
 class Observer:
-    """Named functions of the parameters as one hashable function `(data, x) -> {name: value}`;
-    compiled code is shared by it.
+    """Named functions of the parameters as one function `x -> {name: value}`. Its data are leaves:
+    compiled code is shared by observers of the same functions.
+
+    Args:
+        data: that of the loss.
+        arrays: those that the functions of `extra` hold, by name.
+        names: of all observables, in the order in which to report them.
+        extra: functions by name; the other names are built in.
+        sample_loss: `(params, sample) -> scalar`; None where nothing is asked of it.
+        chunk: samples per chunk of per-sample work.
     """
 
+    data: PyTree
+    arrays: dict[str, list[Any]]
     names: tuple[str, ...]
     extra: tuple[tuple[str, Function], ...]
-    """Functions by name."""
     sample_loss: SampleLoss | None
     chunk: int
 
-    def __call__(
-        self, data: tuple[PyTree, dict[str, list[jax.Array]]], x: PyTree
-    ) -> dict[str, jax.Array]:
-        """The value of every observable at `x`; `data` are those of the loss and the arrays that
-        functions hold.
-        """
-        own, arrays = data
+    def __call__(self, x: PyTree) -> dict[str, jax.Array]:
+        """The value of every observable at `x`."""
         found = {
-            name: BUILT_IN[name](self.sample_loss, self.chunk, own, x)
+            name: BUILT_IN[name](self.sample_loss, self.chunk, self.data, x)
             for name in self.names
             if name not in dict(self.extra)
         }
         for name, fn in self.extra:
             try:
-                value = fn.filled(arrays[name])(x)
+                value = fn.filled(self.arrays[name])(x)
             except Exception as error:
                 raise failure(f"observable {name!r}", error) from error
             found[name] = _one_array(name, value)
         return found
 
-    def check(self, data: tuple[PyTree, dict[str, list[jax.Array]]], x: PyTree) -> None:
+    def check(self, x: PyTree) -> None:
         """Refuse functions that are not finite at the start `x`, where all paths are observed
         first.
         """
-        own = replace(self, names=tuple(name for name, _ in self.extra), sample_loss=None, chunk=0)
-        for name, value in (_observe(own, ((), data[1]), x) if self.extra else {}).items():
+        own = Observer((), self.arrays, tuple(name for name, _ in self.extra), self.extra, None, 0)
+        for name, value in (_observe(own, x) if self.extra else {}).items():
             if isinstance(value, jax.core.Tracer):
                 refuse_traced(f"what observable {name!r} reads")
             if jnp.issubdtype(value.dtype, jnp.inexact) and not bool(jnp.isfinite(value).all()):
@@ -548,22 +557,25 @@ def make_observer(
     chunk: int = 0,
     data: PyTree = (),
     rest: PyTree = None,
-) -> tuple[Observer, PyTree]:
-    """Functions of the parameters, and those of `names` that are built in, as an :class:`Observer`
-    and its data.
+) -> Observer:
+    """Functions of the parameters, and those of `names` that are built in, as an :class:`Observer`.
 
     `rest` is what the start has beside its arrays.
     """
     extra = {name: Function.apart(fn, rest) for name, fn in check_observables(functions).items()}
-    observer = Observer(
-        names, tuple((name, fn) for name, (fn, _) in extra.items()), sample_loss, chunk
+    return Observer(
+        data=data,
+        arrays={name: arrays for name, (_, arrays) in extra.items()},
+        names=names,
+        extra=tuple((name, fn) for name, (fn, _) in extra.items()),
+        sample_loss=sample_loss,
+        chunk=chunk,
     )
-    return observer, (data, {name: arrays for name, (_, arrays) in extra.items()})
 
 
-@compiled(static=1)
-def _observe(observer: Observer, data: PyTree, x: PyTree) -> dict[str, jax.Array]:
-    return observer(data, x)
+@compiled()
+def _observe(observer: Observer, x: PyTree) -> dict[str, jax.Array]:
+    return observer(x)
 
 
 @compiled(static=2)

@@ -1,10 +1,16 @@
-"""The functions of an SDE apart from its numbers: of a derived one, and of one written by hand."""
+"""The functions of an SDE, with their numbers: of a derived one, and of one written by hand.
+
+A kernel is a pytree. Its leaves are numbers and data, which are arguments of compiled code; its
+functions and trees are static, and compiled code is kept by them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from functools import partial
+from math import prod
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,60 +20,58 @@ from jax.custom_batching import custom_vmap
 from sdesam._functions import Function, bare, failure
 from sdesam._precision import like, wide
 from sdesam.problems.arrays import describe, numeric, shapes
-from sdesam.sde.compile import MicroBatches, Norms, Samples, evaluate_trees
+from sdesam.problems.finite_sum import computes_in_half, samples_without_vectors
+from sdesam.problems.outer_products import dense_layers
+from sdesam.sde.compile import MicroBatches, Norms, Samples, evaluate_trees, forms_vectors
 from sdesam.symbolic import Tree
 from sdesam.variants import NormEstimate
 
 PyTree = Any
 
 
-class Kernel(Hashable, Protocol):
-    """The functions of an SDE, apart from their numbers; hashable, so that SDEs that differ in
-    numbers share compiled code.
+class Kernel(Protocol):
+    """The functions of an SDE with the numbers that they compute with; a pytree, whose leaves are
+    the numbers and the data. SDEs that differ in these alone share compiled code.
     """
+
+    @property
+    def rest(self) -> PyTree:
+        """What the start has beside arrays; None where it has nothing."""
+        ...
+
+    def working_bytes(self, x0: PyTree) -> int:
+        """Memory of one intermediate value of a step, for all samples that are looked at
+        together.
+        """
+        ...
 
     def now(self) -> Kernel:
         """This kernel, with what its functions read at present."""
         ...
 
-    def drift(self, params: Any, x: PyTree) -> PyTree:
+    def drift(self, x: PyTree) -> PyTree:
         """The drift `B(x)`."""
         ...
 
-    def step_drift(self, params: Any, x: PyTree, key: jax.Array) -> PyTree:
+    def step_drift(self, x: PyTree, key: jax.Array) -> PyTree:
         """An unbiased draw of `B(x)`."""
         ...
 
-    def apply_noise(self, params: Any, x: PyTree, xi: jax.Array) -> PyTree:
+    def apply_noise(self, x: PyTree, xi: jax.Array) -> PyTree:
         """`A(x) xi`."""
         ...
 
-    def step_noise(self, params: Any, x: PyTree, xi: jax.Array, key: jax.Array) -> PyTree:
+    def step_noise(self, x: PyTree, xi: jax.Array, key: jax.Array) -> PyTree:
         """An unbiased draw of `A(x) xi` given `xi`."""
         ...
 
     def step_both(
-        self, params: Any, x: PyTree, dt: Any, xi: jax.Array, keys: tuple[jax.Array, jax.Array]
+        self, x: PyTree, dt: Any, xi: jax.Array, keys: tuple[jax.Array, jax.Array]
     ) -> PyTree:
         """`dt` times a draw of `B(x)`, and one of `A(x) xi`; the keys are those of noise and
         drift.
         """
         ...
-
-
-class SDENumbers(NamedTuple):
-    """What distinguishes two SDEs with one kernel: all runtime values, so that a sweep compiles
-    once.
-    """
-
-    data: PyTree
-    drift: np.ndarray
-    noise: np.ndarray
-    noise_scale: float
-    eps: float
-    lam: float
-    micro_batches: MicroBatches | None
-    own: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -115,10 +119,45 @@ class FreshBatches:
         return subsets
 
 
-@dataclass(frozen=True)
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[
+        *("data", "drift_numbers", "noise_numbers", "noise_scale", "eps", "lam", "own", "listed")
+    ],
+    meta_fields=["sample_loss", "chunk", "drift_trees", "noise_trees", "sampled", "draw", "norms"],
+)
+@dataclass(frozen=True, eq=False)
 class TreeKernel:
-    """A derived SDE on a finite sum."""
+    """A derived SDE on a finite sum: `sum_t c_t tree_t(x)`, its trees static and their coefficients
+    runtime values.
 
+    Args:
+        data: that of the finite sum, leading axis `n`.
+        drift_numbers: a coefficient for each tree of the drift.
+        noise_numbers: the same for the noise.
+        noise_scale: what the centred normals of the noise are multiplied with.
+        eps: of `sqrt(|g|^2 + eps^2)`.
+        lam: of the Gibbs weights.
+        own: the rule's own numbers, by name.
+        listed: all micro-batches, where an expectation runs over them; None where there is none, or
+            where they are drawn.
+        sample_loss: `(params, sample) -> scalar`.
+        chunk: samples per chunk of per-sample work.
+        drift_trees: the trees of the drift.
+        noise_trees: those of the noise, each with a marked sample.
+        sampled: whether steps use probes where the exact drift costs O(n^2).
+        draw: how fresh micro-batches are drawn; None where they are listed.
+        norms: how norms of gradients are estimated.
+    """
+
+    data: PyTree
+    drift_numbers: Any
+    noise_numbers: Any
+    noise_scale: Any
+    eps: Any
+    lam: Any
+    own: dict[str, Any]
+    listed: MicroBatches | None
     sample_loss: Function
     chunk: int
     drift_trees: tuple[Tree, ...]
@@ -130,139 +169,196 @@ class TreeKernel:
     def now(self) -> TreeKernel:
         return replace(self, sample_loss=self.sample_loss.now())
 
-    def drift(self, params: SDENumbers, x: PyTree) -> PyTree:
-        return self._combine(self.drift_trees, params.drift, params, x, self._listed(params))
+    def drift(self, x: PyTree) -> PyTree:
+        return self._combine(self.drift_trees, self.drift_numbers, x, self._all())
 
-    def step_drift(self, params: SDENumbers, x: PyTree, key: jax.Array) -> PyTree:
+    def step_drift(self, x: PyTree, key: jax.Array) -> PyTree:
+        # with a key of their own: the probes are drawn from `key` itself
         micro_batches = (
-            params.micro_batches
-            if self.draw is None
-            else self.draw.for_drift(jax.random.fold_in(key, 1))
+            self.listed if self.draw is None else self.draw.for_drift(jax.random.fold_in(key, 1))
         )
         return self._combine(
             self.drift_trees,
-            params.drift,
-            params,
+            self.drift_numbers,
             x,
             micro_batches,
             key=key if self.sampled else None,
         )
 
-    def apply_noise(self, params: SDENumbers, x: PyTree, xi: jax.Array) -> PyTree:
-        return self._noise(params, x, xi, self._listed(params))
+    def apply_noise(self, x: PyTree, xi: jax.Array) -> PyTree:
+        return self._noise(x, xi, self._all())
 
-    def step_noise(self, params: SDENumbers, x: PyTree, xi: jax.Array, key: jax.Array) -> PyTree:
-        return self._noise(
-            params, x, xi, params.micro_batches if self.draw is None else self.draw(key)
-        )
+    def step_noise(self, x: PyTree, xi: jax.Array, key: jax.Array) -> PyTree:
+        return self._noise(x, xi, self.listed if self.draw is None else self.draw(key))
 
     def step_both(
-        self,
-        params: SDENumbers,
-        x: PyTree,
-        dt: Any,
-        xi: jax.Array,
-        keys: tuple[jax.Array, jax.Array],
+        self, x: PyTree, dt: Any, xi: jax.Array, keys: tuple[jax.Array, jax.Array]
     ) -> PyTree:
+        # a drift is content with fewer drawn micro-batches than the noise, so two evaluations with
+        # as many as each needs cost less than one with the larger number
         if self.draw is not None or not self.noise_trees:
-            return step_apart(self, params, x, dt, xi, keys)
+            return step_apart(self, x, dt, xi, keys)
         # one evaluation: gradients, and the passes over the data, serve both
-        coefficients = jnp.concatenate([dt * jnp.asarray(params.drift), jnp.asarray(params.noise)])
+        coefficients = jnp.concatenate(
+            [dt * jnp.asarray(self.drift_numbers), jnp.asarray(self.noise_numbers)]
+        )
         key = keys[1] if self.sampled else None
         return self._combine(
             self.drift_trees + self.noise_trees,
             coefficients,
-            params,
             x,
-            params.micro_batches,
-            mark=self._weights(params, xi),
+            self.listed,
+            mark=self._weights(xi),
             key=key,
         )
 
-    def _listed(self, params: SDENumbers) -> MicroBatches | None:
+    @property
+    def rest(self) -> PyTree:
+        return self.sample_loss.rest
+
+    def working_bytes(self, x0: PyTree) -> int:
+        """A vector for each sample of a chunk, or what the layers put out for it where no such
+        vectors are formed.
+        """
+        first, leaves = jax.tree.map(lambda leaf: leaf[0], self.data), jax.tree.leaves(x0)
+        layers = dense_layers(self.sample_loss, x0, first)
+        half = computes_in_half(self.sample_loss, x0, self.data)
+        trees = (*self.drift_trees, *self.noise_trees)
+        if not layers or half or any(forms_vectors(tree, self.sampled) for tree in trees):
+            return _bytes(x0) * self.chunk
+        each = sum(prod(out.shape) for out in layers.values()) + sum(
+            leaf.size for k, leaf in enumerate(leaves) if k not in layers
+        )
+        n = jax.tree.leaves(self.data)[0].shape[0]
+        samples = min(n, samples_without_vectors(layers, self.chunk, x0))
+        return int(_bytes(x0) + jnp.result_type(*leaves).itemsize * each * samples)
+
+    def _all(self) -> MicroBatches | None:
+        """All micro-batches, for an exact expectation."""
         if self.draw is not None:
             raise ValueError(
                 f"this SDE draws {self.draw.count} fresh micro-batches a step, so its exact"
                 " expectation is not known: use step_drift or step_noise with a key, or bind with"
                 " expectation='exact' where the micro-batches can be listed"
             )
-        return params.micro_batches
+        return self.listed
 
-    def _noise(
-        self, params: SDENumbers, x: PyTree, xi: jax.Array, micro_batches: MicroBatches | None
-    ) -> PyTree:
+    def _noise(self, x: PyTree, xi: jax.Array, micro_batches: MicroBatches | None) -> PyTree:
         if not self.noise_trees:
             return jax.tree.map(jnp.zeros_like, x)
         return self._combine(
-            self.noise_trees, params.noise, params, x, micro_batches, mark=self._weights(params, xi)
+            self.noise_trees, self.noise_numbers, x, micro_batches, mark=self._weights(xi)
         )
 
-    @staticmethod
-    def _weights(params: SDENumbers, xi: jax.Array) -> jax.Array:
+    def _weights(self, xi: jax.Array) -> jax.Array:
         """The weights of the samples in the noise, of mean 0."""
         xi = wide(xi)
-        return (xi - jnp.mean(xi)) * params.noise_scale
+        weights: jax.Array = (xi - jnp.mean(xi)) * self.noise_scale
+        return weights
 
     def _combine(
         self,
         trees: tuple[Tree, ...],
         coefficients: jax.Array | np.ndarray,
-        params: SDENumbers,
         x: PyTree,
         micro_batches: MicroBatches | None,
         *,
         mark: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> PyTree:
-        samples = Samples(self.sample_loss, params.data, self.chunk)
-        norms = Norms(params.eps, params.lam, self.norms, params.own)
         return evaluate_trees(
             trees,
             coefficients,
-            samples,
+            Samples(self.sample_loss, self.data, self.chunk),
             x,
             mark=mark,
             key=key,
             micro_batches=micro_batches,
-            norms=norms,
+            norms=Norms(self.eps, self.lam, self.norms, self.own),
         )
 
 
-@dataclass(frozen=True)
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["drift_arrays", "noise_arrays"],
+    meta_fields=["drift_fn", "noise_fn", "batched"],
+)
+@dataclass(frozen=True, eq=False)
 class WrittenKernel:
-    """An SDE given as two functions; its numbers are the arrays that they hold."""
+    """An SDE given as two functions; its numbers are the arrays that they hold.
 
+    Args:
+        drift_arrays: those of the drift, such as the weights of a module; see
+            :meth:`sdesam._functions.Function.apart`.
+        noise_arrays: those of the noise.
+        drift_fn: `x -> B(x)` with holes for its arrays.
+        noise_fn: `(x, xi) -> A(x) xi` with holes for its arrays.
+        batched: whether both take many paths at once.
+    """
+
+    drift_arrays: list[Any]
+    noise_arrays: list[Any]
     drift_fn: Function
     noise_fn: Function
     batched: bool
 
+    @classmethod
+    def of(
+        cls,
+        drift: Callable[..., Any],
+        apply_noise: Callable[..., Any],
+        batched: bool,
+        rest: PyTree = None,
+    ) -> WrittenKernel:
+        """A kernel of two functions; `rest` is what the start has beside arrays."""
+        drift_fn, drift_arrays = Function.apart(drift, rest)
+        noise_fn, noise_arrays = Function.apart(apply_noise, rest)
+        return cls(drift_arrays, noise_arrays, drift_fn, noise_fn, batched)
+
     def now(self) -> WrittenKernel:
-        return WrittenKernel(self.drift_fn.now(), self.noise_fn.now(), self.batched)
+        return replace(self, drift_fn=self.drift_fn.now(), noise_fn=self.noise_fn.now())
 
-    def drift(self, params: Any, x: PyTree) -> PyTree:
-        return (_for_many(self.drifts) if self.batched else self.drifts)(params, x)
+    def drift(self, x: PyTree) -> PyTree:
+        return self._of_one(WrittenKernel.drifts, x) if self.batched else self.drifts(x)
 
-    def step_drift(self, params: Any, x: PyTree, key: jax.Array) -> PyTree:
-        return self.drift(params, x)
+    def step_drift(self, x: PyTree, key: jax.Array) -> PyTree:
+        return self.drift(x)
 
-    def apply_noise(self, params: Any, x: PyTree, xi: jax.Array) -> PyTree:
-        return (_for_many(self.noises) if self.batched else self.noises)(params, x, xi)
+    def apply_noise(self, x: PyTree, xi: jax.Array) -> PyTree:
+        return self._of_one(WrittenKernel.noises, x, xi) if self.batched else self.noises(x, xi)
 
-    def step_noise(self, params: Any, x: PyTree, xi: jax.Array, key: jax.Array) -> PyTree:
-        return self.apply_noise(params, x, xi)
+    def step_noise(self, x: PyTree, xi: jax.Array, key: jax.Array) -> PyTree:
+        return self.apply_noise(x, xi)
 
     def step_both(
-        self, params: Any, x: PyTree, dt: Any, xi: jax.Array, keys: tuple[jax.Array, jax.Array]
+        self, x: PyTree, dt: Any, xi: jax.Array, keys: tuple[jax.Array, jax.Array]
     ) -> PyTree:
-        return step_apart(self, params, x, dt, xi, keys)
+        return step_apart(self, x, dt, xi, keys)
 
-    def drifts(self, params: Any, x: PyTree) -> PyTree:
+    @property
+    def rest(self) -> PyTree:
+        return self.drift_fn.rest
+
+    def working_bytes(self, x0: PyTree) -> int:
+        return _bytes(x0)
+
+    def drifts(self, x: PyTree) -> PyTree:
         """`B(x)` as the user's function gives it, of one path or of many."""
-        return self._vector("drift(x0)", self.drift_fn.filled(params[0]), x)
+        return self._vector("drift(x0)", self.drift_fn.filled(self.drift_arrays), x)
 
-    def noises(self, params: Any, x: PyTree, xi: jax.Array) -> PyTree:
+    def noises(self, x: PyTree, xi: jax.Array) -> PyTree:
         """`A(x) xi` in the same way."""
-        return self._vector("apply_noise(x0, xi)", self.noise_fn.filled(params[1]), x, xi)
+        return self._vector("apply_noise(x0, xi)", self.noise_fn.filled(self.noise_arrays), x, xi)
+
+    def _of_one(self, of_many: Callable[..., PyTree], *arguments: PyTree) -> PyTree:
+        """A method for many paths at once, for one path."""
+
+        def fn(arrays: tuple[list[Any], list[Any]], *arguments: PyTree) -> PyTree:
+            drift_arrays, noise_arrays = arrays
+            kernel = replace(self, drift_arrays=drift_arrays, noise_arrays=noise_arrays)
+            return of_many(kernel, *arguments)
+
+        return _for_many(fn)((self.drift_arrays, self.noise_arrays), *arguments)
 
     def _vector(self, what: str, fn: Callable[..., Any], x: PyTree, *xi: jax.Array) -> PyTree:
         """What a function gives as a vector of the structure, the shapes and the precision of the
@@ -291,35 +387,49 @@ class WrittenKernel:
         return like(jax.tree.map(jnp.asarray, value), x)
 
 
+def _bytes(x: PyTree) -> int:
+    """Memory of one vector with the structure of `x`."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(x))
+
+
 def step_apart(
-    kernel: Kernel,
-    params: Any,
-    x: PyTree,
-    dt: Any,
-    xi: jax.Array,
-    keys: tuple[jax.Array, jax.Array],
+    kernel: Kernel, x: PyTree, dt: Any, xi: jax.Array, keys: tuple[jax.Array, jax.Array]
 ) -> PyTree:
-    noise, drift = kernel.step_noise(params, x, xi, keys[0]), kernel.step_drift(params, x, keys[1])
+    """Drift and noise of a step by an evaluation each; see :meth:`Kernel.step_both`."""
+    noise, drift = kernel.step_noise(x, xi, keys[0]), kernel.step_drift(x, keys[1])
     return jax.tree.map(lambda b, s: dt * b + s, drift, noise)
 
 
+# An example. The drift `X -> -X @ A` is written for many paths, X of shape (paths, d). The engine
+# and the user call the drift of one path, x of shape (d,), and the engine maps it over its paths.
+# jax.vmap of `x -> (-x[None] @ A)[0]` would give products of a row and a matrix, one for each path.
+# So the rule for vmap is given by hand: it calls the user's function once, with all paths.
+#
+#     one(arrays, x)               x: (d,)        -> fn(arrays, x[None])[0], a batch of one path
+#     vmap(one, (None, 0))(X)      X: (paths, d)  -> fn(arrays, X), one product of matrices
+#
+# The arrays are arguments and not captured: jax refuses a rule for vmap that captures what another
+# transformation maps or differentiates.
+
+
 def _for_many(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    """A function of numbers and of many paths at once as a function of one path, which jax.vmap
+    """A function of arrays and of many paths at once as a function of one path, which jax.vmap
     turns back into `fn` itself.
     """
 
     @custom_vmap
-    def one(params: Any, *arguments: PyTree) -> PyTree:
+    def one(arrays: Any, *arguments: PyTree) -> PyTree:
         return jax.tree.map(
-            lambda leaf: leaf[0], fn(params, *jax.tree.map(lambda leaf: leaf[None], arguments))
+            lambda leaf: leaf[0], fn(arrays, *jax.tree.map(lambda leaf: leaf[None], arguments))
         )
 
     @one.def_vmap
-    def many(size: int, mapped: Any, params: Any, *arguments: PyTree) -> Any:
+    def many(size: int, mapped: Any, arrays: Any, *arguments: PyTree) -> Any:
+        # what all paths share, such as the state in a covariance, has no axis of paths yet
         def spread(leaf: jax.Array, has_axis: bool) -> jax.Array:
             return leaf if has_axis else jnp.broadcast_to(leaf, (size, *leaf.shape))
 
-        out = fn(params, *jax.tree.map(spread, arguments, tuple(mapped[1:])))
+        out = fn(arrays, *jax.tree.map(spread, arguments, tuple(mapped[1:])))
         return out, jax.tree.map(lambda leaf: True, out)
 
     return one

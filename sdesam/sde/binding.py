@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from math import prod, sqrt
+from math import sqrt
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sdesam._checks import check_int
 from sdesam.discrete.kernel import check_delta_on
 from sdesam.problems import FiniteSum, check_problem
-from sdesam.problems.finite_sum import computes_in_half, samples_without_vectors
-from sdesam.problems.outer_products import dense_layers
 from sdesam.sampling import (
     Hyperparameters,
     Step,
@@ -21,9 +17,9 @@ from sdesam.sampling import (
     list_micro_batches,
     told_count,
 )
-from sdesam.sde._kernels import FreshBatches, SDENumbers, TreeKernel
-from sdesam.sde.compile import MicroBatches, forms_vectors
-from sdesam.sde.equation import SDE
+from sdesam.sde._kernels import FreshBatches, TreeKernel
+from sdesam.sde.compile import MicroBatches
+from sdesam.sde.equation import SDE, Source
 from sdesam.symbolic import MARK, ModifiedEquation, Part, Tree, derive, evaluate
 from sdesam.variants import NormEstimate
 
@@ -107,17 +103,21 @@ def bind(
     _check_smooth(equation, problem, (*drift_trees, *noise_trees))
     factor = evaluate(equation.noise_factor, sampling.batch, sampling.m, problem.n)
     kernel = TreeKernel(
-        problem.sample_loss,
-        problem.chunk,
-        drift_trees,
-        noise_trees,
-        expectation == "sampled",
-        draw,
-        step.norms,
-    )
-    noise_scale = sqrt(lr * factor / problem.n)
-    numbers = SDENumbers(
-        problem.data, drift, noise, noise_scale, step.eps, step.lam, listed, step.own
+        data=problem.data,
+        drift_numbers=drift,
+        noise_numbers=noise,
+        noise_scale=sqrt(lr * factor / problem.n),
+        eps=step.eps,
+        lam=step.lam,
+        own=step.own,
+        listed=listed,
+        sample_loss=problem.sample_loss,
+        chunk=problem.chunk,
+        drift_trees=drift_trees,
+        noise_trees=noise_trees,
+        sampled=expectation == "sampled",
+        draw=draw,
+        norms=step.norms,
     )
     config = {
         "variant": equation.variant.name,
@@ -136,34 +136,8 @@ def bind(
     }
     if equation.whole_micro_batches:
         config["micro_batches"] = "all" if draw is None else draw.count
-    return _DerivedSDE(kernel, numbers, problem, config)
-
-
-class _DerivedSDE(SDE):
-    """The SDE of an equation on a problem, whose samples its noise is weights of."""
-
-    def __init__(
-        self, kernel: TreeKernel, numbers: SDENumbers, problem: FiniteSum, config: dict[str, Any]
-    ):
-        needed = _working_bytes(problem, kernel)
-        self._set(kernel, numbers, (problem.n,), problem.x0, problem, config, needed, problem.rest)
-
-
-def _working_bytes(problem: FiniteSum, kernel: TreeKernel) -> int:
-    """A vector for each sample of a chunk, or what the layers put out for it where no such vectors
-    are formed.
-    """
-    trees = (*kernel.drift_trees, *kernel.noise_trees)
-    layers = dense_layers(problem.sample_loss, problem.x0, problem.sample(0))
-    half = computes_in_half(problem.sample_loss, problem.x0, problem.data)
-    if not layers or half or any(forms_vectors(tree, kernel.sampled) for tree in trees):
-        return problem.vector_bytes * problem.chunk
-    leaves = jax.tree.leaves(problem.x0)
-    each = sum(prod(out.shape) for out in layers.values()) + sum(
-        leaf.size for k, leaf in enumerate(leaves) if k not in layers
-    )
-    samples = min(problem.n, samples_without_vectors(layers, problem.chunk, problem.x0))
-    return int(problem.vector_bytes + jnp.result_type(*leaves).itemsize * each * samples)
+    # the noise is a weighted sum over the samples, and so has a normal number for each of them
+    return SDE.of(kernel, (problem.n,), problem.x0, Source(problem, config))
 
 
 def _micro_batches(

@@ -21,7 +21,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -92,7 +91,7 @@ class Norms(NamedTuple):
     eps: Any = 0.0
     lam: Any = 0.0
     estimate: NormEstimate | None = None
-    own: Mapping[str, Any] = MappingProxyType({})
+    own: Mapping[str, Any] = {}
 
 
 class Samples(NamedTuple):

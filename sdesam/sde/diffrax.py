@@ -84,9 +84,7 @@ def is_additive(sde: SDE) -> bool:
     Stratonovich are the same.
     """
     xi = jax.ShapeDtypeStruct(sde.noise_shape, jnp.result_type(*jax.tree.leaves(sde.x0)))
-    jaxpr = jax.make_jaxpr(lambda x, xi: sde.kernel.apply_noise(sde.params, x, xi))(
-        sde.x0, xi
-    ).jaxpr
+    jaxpr = jax.make_jaxpr(sde.kernel.apply_noise)(sde.x0, xi).jaxpr
     needed = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
     for eqn in reversed(jaxpr.eqns):
         if not needed.isdisjoint(eqn.outvars):

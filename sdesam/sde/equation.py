@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from sdesam._functions import Function, compiled
+from sdesam._functions import compiled
 from sdesam.engine import check_key
 from sdesam.problems import FiniteSum
 from sdesam.problems.arrays import check_structure, parameters
-from sdesam.sde._kernels import Kernel, WrittenKernel
+from sdesam.sde._kernels import Kernel, TreeKernel, WrittenKernel
 from sdesam.sde.written import check_written
 
 PyTree = Any
+
+
+class Source(NamedTuple):
+    """Where an SDE comes from. Nothing is computed with it.
+
+    Args:
+        problem: the finite sum whose observables have names; None where there is none.
+        config: what to record of the SDE with each of its results.
+    """
+
+    problem: FiniteSum | None
+    config: dict[str, Any]
+
+
+_BY_HAND, _OF_JAX = Source(None, {"sde": "written by hand"}), Source(None, {"sde": "a pytree"})
 
 
 class SDE:
@@ -35,6 +50,7 @@ class SDE:
         batched: `drift` and `apply_noise` take many paths at once: every array, `xi` too, has a
             leading axis of paths of any length, and each path must depend on itself alone. For
             functions written by hand as matrix products over all paths; `x0` has no such axis.
+        source: where the SDE comes from; left out, it is written by hand.
 
     Any callable will do as a function: a method, a module of equinox, a `functools.partial`. It
     must be pure: what it reads beside its arguments (globals, closures, attributes) is looked up
@@ -49,6 +65,9 @@ class SDE:
             are not finite.
 
     Derived SDEs come from :meth:`sdesam.symbolic.ModifiedEquation.bind`.
+
+    An SDE is a pytree: its numbers and data are leaves, and its functions and trees are its
+    structure. `jax.jit(lambda sde, x: sde.drift(x))` compiles once for SDEs that differ in numbers.
 
     >>> ou = SDE(lambda x: -x, lambda x, xi: xi, noise_shape=(2,), x0=jax.numpy.ones(2))
     >>> ou.covariance(ou.x0)
@@ -70,74 +89,45 @@ class SDE:
         x0: PyTree,
         *,
         batched: bool = False,
+        source: Source = _BY_HAND,
     ):
-        for name, fn in (("drift", drift), ("apply_noise", apply_noise)):
-            if not callable(fn):
-                raise TypeError(f"{name}={fn!r}: it must be a function of the state")
-        start, rest = parameters(x0)
-        if not isinstance(noise_shape, (tuple, list)) or any(
-            not isinstance(k, int) or k < 0 for k in noise_shape
-        ):
-            raise ValueError(
-                f"noise_shape={noise_shape!r}: it must be a tuple of sizes, such as (3,), or () for"
-                " one number"
-            )
-        (drift_fn, drift_arrays), (noise_fn, noise_arrays) = (
-            Function.apart(drift, rest),
-            Function.apart(apply_noise, rest),
-        )
-        kernel, params = (
-            WrittenKernel(drift_fn, noise_fn, bool(batched)),
-            (
-                drift_arrays,
-                noise_arrays,
-            ),
-        )
-        # three paths tell the axis of paths from one of the state, or from one that is broadcast
-        paths = (3,) if batched else ()
-        at = (
-            jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*paths, *leaf.shape)), start)
-            if batched
-            else start
-        )
-        check_written(
-            partial(kernel.drifts, params),
-            partial(kernel.noises, params),
-            at,
-            (*paths, *noise_shape),
-        )
-        self._set(
-            kernel, params, tuple(noise_shape), start, None, {"sde": "written by hand"}, rest=rest
-        )
+        kernel = _kernel_of(drift, apply_noise)
+        if kernel is None:
+            kernel, x0 = _written(drift, apply_noise, noise_shape, x0, bool(batched))
+        self._kernel = kernel
+        self.x0, self.noise_shape = x0, tuple(noise_shape)
+        self.problem, self.config = source.problem, dict(source.config)
 
-    def _set(
-        self,
+    @classmethod
+    def of(
+        cls,
         kernel: Kernel,
-        params: Any,
         noise_shape: tuple[int, ...],
         x0: PyTree,
-        problem: FiniteSum | None,
-        config: dict[str, Any],
-        working_bytes: int | None = None,
-        rest: PyTree = None,
-    ) -> None:
-        self._kernel, self.params, self.noise_shape = kernel, params, noise_shape
-        self.x0, self.problem, self.config = x0, problem, config
-        self.rest = rest
-        """What the start has beside arrays; None where it has nothing."""
-        self.working_bytes = self.vector_bytes if working_bytes is None else working_bytes
-        """Memory of one intermediate value of a step, for all samples that are looked at
-        together.
+        source: Source = _OF_JAX,
+    ) -> SDE:
+        """The SDE of a kernel, which is not checked: what :meth:`ModifiedEquation.bind` makes, and
+        what jax puts together again from numbers.
         """
+        return cls(kernel.drift, kernel.apply_noise, noise_shape, x0, source=source)
 
     @property
     def kernel(self) -> Kernel:
-        """The functions of the SDE, with what they read at present."""
+        """The functions of the SDE with their numbers, and with what the functions read at
+        present.
+        """
         self._kernel = self._kernel.now()
         return self._kernel
 
+    @cached_property
+    def working_bytes(self) -> int:
+        """Memory of one intermediate value of a step, for all samples that are looked at
+        together.
+        """
+        return self._kernel.working_bytes(self.x0)
+
     def __reads__(self) -> tuple[Any, ...]:
-        return self._kernel, self.params
+        return (self.kernel,)
 
     @property
     def vector_bytes(self) -> int:
@@ -146,13 +136,13 @@ class SDE:
 
     def drift(self, x: PyTree) -> PyTree:
         """`B(x)`, the exact expectation; structure of `x`."""
-        return _drift(self.kernel, self.params, self._check(x))
+        return _drift(self.kernel, self._check(x))
 
     def step_drift(self, x: PyTree, key: jax.Array) -> PyTree:
         """An unbiased and cheap draw of `B(x)`, which is what a step uses; `B(x)` itself with
         `expectation="exact"`.
         """
-        return _step_drift(self.kernel, self.params, self._check(x), check_key(key))
+        return _step_drift(self.kernel, self._check(x), check_key(key))
 
     def apply_noise(self, x: PyTree, xi: jax.Array) -> PyTree:
         """`A(x) xi`, linear in `xi` (shape `noise_shape`)."""
@@ -160,7 +150,7 @@ class SDE:
             raise ValueError(
                 f"xi has shape {jnp.shape(xi)}: it must have noise_shape={self.noise_shape}"
             )
-        return _apply_noise(self.kernel, self.params, self._check(x), jnp.asarray(xi))
+        return _apply_noise(self.kernel, self._check(x), jnp.asarray(xi))
 
     def step_noise(self, x: PyTree, xi: jax.Array, key: jax.Array) -> PyTree:
         """A draw of `A(x) xi`, unbiased given `xi`, which is what a step uses; `A(x) xi` itself
@@ -170,9 +160,7 @@ class SDE:
             raise ValueError(
                 f"xi has shape {jnp.shape(xi)}: it must have noise_shape={self.noise_shape}"
             )
-        return _step_noise(
-            self.kernel, self.params, self._check(x), jnp.asarray(xi), check_key(key)
-        )
+        return _step_noise(self.kernel, self._check(x), jnp.asarray(xi), check_key(key))
 
     def noise(self, x: PyTree, key: jax.Array) -> PyTree:
         """`A(x) xi` with `xi ~ N(0, I)` drawn from `key`; its covariance is :meth:`covariance`."""
@@ -185,7 +173,7 @@ class SDE:
 
         For a derived SDE it is `eta c_b Cov_i h(i)`, the square of `h`, not truncated in `rho`.
         """
-        matrix: jax.Array = _covariance(self.kernel, self.noise_shape, self.params, self._check(x))
+        matrix: jax.Array = _covariance(self.noise_shape, self.kernel, self._check(x))
         return matrix
 
     def to_diffrax(self, solver: Any, control: Any) -> Any:
@@ -230,39 +218,91 @@ class SDE:
         return to_diffrax(self, solver, control)
 
     def _check(self, x: PyTree) -> PyTree:
-        return check_structure(x, self.x0, self.rest)
+        return check_structure(x, self.x0, self._kernel.rest)
 
     def __repr__(self) -> str:
         return f"SDE({', '.join(f'{name}={value}' for name, value in self.config.items())})"
+
+
+# jax takes an SDE apart into the numbers of its kernel and its start. The problem and the record of
+# hyperparameters stay behind, because nothing is computed with them. With the record two SDEs that
+# differ in the learning rate would be of two structures, and a function of an SDE would be compiled
+# for each. The record could also be wrong: jax.tree.map may have changed the numbers.
+jax.tree_util.register_pytree_node(
+    SDE,
+    lambda sde: ((sde.kernel, sde.x0), sde.noise_shape),
+    lambda noise_shape, parts: SDE.of(parts[0], noise_shape, parts[1]),
+)
+
+
+def _kernel_of(drift: Any, apply_noise: Any) -> Kernel | None:
+    """The kernel whose methods both functions are; None where they are a user's."""
+    owner = getattr(drift, "__self__", None)
+    if isinstance(owner, TreeKernel | WrittenKernel):
+        return owner if getattr(apply_noise, "__self__", None) is owner else None
+    return None
+
+
+def _written(
+    drift: Callable[..., PyTree],
+    apply_noise: Callable[..., PyTree],
+    noise_shape: tuple[int, ...],
+    x0: PyTree,
+    batched: bool,
+) -> tuple[WrittenKernel, PyTree]:
+    """The kernel of two functions of a user and the arrays of the start, or one sentence saying
+    what does not fit.
+    """
+    for name, fn in (("drift", drift), ("apply_noise", apply_noise)):
+        if not callable(fn):
+            raise TypeError(f"{name}={fn!r}: it must be a function of the state")
+    start, rest = parameters(x0)
+    if not isinstance(noise_shape, (tuple, list)) or any(
+        not isinstance(k, int) or k < 0 for k in noise_shape
+    ):
+        raise ValueError(
+            f"noise_shape={noise_shape!r}: it must be a tuple of sizes, such as (3,), or () for"
+            " one number"
+        )
+    kernel = WrittenKernel.of(drift, apply_noise, batched, rest)
+    # three paths tell the axis of paths from one of the state, or from one that is broadcast
+    paths = (3,) if batched else ()
+    at = (
+        jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*paths, *leaf.shape)), start)
+        if batched
+        else start
+    )
+    check_written(kernel.drifts, kernel.noises, at, (*paths, *noise_shape))
+    return kernel, start
 
 
 def _dtype(x: PyTree) -> Any:
     return jnp.result_type(*jax.tree.leaves(x))
 
 
-@compiled(static=1)
-def _drift(kernel: Kernel, params: Any, x: PyTree) -> PyTree:
-    return kernel.drift(params, x)
+@compiled()
+def _drift(kernel: Kernel, x: PyTree) -> PyTree:
+    return kernel.drift(x)
+
+
+@compiled()
+def _step_drift(kernel: Kernel, x: PyTree, key: jax.Array) -> PyTree:
+    return kernel.step_drift(x, key)
+
+
+@compiled()
+def _apply_noise(kernel: Kernel, x: PyTree, xi: jax.Array) -> PyTree:
+    return kernel.apply_noise(x, xi)
+
+
+@compiled()
+def _step_noise(kernel: Kernel, x: PyTree, xi: jax.Array, key: jax.Array) -> PyTree:
+    return kernel.step_noise(x, xi, key)
 
 
 @compiled(static=1)
-def _step_drift(kernel: Kernel, params: Any, x: PyTree, key: jax.Array) -> PyTree:
-    return kernel.step_drift(params, x, key)
-
-
-@compiled(static=1)
-def _apply_noise(kernel: Kernel, params: Any, x: PyTree, xi: jax.Array) -> PyTree:
-    return kernel.apply_noise(params, x, xi)
-
-
-@compiled(static=1)
-def _step_noise(kernel: Kernel, params: Any, x: PyTree, xi: jax.Array, key: jax.Array) -> PyTree:
-    return kernel.step_noise(params, x, xi, key)
-
-
-@compiled(static=2)
-def _covariance(kernel: Kernel, noise_shape: tuple[int, ...], params: Any, x: PyTree) -> jax.Array:
+def _covariance(noise_shape: tuple[int, ...], kernel: Kernel, x: PyTree) -> jax.Array:
     size = int(np.prod(noise_shape))
     units = jnp.eye(size, dtype=_dtype(x)).reshape(size, *noise_shape)
-    columns = jax.vmap(lambda xi: ravel_pytree(kernel.apply_noise(params, x, xi))[0])(units)
+    columns = jax.vmap(lambda xi: ravel_pytree(kernel.apply_noise(x, xi))[0])(units)
     return columns.T @ columns

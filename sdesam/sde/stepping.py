@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -39,12 +40,8 @@ from sdesam.sde.equation import SDE
 PyTree = Any
 
 
-class _StepNumbers(NamedTuple):
-    kernel: Any
-    dt: float
-
-
-@dataclass(frozen=True)
+@partial(jax.tree_util.register_dataclass, data_fields=["kernel", "dt"], meta_fields=[])
+@dataclass(frozen=True, eq=False)
 class Euler:
     """Euler-Maruyama: `X+ = X + dt B(X) + sqrt(dt) A(X) xi`; weak error `O(dt)`.
 
@@ -53,17 +50,29 @@ class Euler:
     """
 
     kernel: Kernel
+    dt: Any
 
-    def __call__(self, params: _StepNumbers, x: PyTree, key: jax.Array, xi: jax.Array) -> PyTree:
+    def __call__(self, x: PyTree, key: jax.Array, xi: jax.Array) -> PyTree:
         """One step."""
+        # three keys where two would do: noise and drift then draw as those of Heun
         key_noise, key_drift, _ = jax.random.split(key, 3)
-        step = self.kernel.step_both(
-            params.kernel, x, params.dt, _scaled(params, xi), (key_noise, key_drift)
-        )
+        step = self.kernel.step_both(x, self.dt, _scaled(xi, self.dt), (key_noise, key_drift))
         return jax.tree.map(jnp.add, x, step)
 
 
-@dataclass(frozen=True)
+# Heun's error for small noise, on `dX = -X dt + s dW` with one step from x:
+#
+#     ahead      x - dt x + s sqrt(dt) xi
+#     X+         x - (dt/2) (x + ahead) + s sqrt(dt) xi
+#                = (1 - dt + dt^2/2) x + (1 - dt/2) s sqrt(dt) xi
+#
+# The mean has the right second order of exp(-dt). The variance s^2 dt (1 - dt/2)^2 is
+# s^2 (dt - dt^2 + ..), as that of the SDE, s^2 (1 - exp(-2 dt)) / 2. That comes from the noise in
+# the predictor: with `ahead = x - dt x` the variance would be s^2 dt.
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["kernel", "dt"], meta_fields=[])
+@dataclass(frozen=True, eq=False)
 class Heun:
     """The small-noise Heun scheme: weak error `O(dt^2 + eta dt)`, so `O(eta^2)` at `dt = eta`,
     multiplicative noise included.
@@ -76,22 +85,24 @@ class Heun:
     """
 
     kernel: Kernel
+    dt: Any
 
-    def __call__(self, params: _StepNumbers, x: PyTree, key: jax.Array, xi: jax.Array) -> PyTree:
+    def __call__(self, x: PyTree, key: jax.Array, xi: jax.Array) -> PyTree:
         """One step."""
         key_noise, key_drift, key_ahead = jax.random.split(key, 3)
-        noise = self.kernel.step_noise(params.kernel, x, _scaled(params, xi), key_noise)
-        drift = self.kernel.step_drift(params.kernel, x, key_drift)
-        ahead = jax.tree.map(lambda x, b, s: x + params.dt * b + s, x, drift, noise)
+        noise = self.kernel.step_noise(x, _scaled(xi, self.dt), key_noise)
+        drift = self.kernel.step_drift(x, key_drift)
+        ahead = jax.tree.map(lambda x, b, s: x + self.dt * b + s, x, drift, noise)
         # a probe of its own: with the same one, the predictor and the drift there would be
         # correlated, which is a bias
-        drift_ahead = self.kernel.step_drift(params.kernel, ahead, key_ahead)
+        drift_ahead = self.kernel.step_drift(ahead, key_ahead)
         return jax.tree.map(
-            lambda x, b, c, s: x + 0.5 * params.dt * (b + c) + s, x, drift, drift_ahead, noise
+            lambda x, b, c, s: x + 0.5 * self.dt * (b + c) + s, x, drift, drift_ahead, noise
         )
 
 
-@dataclass(frozen=True)
+@partial(jax.tree_util.register_dataclass, data_fields=["kernel", "dt"], meta_fields=[])
+@dataclass(frozen=True, eq=False)
 class Richardson:
     """Richardson extrapolation of Euler-Maruyama: weak error `O(dt^2)`, large noise and small.
 
@@ -105,23 +116,26 @@ class Richardson:
     """
 
     kernel: Kernel
+    dt: Any
 
     def __call__(
-        self, params: _StepNumbers, x: tuple[PyTree, PyTree], key: jax.Array, xi: jax.Array
+        self, x: tuple[PyTree, PyTree], key: jax.Array, xi: jax.Array
     ) -> tuple[PyTree, PyTree]:
         """One step of `dt`; the last axis of `xi` are its halves."""
         coarse, fine = x
-        whole_step, half_step = Euler(self.kernel), params._replace(dt=params.dt / 2)
+        whole_step, half_step = Euler(self.kernel, self.dt), Euler(self.kernel, self.dt / 2)
         keys = jax.random.split(key, 3)
+        # the increment of a step is the sum of those of its halves, sqrt(dt/2) (xi_0 + xi_1)
         coarse = whole_step(
-            params, coarse, keys[0], (xi[..., 0] + xi[..., 1]) * np.sqrt(0.5).astype(xi.dtype)
+            coarse, keys[0], (xi[..., 0] + xi[..., 1]) * np.sqrt(0.5).astype(xi.dtype)
         )
         for half in (0, 1):
-            fine = whole_step(half_step, fine, keys[1 + half], xi[..., half])
+            fine = half_step(fine, keys[1 + half], xi[..., half])
         return coarse, fine
 
 
-@dataclass(frozen=True)
+@partial(jax.tree_util.register_dataclass, data_fields=["single"], meta_fields=[])
+@dataclass(frozen=True, eq=False)
 class _Extrapolated:
     """Observables of the pair that :class:`Richardson` carries."""
 
@@ -132,9 +146,9 @@ class _Extrapolated:
         """Their names."""
         return self.single.names
 
-    def __call__(self, data: PyTree, x: tuple[PyTree, PyTree]) -> dict[str, jax.Array]:
+    def __call__(self, x: tuple[PyTree, PyTree]) -> dict[str, jax.Array]:
         """`2 phi(fine) - phi(coarse)`."""
-        coarse, fine = (self.single(data, state) for state in x)
+        coarse, fine = (self.single(state) for state in x)
         return {name: 2 * fine[name] - coarse[name] for name in fine}
 
 
@@ -324,26 +338,24 @@ def _plan(sde: SDE, key: Any, request: _Request) -> tuple[RunSpec, np.ndarray]:
     check_sde(call, sde)
     dt, steps = check_stepping(request.horizon, request.dt, method)
     grid = time_grid(request.times, steps, dt, "dt")
-    observer, data = _observer(sde, request.observe)
+    observer, kernel = _observer(sde, request.observe), sde.kernel
     check_known(
         call,
-        (sde.x0, sde.params, data, key),
-        [*vars(sde.kernel).values(), *(fn for _, fn in observer.extra)],
+        (sde.x0, kernel, observer, key),
+        [*vars(kernel).values(), *(fn for _, fn in observer.extra)],
     )
     x0 = _in_precision(sde.x0, request.dtype)
     if grid[0] == 0:
-        observer.check(data, x0)
+        observer.check(x0)
     if sde.problem is not None:
         _warn_if_unstable(sde.problem.curvature, dt, method)
         sde.problem.check_gradient()
     samples = sde.problem.chunk if sde.problem is not None else 1
     extrapolate = method == "richardson"
     made = RunSpec(
-        stepper=METHODS[method](sde.kernel),
-        params=_StepNumbers(sde.params, dt),
+        stepper=METHODS[method](kernel, dt),
         x0=(x0, x0) if extrapolate else x0,
         observer=_Extrapolated(observer) if extrapolate else observer,
-        data=data,
         steps=steps,
         step_time=dt,
         # about eight values of a size in a step, four vectors per sample of a chunk while observing
@@ -429,14 +441,14 @@ def check_stepping(horizon: float, dt: float, method: str) -> tuple[float, int]:
     return dt, steps
 
 
-def _scaled(params: _StepNumbers, xi: jax.Array) -> jax.Array:
+def _scaled(xi: jax.Array, dt: Any) -> jax.Array:
     """`sqrt(dt) xi`."""
-    return xi * jnp.sqrt(params.dt).astype(xi.dtype)
+    return xi * jnp.sqrt(dt).astype(xi.dtype)
 
 
-def _observer(sde: SDE, observe: Any) -> tuple[Observer, Any]:
+def _observer(sde: SDE, observe: Any) -> Observer:
     if isinstance(observe, Mapping):
-        return make_observer(tuple(observe), observe, rest=sde.rest)
+        return make_observer(tuple(observe), observe, rest=sde.kernel.rest)
     names = [observe] if isinstance(observe, str) else observe
     if sde.problem is None:
         if callable(names) or names:

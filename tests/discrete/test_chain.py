@@ -311,3 +311,40 @@ def test_direction_inside_compiled_code():
         chain.direction(problem.x0, indices + problem.n)
     with pytest.raises(ValueError, match="indices have shape"):
         jax.jit(chain.direction)(problem.x0, indices[:1])
+
+
+@pytest.mark.parametrize(
+    ("variant", "numbers", "changes"),
+    [
+        ("m-usam", {"rho": 0.1}, [{"lr": 0.2}, {"rho": 0.3}, {"rho": 0.0}]),
+        ("m-sam", {"rho": 0.1, "eps": 0.1}, [{"lr": 0.2}, {"rho": 0.3}, {"eps": 0.2}]),
+    ],
+)
+def test_a_sweep_compiles_once(variant, numbers, changes):
+    """Changing lr, rho and eps, or the data, changes runtime values: of a step, of a direction and
+    of a run.
+    """
+    traces, torus = 0, sdesam.problems.torus(dim=2, samples=6)
+
+    def loss(x, sample):
+        nonlocal traces
+        traces += 1
+        return torus.sample_loss(x, sample)
+
+    def new(data=torus.data, micro=2, **change):
+        problem = sdesam.FiniteSum(loss, data, torus.x0)
+        chain = sdesam.Chain(
+            variant, problem, **{"lr": 0.1, **numbers, **change}, batch=4, micro=micro
+        )
+        problem.check_gradient()
+        before = traces
+        chain.step(torus.x0, jax.random.key(0))
+        chain.direction(torus.x0, jnp.arange(4).reshape(4 // micro, micro))
+        sdesam.train(chain, jax.random.key(0), 2, 3, progress=False)
+        return traces - before
+
+    assert new() > 0
+    for change in changes:
+        assert new(**change) == 0, change
+    assert new(data=jax.tree.map(lambda leaf: leaf + 0.5, torus.data)) == 0
+    assert new(micro=1) > 0, "the count sees a compilation where there is one"

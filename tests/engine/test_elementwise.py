@@ -143,10 +143,7 @@ def test_what_is_small(method):
         draw = compiled.Draw(
             plan.noise_shape, "float32", "counter", antithetic=False, carried=False
         )
-        return (
-            compiled.small(plan.stepper, draw, jax.tree.map(jnp.asarray, plan.params), plan.x0)
-            is not None
-        )
+        return compiled.small(jax.tree.map(jnp.asarray, plan.stepper), draw, plan.x0) is not None
 
     assert small(jnp.array(1.0))
     two = method != "richardson"  # which carries a pair of states

@@ -530,9 +530,7 @@ def test_strict_promotion_in_chains(name):
             name, sdesam.FiniteSum(sample_loss, data, start), lr=0.1, batch=4, **numbers
         )
         with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-            found = jax.eval_shape(
-                partial(chain.kernel, chain.params, key=jax.random.key(0), xi=None), start
-            )
+            found = jax.eval_shape(partial(chain.kernel, key=jax.random.key(0), xi=None), start)
         assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(dtype)}
 
 

@@ -156,7 +156,11 @@ def test_all_that_takes_functions_looks_again():
         sdesam.derive("sgd", order=(1, 2)).bind(problem, lr=0.5, batch=1),
     )
     sde = sdesam.SDE(lambda x: -RATE * x, lambda x, xi: 0 * RATE * xi, (), 1.0)
-    outer = sdesam.SDE(lambda x: -problem.loss(x), lambda x, xi: 0 * xi, (), 1.0)
+    outer, nested = (
+        sdesam.SDE(fn, lambda x, xi: 0 * xi, (), 1.0)
+        for fn in (lambda x: -problem.loss(x), lambda x: sde.drift(x))
+    )
+    method = sdesam.SDE(sde.drift, sde.apply_noise, (), 1.0)
     for value in (1.0, 2.0):
         set_global(value)
         assert (problem.loss(1.0), problem.grad(1.0), problem.trace_cov(1.0)) == (value, value, 0)
@@ -165,6 +169,8 @@ def test_all_that_takes_functions_looks_again():
             -value,
             -value,
         )
+        assert (nested.drift(1.0), method.drift(1.0)) == (-value, -value)
+        assert jax.jit(lambda sde: sde.drift(1.0))(sde) == -value
         out = sdesam.train(chain, KEY, 1, 1, observe=["loss", "seen"])
         assert (out.mean["loss"][0], out.mean["seen"][0], out.final[0]) == (
             value,
@@ -446,6 +452,32 @@ def test_dead_functions_are_forgotten():
     """Compiled code is kept for the last 32 of each kind, and the functions of these alone."""
     apply = compiled(static=1)(lambda fn, x: fn(x, 1.0))
     assert forgotten(lambda fn: apply(Function(fn), 2.0), 35) == list(range(3, 35))
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["rate"], meta_fields=["fn"])
+@dataclasses.dataclass(frozen=True, eq=False)
+class Carrying:
+    rate: float
+    fn: Function
+
+
+def test_dead_functions_of_objects_are_forgotten():
+    """Where a function is part of the structure of an argument, too; objects that differ in numbers
+    share a program.
+    """
+    traces = []
+
+    @compiled()
+    def apply(of, x):
+        traces.append(1)
+        return of.rate * of.fn(x, 1.0)
+
+    def use(fn):
+        assert apply(Carrying(2.0, Function(fn)), 3.0) == 8
+        assert apply(Carrying(3.0, Function(fn)), 3.0) == 12
+
+    assert forgotten(use, 35) == list(range(3, 35))
+    assert len(traces) == 35
 
 
 @pytest.mark.slow

@@ -100,9 +100,9 @@ def test_digits_are_the_real_ones():
     right = scores.argmax(1) == source.target
     assert problem.observables["test_accuracy"](problem.x0) == pytest.approx(right[100:].mean())
     # observed together, each by its own images
-    observer, data = problem.observer(["test_accuracy", "train_accuracy"])
+    observer = problem.observer(["test_accuracy", "train_accuracy"])
     assert right[100:].mean() != right[:100].mean()
-    assert observer(data, problem.x0) == pytest.approx(
+    assert observer(problem.x0) == pytest.approx(
         {"test_accuracy": right[100:].mean(), "train_accuracy": right[:100].mean()}
     )
     assert "test_accuracy" not in sdesam.problems.digits(train=1797).observables

@@ -146,27 +146,27 @@ def test_richardson_halves_share_their_noise():
 class ProbedDrift:
     """`B(x) = -x`, probed as `-(1 + e) x` with `e = +-2` drawn from the key."""
 
-    def drift(self, params, x):
+    def drift(self, x):
         return -x
 
-    def step_drift(self, params, x, key):
+    def step_drift(self, x, key):
         return -(1 + 2 * jax.random.rademacher(key, (), x.dtype)) * x
 
-    def apply_noise(self, params, x, xi):
+    def apply_noise(self, x, xi):
         return 0.0 * xi
 
-    def step_noise(self, params, x, xi, key):
+    def step_noise(self, x, xi, key):
         return 0.0 * xi
 
 
 class OneProbe(stepping.Heun):
     """The mistake: predictor and corrector with the same probe."""
 
-    def __call__(self, params, x, key, xi):
+    def __call__(self, x, key, xi):
         key = jax.random.split(key, 3)[1]
-        here = self.kernel.step_drift(params.kernel, x, key)
-        ahead = self.kernel.step_drift(params.kernel, x + params.dt * here, key)
-        return x + 0.5 * params.dt * (here + ahead)
+        here = self.kernel.step_drift(x, key)
+        ahead = self.kernel.step_drift(x + self.dt * here, key)
+        return x + 0.5 * self.dt * (here + ahead)
 
 
 @pytest.mark.parametrize(("scheme", "biased"), [(stepping.Heun, False), (OneProbe, True)])
@@ -174,9 +174,9 @@ def test_predictor_and_corrector_have_probes_of_their_own(scheme, biased):
     """One step from 1: `1 - dt + E[e1 e2] dt^2 / 2`, with `E[e1 e2] = 1` for independent probes and
     5 for a shared one.
     """
-    step, dt, draws = scheme(ProbedDrift()), 0.5, 20_000
-    params = stepping._StepNumbers((), dt)
-    moved = jax.vmap(lambda key: step(params, jnp.float32(1), key, jnp.float32(0)))(
+    dt, draws = 0.5, 20_000
+    step = scheme(ProbedDrift(), dt)
+    moved = jax.vmap(lambda key: step(jnp.float32(1), key, jnp.float32(0)))(
         jax.random.split(jax.random.key(4), draws)
     )
     mean, error = float(moved.mean()), float(moved.std()) / sqrt(draws)
@@ -194,16 +194,16 @@ class Listening(ProbedDrift):
     def note(self, key):
         self.keys.append(tuple(jax.random.key_data(key).tolist()))
 
-    def step_drift(self, params, x, key):
+    def step_drift(self, x, key):
         self.note(key)
         return -x
 
-    def step_noise(self, params, x, xi, key):
+    def step_noise(self, x, xi, key):
         self.note(key)
         return 0.0 * x
 
-    def step_both(self, params, x, dt, xi, keys):
-        return dt * self.step_drift(params, x, keys[1]) + self.step_noise(params, x, xi, keys[0])
+    def step_both(self, x, dt, xi, keys):
+        return dt * self.step_drift(x, keys[1]) + self.step_noise(x, xi, keys[0])
 
 
 @pytest.mark.parametrize(
@@ -215,5 +215,5 @@ def test_no_two_evaluations_of_a_step_share_a_key(scheme, evaluations):
     """
     kernel, x = Listening(), jnp.float32(1)
     start, xi = ((x, x), jnp.zeros(2)) if scheme is stepping.Richardson else (x, jnp.zeros(()))
-    scheme(kernel)(stepping._StepNumbers((), 0.5), start, jax.random.key(4), xi)
+    scheme(kernel, 0.5)(start, jax.random.key(4), xi)
     assert len(kernel.keys) == len(set(kernel.keys)) == evaluations

@@ -111,7 +111,7 @@ def test_an_euler_step_is_drift_and_noise(variant, order, micro, expectation, de
         }
         sde = sdesam.derive(variant, order=order).bind(problem, lr=0.2, **options)
         x, dt, xi, key = sde.x0, 0.07, jnp.asarray(rng.normal(size=5)), jax.random.key(2)
-        found = sde.kernel.step_both(sde.params, x, dt, xi, (jax.random.key(9), key))
+        found = sde.kernel.step_both(x, dt, xi, (jax.random.key(9), key))
         drift, noise = sde.step_drift(x, key), sde.apply_noise(x, xi)
         np.testing.assert_allclose(found, dt * drift + noise, rtol=1e-10)
         assert min(np.linalg.norm(dt * drift), np.linalg.norm(noise)) > 1e-3, (
@@ -232,6 +232,52 @@ def test_a_sweep_compiles_once(small):
         new.append(traces - before)
     assert new[0] > 0
     assert new[1:] == [0, 0, 0, 0]
+
+
+def test_an_sde_is_a_pytree(small):
+    """Its numbers are leaves: a function of an SDE compiles once for all of them, and is mapped
+    over a stack of SDEs.
+    """
+    equation, xi, traces = sdesam.derive("m-usam"), jnp.arange(float(small.n)), []
+    sdes = [
+        equation.bind(small, lr=lr, rho=rho, batch=4, micro=2)
+        for lr, rho in [(0.1, 0.1), (0.2, 0.1), (0.1, 0.4)]
+    ]
+
+    @jax.jit
+    def step(sde, x):
+        traces.append(sde)
+        return sde.drift(x), sde.apply_noise(x, xi)
+
+    found = [step(sde, small.x0) for sde in sdes]
+    assert len(traces) == 1
+    for sde, (drift, noise) in zip(sdes, found, strict=True):
+        np.testing.assert_allclose(drift, sde.drift(small.x0), rtol=1e-5)
+        np.testing.assert_allclose(noise, sde.apply_noise(small.x0, xi), rtol=1e-5)
+    assert abs(found[0][0] - found[2][0]).max() > 1e-3
+    stack = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *sdes)
+    many = jax.vmap(lambda sde: sde.drift(small.x0))(stack)
+    np.testing.assert_allclose(many, [drift for drift, _ in found], rtol=1e-5)
+
+
+def test_an_sde_put_together_from_its_leaves(small):
+    """The same paths; of what it was bound with nothing is recorded, as numbers may have
+    changed.
+    """
+    bound = sdesam.derive("m-usam").bind(small, lr=0.1, rho=0.1, batch=4, micro=2)
+    written = sdesam.SDE(
+        jax.tree_util.Partial(lambda w, x: -w * x, jnp.ones(2)), lambda x, xi: xi, (2,), np.ones(2)
+    )
+    for sde in (bound, written):
+        again = jax.tree.unflatten(jax.tree.structure(sde), jax.tree.leaves(sde))
+        assert isinstance(again, sdesam.SDE)
+        assert (again.problem, again.config) == (None, {"sde": "a pytree"})
+        one, other = (
+            sdesam.simulate(s, jax.random.key(0), 3, 0.5, 0.1, "heun") for s in (sde, again)
+        )
+        np.testing.assert_array_equal(one.final, other.final)
+    faster = jax.tree.map(lambda leaf: 2.0 * leaf, written)
+    np.testing.assert_array_equal(faster.drift(jnp.ones(2)), [-2, -2])
 
 
 def scalar_sde(drift, noise):
