@@ -40,6 +40,7 @@ class SignatureRequest:
     eps: float | None = None
     lam: float | None = None
     square: bool = False
+    own: tuple[tuple[str, float], ...] = ()
 
     @property
     def rule(self) -> Variant:
@@ -80,6 +81,7 @@ class SignatureRequest:
             "eps": self._eps,
             "lam": self.lam,
             "norms": norms,
+            **dict(self.own),
         }
 
     @property

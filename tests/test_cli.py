@@ -993,3 +993,24 @@ def test_the_names_of_the_pictures_of_signatures():
         for suffix in (".pdf", ".png")
     ]
     assert report.files(("LTE",), None, PurePath("x"))[0] == PurePath("x/report.md")
+
+
+def test_numbers_of_a_rules_own():
+    """`--number` gives them, and a misprint is one sentence."""
+    numbers = ["--problem", "torus1d", "--rho", "0.1", "--batch", "2", "--micro", "1"]
+    short = ["--runs", "2", "--steps", "2"]
+    out = invoke("train", "f-usam", *numbers, *short, "--number", "sigma=0.5", "--json", "-")
+    assert out.exit_code == 0
+    assert json.loads(out.stdout)["config"]["sigma"] == 0.5
+    for given, message in [
+        ([], "f-usam needs sigma, a number of its own"),
+        (["--number", "sigmo=1"], "f-usam has no number sigmo; its own numbers are sigma"),
+        (["--number", "sigma=much"], "sigma='much': it must be a finite number"),
+        (["--number", "sigma"], "'sigma' is not of the form KEY=VALUE"),
+    ]:
+        out = invoke("train", "f-usam", *numbers, *short, *given)
+        assert out.exit_code == 2
+        assert message in " ".join(out.stderr.split())
+    out = invoke("derive", "asam")
+    assert out.exit_code == 2
+    assert "sdesam.SDE.from_step" in " ".join(out.stderr.split())

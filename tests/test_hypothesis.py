@@ -417,3 +417,23 @@ def test_one_step_of_a_mutant_kernel_is_another_step():
             if mutant.side == "chain" and mutant.variant == variant:
                 chain.kernel = mutant.kernel(**vars(chain.kernel))
                 assert not np.allclose(chain.direction(x, indices), right), mutant.name
+
+
+def test_a_theorem_about_a_rule_of_ones_own():
+    """F-USAM descends `f + rho (1-sigma)/2 |grad f|^2 + rho/(2m) tr V`; a control leaves sigma
+    out.
+    """
+
+    def stated(sigma):
+        def potential(p, x, lr, rho, batch, micro):
+            kept = rho * (1 - sigma) / 2 * p.grad_norm2(x)
+            return p.loss(x) + kept + rho / (2 * micro) * p.trace_cov(x)
+
+        return sdesam.Hypothesis(potential=potential)
+
+    verdict = sdesam.check(stated(0.7), "f-usam", sigma=0.7)
+    assert verdict.status == "confirmed"
+    assert verdict.config["sigma"] == 0.7
+    assert sdesam.check(stated(0.0), "f-usam", sigma=0.7).status == "refuted"
+    with pytest.raises(TypeError, match="f-usam needs sigma"):
+        sdesam.check(stated(0.7), "f-usam")

@@ -180,6 +180,13 @@ perturbation = several(
         help="Normalised variants: of the norm sqrt(|g|^2 + eps^2).",
     ),
     click.option(
+        "--number",
+        "own",
+        type=Assignment(),
+        multiple=True,
+        help="A number of the rule's own, such as sigma=0.9 for f-sam.",
+    ),
+    click.option(
         "--lam", type=float, default=None, help="rw-sam: inverse temperature of the weights."
     ),
     click.option(

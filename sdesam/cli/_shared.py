@@ -16,6 +16,7 @@ import numpy as np
 from sdesam._loading import is_users_own, users_own, with_article
 from sdesam._terminal import CouldNotFinish, check_files, deliver, own_output, say
 from sdesam.cli import _options as option
+from sdesam.sampling import check_own
 from sdesam.symbolic import derive as derive_symbolic
 from sdesam.symbolic.equation import ModifiedEquation
 from sdesam.variants import NormEstimate, Variant
@@ -44,6 +45,12 @@ class RuleRequest:
     directions: int | None
     square: bool | None
     delta: float | None
+    own: tuple[tuple[str, Any], ...]
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The rule's own numbers, once the rule is known to have these and no others."""
+        return check_own(self.load_variant(), dict(self.own))
 
     def load_variant(self) -> Variant:
         """The rule."""

@@ -101,6 +101,7 @@ def simulate(
                 lam=rule.lam,
                 norms=norms,
                 micro_batches=micro_batches,
+                **rule.numbers,
             )
             if planning:
                 needed = estimate(
@@ -187,6 +188,7 @@ def train(
                 eps=rule.eps,
                 lam=rule.lam,
                 norms=norms,
+                **rule.numbers,
             )
             out = run(chain, seed_key(seed), runs, steps, observe=observe, snapshot=snapshot)
     shared.report_result(
@@ -311,6 +313,7 @@ def compare(
                 norms=rule.norm_estimate(),
                 micro_batches=micro_batches,
                 halving=halving,
+                **rule.numbers,  # type: ignore[arg-type]
             )
     data = found.to_json()
     data["config"] |= rule.problem_config

@@ -67,6 +67,13 @@ from sdesam.cli._group import cli
     help="signature of rw-sam: inverse temperature of its weights, whose norms are exact.",
 )
 @click.option(
+    "--number",
+    "own",
+    type=option.Assignment(),
+    multiple=True,
+    help="signature: a number of the rule's own, such as sigma=0.9 for f-sam.",
+)
+@click.option(
     "--square",
     is_flag=True,
     help=(
@@ -99,6 +106,7 @@ def verify(
     micro: int | None,
     eps: float | None,
     lam: float | None,
+    own: tuple[tuple[str, Any], ...],
     square: bool,
     seed: int,
     output: str | None,
@@ -159,6 +167,7 @@ def verify(
                 eps,
                 lam,
                 square,
+                own,
             )
             with own_output():
                 asked.check()

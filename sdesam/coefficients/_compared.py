@@ -36,6 +36,7 @@ class Setting:
         points: shape `(p, d)`.
         eps: of the normaliser.
         lam: of the Gibbs weights, whose norms are exact.
+        own: names and values of the rule's own numbers.
     """
 
     problem: FiniteSum
@@ -43,6 +44,7 @@ class Setting:
     points: np.ndarray
     eps: float = 0.0
     lam: float | None = None
+    own: tuple[tuple[str, float], ...] = ()
 
     def __str__(self) -> str:
         return (

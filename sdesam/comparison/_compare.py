@@ -46,6 +46,7 @@ def compare(
     norms: NormEstimate | None = None,
     micro_batches: int | None = None,
     halving: bool = True,
+    **own: float,
 ) -> Comparison:
     """Run, for each micro-batch size, the optimizer, its SDE, and the SDE without one term, and
     judge.
@@ -80,6 +81,7 @@ def compare(
             :func:`sdesam.sde.bind`.
         halving: whether a row that would be refuted is run again with `lr` halved, once or twice,
             and `rho` smaller by `2^(-alpha/beta)`: no SDE holds at step sizes that are too large.
+        own: the rule's own numbers, by name.
 
     Returns:
         A :class:`Comparison`. A row is `confirmed` if the share's lower bound is at least 0.9 and
@@ -127,7 +129,7 @@ def compare(
     sizes: list[int | None] = [check_int("micro", m) for m in given] or [None]
     if not isinstance(halving, bool):
         raise TypeError(f"halving={halving!r}: it must be True or False")
-    options: Any = {"eps": eps, "lam": lam, "norms": norms}
+    options: Any = {"eps": eps, "lam": lam, "norms": norms, **own}
     horizon, step = steps * lr, lr if dt is None else dt
     key_chain, key_sde = jax.random.split(seed_key(seed))
 

@@ -301,6 +301,7 @@ def weak_error(
     eps: float = 0.0,
     lam: float | None = None,
     norms: NormEstimate | None = None,
+    **own: float,
 ) -> Curve:
     """`sup |E phi(SDE) - E phi(chain)|` along `rho = c eta^(alpha/beta)`, without sampling.
 
@@ -321,6 +322,7 @@ def weak_error(
             `eps > 0` to be smooth.
         lam: inverse temperature of rw-sam's weights.
         norms: how rw-sam estimates gradient norms; only exact ones can be listed.
+        own: the rule's own numbers, by name.
 
     Raises:
         ValueError: a problem that no exact solver takes, a grid of rates that cannot show a slope,
@@ -331,7 +333,7 @@ def weak_error(
     >>> abs(curve.slope - 2) < 0.1
     True
     """
-    numbers = {"batch": batch, "micro": micro, "eps": eps, "lam": lam, "norms": norms}
+    numbers = {"batch": batch, "micro": micro, "eps": eps, "lam": lam, "norms": norms, **own}
     curve = _measure(equation, problem, (), _Path(rates, c, horizon), numbers)[0][None]
     if not curve.settled and not curve.vanishes:
         raise ValueError(
@@ -354,12 +356,13 @@ def signature(
     eps: float = 0.0,
     lam: float | None = None,
     norms: NormEstimate | None = None,
+    **own: float,
 ) -> Signature:
     """The predicted and the measured exponent of the full error and of every term; arguments as for
     :func:`weak_error`.
     """
     alpha = equation.order[0]
-    numbers = {"batch": batch, "micro": micro, "eps": eps, "lam": lam, "norms": norms}
+    numbers = {"batch": batch, "micro": micro, "eps": eps, "lam": lam, "norms": norms, **own}
     path = _Path(rates, c, horizon)
     measured, grids = _measure(equation, problem, equation.terms, path, numbers)
     terms = tuple(
@@ -384,6 +387,7 @@ def signature(
         "rates": measured[None].rates,
         "grids": grids,
     }
+    config |= own
     if equation.variant.normalised:
         config["eps"] = eps
     if equation.variant.weighted:

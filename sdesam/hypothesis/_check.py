@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace as replaced
 from functools import partial
+from typing import Any
 
 from sdesam.coefficients import (
     Expansion,
@@ -38,6 +39,7 @@ def check(
     replace: bool = True,
     eps: float = 0.0,
     lam: float | None = None,
+    **own: float,
 ) -> Verdict:
     """Test a stated SDE against a variant, part by part.
 
@@ -55,6 +57,7 @@ def check(
         eps: of the normaliser, for a normalised variant.
         lam: of the Gibbs weights, for rw-sam, whose norms are taken as exact; its rate is not
             measured, because `|g_i|` is not smooth.
+        own: the rule's own numbers, by name.
 
     Returns:
         A :class:`Verdict`: `confirmed`, `refuted` (at which powers, by how much, and by which
@@ -82,8 +85,8 @@ def check(
             " covariance=...)"
         )
     declared, (alpha, beta) = find_variant(variant), check_order(order)
-    numbers = RuleNumbers(declared, replace, eps, lam)
-    own = own_settings(numbers)
+    numbers = RuleNumbers(declared, replace, eps, lam, own)
+    ours = own_settings(numbers)
     extra = settings_on(check_problem(problem), numbers) if problem is not None else []
     note = ""
     if problem is not None and not extra:
@@ -91,7 +94,7 @@ def check(
             f"problem {problem.name!r} has more mini-batches than the {MOST_BATCHES} that can be"
             " listed, so it was not used; a version with fewer samples would decide"
         )
-    settings = own + extra
+    settings = ours + extra
     stated = [Stated(hypothesis, setting) for setting in settings]
     if stated[0].has_covariance:
         for each in stated:
@@ -112,20 +115,21 @@ def check(
             )
             drift = Part(found, slope, float(alpha), note)
             if drift.status == "refuted" and not drift.too_slow:
-                ours = [parts[0] for parts in expanded[: len(own)]]
+                first = [parts[0] for parts in expanded[: len(ours)]]
                 drift = replaced(
-                    drift, contradiction=_contradiction(drift, ours, stated, chains, (alpha, beta))
+                    drift, contradiction=_contradiction(drift, first, stated, chains, (alpha, beta))
                 )
         else:
             drift = Part(found, note=note, remark=numbers.rough)
     if stated[0].has_covariance:
         covariance = Part(tuple(f for f in findings if f.part == "covariance"), note=note)
-    config = {
+    config: dict[str, Any] = {
         "variant": declared.name,
         "order": [alpha, beta],
         "replace": replace,
         "settings": [str(s) for s in settings],
     }
+    config |= numbers.own
     if declared.normalised:
         config["eps"] = numbers.eps
     if declared.weighted:

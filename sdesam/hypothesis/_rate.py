@@ -70,7 +70,7 @@ def weak_slope(
             differences = []
             for grid, drift in zip(grids, drifts, strict=True):
                 covariance, expected = _optimizer_on(
-                    grid, variant, setting.sampling, setting.eps, lr, rho
+                    grid, variant, setting.sampling, setting.eps, setting.own, lr, rho
                 )
                 differences.append(grid.common(grid.flow(drift, covariance) - expected))
             errors.append(float(abs(differences[-1]).max()))
@@ -83,10 +83,17 @@ def weak_slope(
 
 @lru_cache(maxsize=64)
 def _optimizer_on(
-    grid: Torus, variant: Variant, sampling: Sampling, eps: float, lr: float, rho: float
+    grid: Torus,
+    variant: Variant,
+    sampling: Sampling,
+    eps: float,
+    own: tuple[tuple[str, float], ...],
+    lr: float,
+    rho: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """On the check's own problem, `eta Cov G` at the points of a grid and the optimizer's
     expectations at the horizon.
     """
-    chain = chain_at(variant, Setting(own_problem(), sampling, grid.points, eps), lr, rho)
+    setting = Setting(own_problem(), sampling, grid.points, eps, own=own)
+    chain = chain_at(variant, setting, lr, rho)
     return lr * one_step(chain, grid.points).covariance, grid.chain(chain)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from sdesam.discrete import Chain
 from sdesam.exact.enumerate import MOST_BATCHES, count_batches, list_batches
 from sdesam.exact.float64 import Rebuild, directions, start
 from sdesam.problems import FiniteSum, torus
-from sdesam.sampling import Sampling, check_perturbation
+from sdesam.sampling import Sampling, check_own, check_perturbation
 from sdesam.variants import NormEstimate, Variant
 
 _POINTS = 6
@@ -28,7 +29,14 @@ _MANY = 1000
 class RuleNumbers:
     """A variant and the numbers that all settings share, checked."""
 
-    def __init__(self, variant: Variant, replace: bool, eps: float, lam: float | None):
+    def __init__(
+        self,
+        variant: Variant,
+        replace: bool,
+        eps: float,
+        lam: float | None,
+        own: Mapping[str, float],
+    ):
         unperturbed = not variant.perturbed
         norms = NormEstimate("exact") if variant.weighted else None
         _, self.eps, checked, _ = check_perturbation(
@@ -36,6 +44,7 @@ class RuleNumbers:
         )
         self.lam = checked if variant.weighted else None
         self.variant, self.replace = variant, replace
+        self.own = tuple(check_own(variant, own).items())
         self.singular = variant.normalised and not self.eps
         self.smooth = not self.singular and not variant.weighted
         self.rough = (
@@ -50,7 +59,7 @@ class RuleNumbers:
         sampling = Sampling(b, m, self.replace)
         if self.singular or self.lam is not None:
             points = away_from_zero(problem, sampling, points)
-        return Setting(problem, sampling, points[:_POINTS], self.eps, self.lam)
+        return Setting(problem, sampling, points[:_POINTS], self.eps, self.lam, self.own)
 
     @property
     def candidates(self) -> int:
@@ -158,6 +167,7 @@ def _finite(problem: FiniteSum, points: np.ndarray) -> bool:
 
 
 def chain_at(variant: Variant, setting: Setting, lr: float, rho: float) -> Chain:
+    """The optimizer in a setting."""
     s = setting.sampling
     norms = NormEstimate("exact") if variant.weighted else None
     rho_or_none = rho if variant.perturbed else None
@@ -172,4 +182,5 @@ def chain_at(variant: Variant, setting: Setting, lr: float, rho: float) -> Chain
         eps=setting.eps,
         lam=setting.lam,
         norms=norms,
+        **dict(setting.own),
     )

@@ -212,12 +212,13 @@ class ModifiedEquation:
 
     @property
     def obstruction(self) -> str | None:
-        """Why the drift is no gradient, or None where it is one."""
+        """Why the drift is no gradient, or is not known to be one; None where it is one."""
         reasons = []
         for part in self.drift_parts:
             found = find_potential(-part.total)
             if isinstance(found, Obstruction):
-                reasons.append(f"the {part.name} part of the drift is no gradient: {found}")
+                verdict = "" if found.undecided else " is no gradient"
+                reasons.append(f"the {part.name} part of the drift{verdict}: {found}")
         return "; ".join(reasons) or None
 
     def describe_potential(self) -> str:

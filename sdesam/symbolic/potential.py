@@ -103,8 +103,13 @@ class Obstruction:
     found: TreeSum
     needed: TreeSum | None
 
+    @property
+    def undecided(self) -> bool:
+        """Whether it is not known if there is a gradient."""
+        return any(factor.mix for factor in self.tree.factors)
+
     def __str__(self) -> str:
-        if any(factor.mix for factor in self.tree.factors):
+        if self.undecided:
             return (
                 f"{text(self.found)} has the norm of a combination of gradients, for which the"
                 " question is not decided here"

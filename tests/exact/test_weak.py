@@ -88,6 +88,24 @@ def test_signatures_of_smoothed_sam(variant, micro, with_replacement):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("with_replacement", [True, False])
+@pytest.mark.parametrize(
+    ("variant", "numbers"),
+    [
+        ("f-usam", {"sigma": 0.7}),
+        ("two-step-usam", {}),
+        ("f-sam", {"sigma": 0.7, "eps": 0.2, "rates": FINE}),
+        ("gnp", {"a": 0.6, "eps": 0.2, "rates": FINE}),
+        ("two-step-sam", {"eps": 0.2, "rates": FINE}),
+    ],
+)
+def test_signatures_of_other_rules(variant, numbers, with_replacement):
+    equation = sdesam.derive(variant, replace=with_replacement)
+    problem = sdesam.problems.torus(dim=2, samples=4)
+    assert_signature(signature(equation, problem, batch=2, micro=1, **numbers))
+
+
+@pytest.mark.slow
 def test_order_of_smoothed_sam():
     """In one dimension, quickly: order 2 with SAM's own drift, and not with that of n-SAM or with
     another eps.
@@ -100,15 +118,24 @@ def test_order_of_smoothed_sam():
     assert weak_error(wrong, problem, **numbers).slope == pytest.approx(2 / 3, abs=0.1)
 
 
-def test_signature_on_a_quadratic():
-    """rho^2 vanishes there and is said to; the other terms have their exponents."""
+@pytest.mark.parametrize(
+    ("variant", "numbers"), [("m-usam", {}), ("f-usam", {"sigma": 0.7}), ("two-step-usam", {})]
+)
+def test_signature_on_a_quadratic(variant, numbers):
+    """rho^2 vanishes there, but for two ascent steps, and is said to; the other terms have their
+    exponents.
+    """
     found = signature(
-        sdesam.derive("m-usam"), sdesam.problems.quadratic(dim=4, samples=16), batch=4, micro=2
+        sdesam.derive(variant),
+        sdesam.problems.quadratic(dim=4, samples=16),
+        batch=4,
+        micro=2,
+        **numbers,
     )
     assert found.status == "confirmed", found.table()
     by_name = {term.name: term for term in found.terms}
-    assert by_name["rho^2"].change.vanishes
-    assert "vanishes identically" in found.table()
+    assert by_name["rho^2"].change.vanishes == (variant != "two-step-usam")
+    assert ("vanishes identically" in found.table()) == (variant != "two-step-usam")
     for name in ("rho^1", "eta", "eta rho^1", "noise", "noise rho^1"):
         assert by_name[name].change.slope == pytest.approx(PREDICTED[name], abs=0.1)
 
