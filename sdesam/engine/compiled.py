@@ -202,7 +202,7 @@ def start(draw: Draw, mesh: Mesh) -> Any:
 
 
 # A worked example of a route. Steps 0 to 100 are to be made with looks at the steps 40 and 80, and
-# step 60 is a place to stop, because a path is known to diverge there:
+# after step 60 it is to be noted which states are not finite:
 #
 #     route = [[0, 4], [40, 1], [60, 0], [80, 1], [100, 0], [0, 0], ...]
 #
@@ -454,8 +454,8 @@ def _small(
     stepper, like = jax.tree.unflatten(structure, shapes)
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(like)}
     if (
-        # what is drawn by jax.random from a key is no arithmetic on components
         draw.shape is None
+        # what jax.random draws from a key is no arithmetic on components
         or draw.normals != "counter"
         or sum(leaf.size for leaf in jax.tree.leaves(like)) > 2
         or len(dtypes) > 1
