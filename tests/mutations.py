@@ -1165,47 +1165,51 @@ PROBLEMS = (
 
 ENSEMBLE = (
     *of(
-        "engine.driver",
+        "engine.work",
         "tests/engine/test_driver.py",
         (
-            "_Work._through",
+            "Work._through",
             "bad.reshape(-1, 2).any(axis=1)",
             "bad.reshape(-1, 2).all(axis=1)",
             "test_a_pair_of_which_one_half_diverged_is_in_no_mean[1]",
         ),
         (
-            "_Work.place",
+            "Work.place",
             "self.placement.first + state.start + np.arange(self.placement.size)",
             "self.placement.first + np.arange(self.placement.size)",
             "test_layout_changes_nothing[1-3-sde]",
         ),
         (
-            "_Work.result",
+            "Work.result",
             "placement.grid * plan.step_time",
             "placement.grid + plan.step_time",
             "test_observation_times_change_nothing",
         ),
         (
-            "_Work.result",
+            "Work.result",
             "first[first >= 0] * plan.step_time",
             "(first[first >= 0] - 1) * plan.step_time",
             "tests/engine/test_scale.py::test_the_time_of_divergence_is_exact",
         ),
+    ),
+    *of(
+        "engine.moments",
+        "tests/engine/test_driver.py",
         (
-            "_Moments.add",
+            "Moments.add",
             "other.count / divisor",
             "0.5",
             "test_merged_moments_equal_those_of_the_whole",
         ),
-        ("_Moments.add", "gap**2", "abs(gap)", "test_merged_moments_equal_those_of_the_whole"),
+        ("Moments.add", "gap**2", "abs(gap)", "test_merged_moments_equal_those_of_the_whole"),
         (
-            "_Moments.stderr",
+            "Moments.stderr",
             "np.sqrt(self.squares / (count - 1) / count)",
             "np.sqrt(self.squares / count / count)",
             "test_statistics_are_those_of_the_paths",
         ),
         (
-            "_Moments.stderr",
+            "Moments.stderr",
             "self.count > 1",
             "self.count > 0",
             "test_statistics_are_those_of_the_paths",

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 import sdesam
 from sdesam._terminal import _no_lost_interrupts
 from sdesam.cli import cli
-from sdesam.engine import driver
+from sdesam.engine import work
 
 SMALL = [
     "--problem",
@@ -666,7 +666,7 @@ def test_an_error_of_the_package_once_a_run_has_begun(monkeypatch):
     def full(*arguments, **options):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(driver._Work, "run", full)
+    monkeypatch.setattr(work.Work, "run", full)
     out = invoke("train", "sgd", *SMALL)
     assert out.exit_code == 3
     assert "could not finish: OSError: No space left on device" in out.stderr

@@ -401,7 +401,7 @@ def test_other_variants(problem):
     ],
 )
 def test_bad_input_before_any_run(problem, change, message, monkeypatch):
-    monkeypatch.setattr("sdesam.engine.driver._Work", lambda *a: pytest.fail("work was started"))
+    monkeypatch.setattr("sdesam.engine.driver.Work", lambda *a: pytest.fail("work was started"))
     with pytest.raises(ValueError, match=message):
         sdesam.compare("m-usam", problem, **{**SETTING, **change})
 

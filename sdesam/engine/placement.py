@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal, get_args
 
 import jax
@@ -16,8 +16,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sdesam._checks import check_int
+from sdesam._functions import PROGRAMS
 from sdesam.engine import hardware
-from sdesam.engine.compiled import Normals, Observer, Stepper
+from sdesam.engine.compiled import Normals, Observer, Stepper, Structure, shapes_of
 from sdesam.sampling import told_count
 
 PyTree = Any
@@ -126,9 +127,10 @@ class Placement:
     @cached_property
     def observables(self) -> dict[str, Any]:
         """Shape and dtype of every observable of one path."""
-        plan = self.plan
-        shapes = jax.eval_shape(plan.observer, plan.x0) if plan.observer.names else {}
-        return {name: shapes[name] for name in plan.observer.names}  # jax sorts the keys
+        observer = self.plan.observer
+        leaves, structure = jax.tree.flatten((observer, self.plan.x0))
+        found = _observed(structure, shapes_of(leaves), hardware.double_precision())
+        return {name: found[name] for name in observer.names}  # jax sorts the keys
 
     @property
     def keeps_values(self) -> bool:
@@ -191,6 +193,20 @@ class Placement:
         )
 
 
+@lru_cache(maxsize=PROGRAMS)
+def _observed(structure: Structure, shapes: tuple[Any, ...], double: bool) -> dict[str, Any]:
+    """Shape and dtype of every observable; tracing observers anew for each run would take longer
+    than a short run. `double` is a setting of jax that the dtypes depend on.
+    """
+
+    def values(*leaves: Any) -> dict[str, jax.Array]:
+        observer, x = jax.tree.unflatten(structure, leaves)
+        found: dict[str, jax.Array] = observer(x)
+        return found
+
+    return jax.eval_shape(values, *shapes)  # type: ignore[no-any-return]
+
+
 def choose_placement(
     plan: RunSpec,
     key: jax.Array,
@@ -242,7 +258,10 @@ def choose_placement(
         raise ValueError(
             f"devices names none of process {index}: every process needs one of its own"
         )
+    # shares of even size, without parting a pair: 10 paths in 5 pairs for 3 processes are the paths
+    # 0-1, 2-5 and 6-9
     first, last = (units * k // count * (2 if antithetic else 1) for k in (index, index + 1))
+    # a device without a path would have nothing to do, and nothing to be averaged
     mesh = Mesh(np.array(own[: last - first]), ("paths",))
     size = _chunk_size(last - first, chunk, mesh, plan.step_bytes, antithetic)
     placement = Placement(plan, key, paths, grid, keep, antithetic, mesh, size, first, last)
@@ -318,6 +337,19 @@ def time_grid(
 def chunk_bytes(mesh: Mesh) -> int:
     """Working memory of the paths that one device of a mesh advances together."""
     return _CHUNK_BYTES.get(mesh.devices.flat[0].platform, _ACCELERATOR_BYTES)
+
+
+# A worked example: 100,000 paths on two CPU devices, and 64 bytes of working memory for each path.
+#
+#     together   32,768 on a device: 8 MB would hold 131,072 of them, but more are no faster
+#     most       65,536 in a chunk, on both devices
+#     chunks     2, as 100,000 are more than 65,536
+#     each       25,000 on a device, the half of 50,000
+#     size       50,000
+#
+# All chunks have arrays of one shape, so that one program is compiled. A last chunk that is not
+# full has paths that do not count (`Pass.good`), and takes the time of a full one. With 65,536 in
+# each, 31,072 of the second chunk would not count; with 50,000 in each, none.
 
 
 def _chunk_size(

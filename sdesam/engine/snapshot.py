@@ -18,12 +18,30 @@ from time import monotonic
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
 from sdesam import store
+from sdesam._precision import of_products, precisely
+from sdesam.engine import hardware
+from sdesam.engine.placement import Placement
 
 SCHEMA = "sdesam.snapshot/4"
+
+_FEW_TIMES = 1000
+"""Observation times that a snapshot lists; of more it has the hash."""
+_SETTINGS = (
+    "jax_threefry_partitionable",
+    "jax_random_seed_offset",
+    "jax_enable_x64",
+    "jax_allow_f16_reductions",
+    "jax_disable_jit",
+    "jax_disable_most_optimizations",
+    "jax_exec_time_optimization_effort",
+    "jax_optimization_level",
+)
+"""Settings of jax on which draws or the last bits of a result depend."""
 
 
 class Snapshot:
@@ -136,6 +154,64 @@ def _differing(theirs: dict[str, Any], known: dict[str, Any]) -> str:
     )
 
 
+def identity(placement: Placement) -> dict[str, Any]:
+    """All that a run depends on to the last bit: a snapshot is read by the same run only."""
+    plan = placement.plan
+    keys = placement.key
+    dtype = jnp.result_type(*jax.tree.leaves(plan.x0))
+    xi = None if plan.noise_shape is None else jnp.zeros(plan.noise_shape, dtype)
+    versions = store.provenance()["versions"]
+    times = np.asarray(placement.grid)
+    return {
+        **plan.config,
+        "precision of products": of_products(),
+        "functions and numbers": precisely(fingerprint)(
+            [
+                (_call, (plan.stepper, plan.x0, keys, xi)),
+                (_call, (plan.observer, plan.x0)),
+            ]
+        ),
+        "key": np.asarray(jax.random.key_data(keys)),
+        "paths": placement.paths,
+        "antithetic": placement.antithetic,
+        "keep": placement.keep,
+        "observation steps": (
+            times
+            if len(times) <= _FEW_TIMES
+            else hashlib.sha256(times.astype(np.int64).tobytes()).hexdigest()
+        ),
+        "observables": plan.observer.names,
+        "chunk": placement.size,
+        "devices": placement.mesh.size,
+        "device": placement.mesh.devices.flat[0].device_kind,
+        "processes": [hardware.process_index(), hardware.process_count()],
+        "instructions of the CPU": hardware.instruction_set()
+        if hardware.on_cpu(placement.mesh)
+        else "",
+        "flags of XLA": hardware.compiler_flags(),
+        "settings of jax": {name: str(getattr(jax.config, name, None)) for name in _SETTINGS},
+        "versions": {name: versions[name] for name in ("sdesam", "jax", "jaxlib")},
+    }
+
+
+def _call(fn: Callable[..., Any], *arguments: Any) -> Any:
+    """The value of a function that is a pytree: its numbers are then arguments, too."""
+    return fn(*arguments)
+
+
+# What is in a fingerprint, by an example. The drift `lambda x: -rate * x` with `rate = 2.0`, a
+# number that is read from a global, and x of shape (3,):
+#
+#     { lambda ; a:f32[3]. let b:f32[3] = mul -2.0 a in (b,) }
+#
+# These parts are hashed: the operation `mul` and its parameters, the number -2.0, dtypes and
+# shapes, and for each variable the number of its first appearance (a is 0, b is 1), because names
+# are made anew in each process. If `rate` is another number now, or the drift is `-rate * x + 0`,
+# the fingerprint is another one. If only the function's name or file has changed, it is the same.
+# The arguments are hashed by their values: numbers and data of a stepper are leaves, and so they
+# are arguments.
+
+
 def fingerprint(functions: list[tuple[Callable[..., Any], tuple[Any, ...]]]) -> str:
     """A hash of what functions compute with their arguments: the operations, and every number in
     them and in functions they call.
@@ -145,6 +221,7 @@ def fingerprint(functions: list[tuple[Callable[..., Any], tuple[Any, ...]]]) -> 
     """
     parts = []
     for fn, arguments in functions:
+        # hashes of inner functions by their identity, which is another's once they are gone
         known: dict[int, bytes] = {}
         leaves, structure = jax.tree.flatten(arguments)
 

@@ -103,6 +103,15 @@ class FreshBatches:
         directions = jax.random.split(key_directions, self.count) if self.directions else None
         return MicroBatches(indices, jnp.full(self.count, 1 / self.count), directions, drawn=True)
 
+    # Floyd's algorithm for m = 2 of n = 5 samples. The first number is drawn from 0..3, the second
+    # from 0..4. If the second is there already, the largest that it could be, 4, takes its place:
+    #
+    #     drawn    (2, 0)    (2, 4)    (2, 2)
+    #     subset   {2, 0}    {2, 4}    {2, 4}
+    #
+    # So 4 is in the subset with the chance 1/5 + 1/5 = 2/5, as every sample must be. It needs m
+    # numbers where a shuffle needs n, and the number of its steps is known when it is compiled.
+
     def _subsets(self, key: jax.Array) -> jax.Array:
         """Uniform subsets of `m` of `n` (Floyd's algorithm: Bentley & Floyd 1987, Commun. ACM
         30).
@@ -252,6 +261,8 @@ class TreeKernel:
 
     def _weights(self, xi: jax.Array) -> jax.Array:
         """The weights of the samples in the noise, of mean 0."""
+        # sum_i (xi_i - mean xi) h(i) has the covariance n Cov_i h, and eta c_b Cov_i h is wanted:
+        # the scale is sqrt(eta c_b / n)
         xi = wide(xi)
         weights: jax.Array = (xi - jnp.mean(xi)) * self.noise_scale
         return weights

@@ -188,6 +188,19 @@ def _micro_batches(
     )
 
 
+# A worked example: m-USAM at order (1, 2) with lr = 0.1, rho = 0.2, b = 4 and m = 2. The drift has
+# three trees, gbar = [1], mean_i H_i g_i = [1 [1]] and Hbar gbar = [1 [2]]:
+#
+#     part               tree       coefficient    number
+#     rho^0              [1]        -1             -1
+#     rho^1              [1 [1]]    -1/m           0.2 * -1/2 = -0.1
+#     rho^1              [1 [2]]    -(m - 1)/m     0.2 * -1/2 = -0.1
+#
+# Without the part "rho^1 variance", which is -(rho/m) (mean_i H_i g_i - Hbar gbar), the trees are
+# the same, and the numbers are -1, 0 and -0.2. The numbers are leaves of the kernel, and the trees
+# its structure: an equation, and each ablation of it, are one program.
+
+
 def _coefficients(
     parts: tuple[Part, ...], full: tuple[Part, ...], step: Step, n: int
 ) -> tuple[tuple[Tree, ...], np.ndarray]:

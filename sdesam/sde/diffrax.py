@@ -79,6 +79,18 @@ def to_diffrax(sde: SDE, solver: Any, control: Any) -> Any:
     return diffrax.MultiTerm(drift, diffrax.ControlTerm(matrix if dense else operator, control))
 
 
+# How it is read off, for `apply_noise(x, xi) = 0.1 * xi + 0 * sum(x)` and x, xi the inputs:
+#
+#     c = mul 0.1 xi      needed by e: xi is needed
+#     d = reduce_sum x    x is needed
+#     f = mul 0 d         needed by e: d is needed
+#     e = add c f         the output
+#
+# From the output backwards each operation whose result is needed needs its operands. x is needed
+# here, so that this noise counts as dependent on the state, although it is not: the walk asks which
+# numbers are read, not what comes out. An answer "additive" is always right.
+
+
 def is_additive(sde: SDE) -> bool:
     """Whether `apply_noise(x, xi)` does not depend on `x`, read off its jaxpr; then Ito and
     Stratonovich are the same.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -33,6 +34,8 @@ class Source(NamedTuple):
     config: dict[str, Any]
 
 
+_READING: ContextVar[tuple[int, ...]] = ContextVar("_READING", default=())
+"""The SDEs whose functions are being read, by `id`."""
 _BY_HAND, _OF_JAX = Source(None, {"sde": "written by hand"}), Source(None, {"sde": "a pytree"})
 
 
@@ -127,7 +130,17 @@ class SDE:
         return self._kernel.working_bytes(self.x0)
 
     def __reads__(self) -> tuple[Any, ...]:
-        return (self.kernel,)
+        # A function that reads this SDE depends on what the functions of this SDE read. One of them
+        # may be that function, as in a notebook: `drift` reads the global `sde`, which was another
+        # SDE when `drift` was written and is this one now. The second time round it ends here.
+        reading = _READING.get()
+        if id(self) in reading:
+            return (self.x0,)
+        token = _READING.set((*reading, id(self)))
+        try:
+            return self.x0, self.kernel
+        finally:
+            _READING.reset(token)
 
     @property
     def vector_bytes(self) -> int:

@@ -101,6 +101,19 @@ class Heun:
         )
 
 
+# What extrapolation gains, on the mean of `dX = -X dt + s dW` at time 1 from x = 1, where Euler's
+# scheme gives (1 - dt)^(1/dt):
+#
+#     coarse, dt = 0.1                0.3487
+#     fine, dt = 0.05                 0.3585        error -0.0094
+#     2 fine - coarse                 0.3683        error  0.0004
+#     exact, exp(-1)                  0.3679
+#
+# The same combination of two estimates that are independent would have five times the variance of
+# one, 2^2 + 1^2. One Brownian motion drives both paths, so that they differ by little, and the
+# variance is about that of one path.
+
+
 @partial(jax.tree_util.register_dataclass, data_fields=["kernel", "dt"], meta_fields=[])
 @dataclass(frozen=True, eq=False)
 class Richardson:

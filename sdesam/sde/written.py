@@ -55,6 +55,18 @@ def check_written(
             )
 
 
+# What the check sees, for one xi = a and another b, s = 32 and t = 24:
+#
+#     apply_noise           at 0     s a - t b against s times a less t times b     verdict
+#     G(x) * xi             0        the same                                       linear
+#     G(x)                  G(x)     -                                              without xi
+#     G(x) * xi + 0.1       0.1      -                                              not 0 for xi = 0
+#     G(x) * sin(xi)        0        |sin| is at most 1                             off by much
+#     G(x) * abs(xi)        0        |s a - t b| is not s |a| - t |b|               off
+#
+# Factors far from 1 make a small bend visible: xi + 0.001 xi^3 is off by 0.1 % at xi = 1, and by
+# about its own size at xi = 32. Two signs are needed, because |xi| is linear where all signs agree.
+
 Values = Callable[[np.ndarray], list[np.ndarray]]
 """`xi -> A(x) xi` at one `x`: its leaves, in float64."""
 

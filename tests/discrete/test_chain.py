@@ -348,3 +348,20 @@ def test_a_sweep_compiles_once(variant, numbers, changes):
         assert new(**change) == 0, change
     assert new(data=jax.tree.map(lambda leaf: leaf + 0.5, torus.data)) == 0
     assert new(micro=1) > 0, "the count sees a compilation where there is one"
+
+
+def test_a_step_is_mapped_over_numbers():
+    """Its kernel is a pytree: a stack of chains with other numbers is one pytree, too."""
+    torus, key = sdesam.problems.torus(dim=2, samples=6), jax.random.key(3)
+    chains = [
+        sdesam.Chain("m-usam", torus, lr=lr, rho=rho, batch=4, micro=2)
+        for lr, rho in [(0.1, 0.1), (0.2, 0.1), (0.1, 0.5)]
+    ]
+    kernels = [chain.kernel for chain in chains]
+    stack = jax.tree.map(
+        lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *kernels
+    )
+    moved = jax.vmap(lambda kernel: kernel(torus.x0, key, None))(stack)
+    for chain, found in zip(chains, moved, strict=True):
+        np.testing.assert_allclose(found, chain.step(torus.x0, key), rtol=1e-5)
+    assert len(np.unique(moved[:, 0])) == 3

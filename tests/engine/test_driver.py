@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import sdesam
-from sdesam.engine.driver import _Moments
+from sdesam.engine.moments import Moments
 
 
 @pytest.fixture(scope="module")
@@ -129,13 +129,13 @@ def test_antithetic_pairs():
 def test_merged_moments_equal_those_of_the_whole():
     values = 1e6 + np.random.default_rng(0).normal(size=(101, 2))
     values[:45, 1] = np.nan  # the second component has values in the last two parts alone
-    moments = _Moments.none((2,))
+    moments = Moments.none((2,))
     for part in np.split(values, [1, 1, 40, 99]):
         finite = np.isfinite(part)
         count = finite.sum(axis=0)
         mean = np.array([np.mean(part[finite[:, k], k]) if count[k] else np.nan for k in (0, 1)])
         squares = np.where(finite, (part - mean) ** 2, 0).sum(axis=0)
-        moments.add(_Moments(count, mean, squares, len(part) - count))
+        moments.add(Moments(count, mean, squares, len(part) - count))
     for k, known in enumerate((values[:, 0], values[45:, 1])):
         np.testing.assert_allclose(moments.mean[k], known.mean(), rtol=1e-14)
         np.testing.assert_allclose(

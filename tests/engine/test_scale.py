@@ -19,7 +19,7 @@ import pytest
 
 import sdesam
 from sdesam import store
-from sdesam.engine import compiled, driver, hardware, snapshot
+from sdesam.engine import compiled, hardware, placement, snapshot, work
 from sdesam.sde import stepping
 
 ROOT = Path(sdesam.__file__).parents[1]
@@ -45,7 +45,7 @@ def simulate(paths=20, horizon=0.5, dt=0.01, sde=double_well, **options):
 
 @pytest.fixture(autouse=True)
 def _nothing_is_known_of_times():
-    driver._pace.cache_clear()
+    work.pace_of.cache_clear()
 
 
 def watch_calls(monkeypatch, note):
@@ -446,9 +446,9 @@ def test_observations_of_one_call_or_of_many(keep, monkeypatch):
 
     def run(looks, patience):
         calls.clear()
-        driver._pace.cache_clear()
+        work.pace_of.cache_clear()
         monkeypatch.setattr(compiled, "SEGMENTS", looks)
-        monkeypatch.setattr(driver, "_PATIENCE", patience)
+        monkeypatch.setattr(work, "PATIENCE", patience)
         out = simulate(times=times, keep=keep)
         looked = [stop for segments in calls for stop, look in segments if look]
         at = np.round(np.array(times) / 0.01).astype(int).tolist()
@@ -472,15 +472,15 @@ def test_slow_observations_wait_for_no_others():
     times = np.arange(1, 101) * 0.01
     request = stepping._Request("simulate", 1.0, 0.01, "euler", times, OBSERVE, "counter", None)
     plan = stepping._plan(double_well(), jax.random.key(0), request)
-    work = driver._Work(
-        driver.choose_placement(plan[0], jax.random.key(0), paths=2, grid=plan[1]),
+    of = work.Work(
+        placement.choose_placement(plan[0], jax.random.key(0), paths=2, grid=plan[1]),
         snapshot.Snapshot(None, 0.0, {}, None),
     )
-    begin = driver._Pass(0, np.ones(2, bool), np.empty((0, 2), int))
-    work.pace = driver._Pace(called=True, speed=1e6)
+    begin = work.Pass(0, np.ones(2, bool), np.empty((0, 2), int))
+    of.pace = work.Pace(called=True, speed=1e6)
     for wait, most in ((np.inf, 1), (10.0, 1), (0.2, 2), (1e-3, compiled.SEGMENTS)):
-        work.pace.wait = wait
-        assert [segment.stop for segment in work._segments(begin)] == list(range(1, most + 1))
+        of.pace.wait = wait
+        assert [segment.stop for segment in of._segments(begin)] == list(range(1, most + 1))
 
 
 def test_a_resumed_run_takes_long_calls_again(tmp_path, monkeypatch):
@@ -497,7 +497,7 @@ def test_a_resumed_run_takes_long_calls_again(tmp_path, monkeypatch):
                 time.sleep(0.3)
 
         calls.clear()
-        driver._pace.cache_clear()
+        work.pace_of.cache_clear()
         watch_calls(monkeypatch, note)
         return sdesam.simulate(
             double_well(),

@@ -424,9 +424,9 @@ def test_a_snapshot_is_used_by_one_run(tmp_path, monkeypatch):
         assert go_on.wait(60)
         real(work, tick)
 
-    real = sdesam.engine.driver._Work.run
+    real = sdesam.engine.work.Work.run
     with monkeypatch.context() as patch:
-        patch.setattr(sdesam.engine.driver._Work, "run", slow)
+        patch.setattr(sdesam.engine.work.Work, "run", slow)
         first = threading.Thread(target=lambda: found.append(decay(snapshot=target)))
         first.start()
         assert begun.wait(60)
@@ -512,7 +512,7 @@ def test_a_snapshot_is_an_ordinary_file(make, tmp_path):
 
 
 def test_room_and_names_are_checked_before_any_step(tmp_path, monkeypatch):
-    monkeypatch.setattr(sdesam.engine.driver._Work, "run", lambda *args: pytest.fail("it ran"))
+    monkeypatch.setattr(sdesam.engine.work.Work, "run", lambda *args: pytest.fail("it ran"))
     for name, message in (
         ("a\0", "no name of a file"),
         ("", "empty name"),

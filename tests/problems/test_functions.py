@@ -182,6 +182,27 @@ def test_all_that_takes_functions_looks_again():
     set_global(1.0)
 
 
+def test_a_drift_may_read_the_very_sde_that_it_is_part_of():
+    """Its name stood for another one when the drift was written."""
+    traces, sde = 0, sdesam.SDE(lambda x: -x, lambda x, xi: 0 * xi, (), 1.0)
+
+    def drift(x):
+        nonlocal traces
+        traces += 1
+        return sde.x0 - x
+
+    sde = sdesam.SDE(drift, lambda x, xi: 0 * xi, (), 1.0)
+    assert sde.drift(3.0) == -2
+    before = traces
+    assert sde.drift(4.0) == -3
+    assert traces == before
+    # and through another one
+    outer = sdesam.SDE(lambda x: 2 * sde.drift(x), lambda x, xi: 0 * xi, (), 1.0)
+    assert outer.drift(3.0) == -4
+    sde = sdesam.SDE(lambda x: -outer.x0 * x, lambda x, xi: 0 * xi, (), 1.0)
+    assert outer.drift(3.0) == -6
+
+
 def test_equal_functions_are_traced_once():
     """Also where they count how often: what a function changes itself is no input."""
     traces = 0
