@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from math import factorial, perm, prod
+from string import ascii_lowercase, ascii_uppercase
 
 import jax
 import jax.numpy as jnp
@@ -280,16 +281,18 @@ def _plain(words: list[list[np.ndarray]], blocks: list[list[int]]) -> np.ndarray
     """The product with the factors of a block at one sample, every block averaged over the data
     set.
     """
-    index = {k: "ijkl"[which] for which, block in enumerate(blocks) for k in block}
+    # a capital letter for the sample of each block, and a small one for each axis: a product of k
+    # matrices has k + 1 axes, of which the first and the last stay
+    index = {k: ascii_uppercase[which] for which, block in enumerate(blocks) for k in block}
+    axes = iter(ascii_lowercase)
     operands, inputs, outputs, position = [], [], [], 0
-    for word, letters in zip(words, ("pqr", "stu"), strict=False):
-        rows = letters[0] + letters[1] * (len(word) - 1)
-        columns = letters[1] * (len(word) - 1) + letters[2]
-        for factor, row, column in zip(word, rows, columns, strict=True):
+    for word in words:
+        letters = [next(axes) for _ in range(len(word) + 1)]
+        for factor, row, column in zip(word, letters, letters[1:], strict=False):
             operands.append(factor)
             inputs.append(index[position] + row + column)
             position += 1
-        outputs.append((letters[0], letters[2]))
+        outputs.append((letters[0], letters[-1]))
     out = "".join(pair[0] for pair in outputs) + "".join(pair[1] for pair in outputs)
     n = operands[0].shape[0]
     total: np.ndarray = np.einsum(",".join(inputs) + "->" + out, *operands, optimize="optimal")

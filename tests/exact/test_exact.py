@@ -94,16 +94,24 @@ def test_chain_on_a_torus(dim):
 @pytest.mark.parametrize("with_replacement", [True, False])
 @pytest.mark.parametrize(
     ("variant", "b", "m"),
-    [("sgd", 2, None), ("usam", 3, None), ("m-usam", 2, 1), ("m-usam", 4, 2), ("n-usam", 2, None)],
+    [
+        ("sgd", 2, None),
+        ("usam", 3, None),
+        ("m-usam", 2, 1),
+        ("m-usam", 4, 2),
+        ("n-usam", 2, None),
+        ("f-usam", 4, 2),
+        ("two-step-usam", 4, 2),
+    ],
 )
 def test_moments_on_a_quadratic(variant, b, m, with_replacement):
     """Two steps of the chain with every sequence of mini-batches listed in numpy."""
     problem = sdesam.problems.quadratic(dim=2, samples=4, seed=1)
     rho, lr = (None if variant == "sgd" else 0.3), 0.2
-    chain = sdesam.Chain(variant, problem, lr, rho, b, m, with_replacement)
+    own = {"sigma": 0.7} if variant == "f-usam" else {}
+    chain = sdesam.Chain(variant, problem, lr, rho, b, m, with_replacement, **own)
     found = Quadratic(problem, 2 * lr).chain(chain)
     A, a = (np.asarray(problem.data[name], float) for name in ("hessian", "centre"))
-    perturbation = sdesam.VARIANTS[variant].one_ascent.perturbation
 
     def grad(indices, x):
         return np.mean([A[i] @ (x - a[i]) for i in indices], axis=0)
@@ -112,10 +120,13 @@ def test_moments_on_a_quadratic(variant, b, m, with_replacement):
         size = m or b
         parts = [batch[k : k + size] for k in range(0, b, size)]
         u = {
-            "none": lambda part: 0 * x,
-            "own": lambda part: grad(part, x),
-            "data set": lambda part: grad(range(4), x),
-        }[perturbation]
+            "sgd": lambda part: 0 * x,
+            "n-usam": lambda part: grad(range(4), x),
+            "f-usam": lambda part: grad(part, x) - 0.7 * grad(range(4), x),
+            "two-step-usam": lambda part: (
+                grad(part, x) + grad(part, x + (rho or 0) * grad(part, x))
+            ),
+        }.get(variant, lambda part: grad(part, x))
         return x - lr * np.mean([grad(part, x + (rho or 0) * u(part)) for part in parts], axis=0)
 
     listed = list(
