@@ -55,7 +55,8 @@ def label(config: Config) -> str:
         return f"m={config['micro']}"
     if config["variant"] == "rw-sam":
         return f"RW-SAM λ={config['lam']:g}"
-    return str(config["variant"]).upper().replace("N-", "n-")
+    named = {"n-sam": "n-SAM", "fresh-sam": "fresh-SAM"}
+    return named.get(config["variant"], str(config["variant"]).upper())
 
 
 def training(seed: int, condition: Config, **changes: Any) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def problem(config: Config, start: Any = None) -> sdesam.FiniteSum:
 
 def chain(config: Config, start: Any = None) -> sdesam.Chain:
     """The optimizer of a configuration."""
-    variant, names = config["variant"], ("lr", "rho", "batch", "micro", "lam", "replace")
+    variant, names = config["variant"], ("lr", "rho", "batch", "micro", "lam", "replace", "sigma")
     return sdesam.Chain(
         variant, problem(config, start), **{name: config[name] for name in names if name in config}
     )
