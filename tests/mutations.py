@@ -1216,7 +1216,7 @@ ENSEMBLE = (
         ),
     ),
     *of(
-        "engine.compiled",
+        "engine.draws",
         "tests/engine/test_driver.py",
         (
             "Draw.drawn",
@@ -1230,6 +1230,16 @@ ENSEMBLE = (
             "1 - (ids % 2).astype(jnp.int32)",
             "test_antithetic_pairs",
         ),
+        (
+            "path_key",
+            "jax.random.fold_in(key, path)",
+            "key",
+            "tests/discrete/test_chain.py::test_train_follows_the_chain",
+        ),
+    ),
+    *of(
+        "engine.compiled",
+        "tests/engine/test_driver.py",
         (
             "Look.__call__",
             "good & jnp.isfinite(table)",
@@ -1259,12 +1269,6 @@ ENSEMBLE = (
             "(first < 0) & ~jnp.stack(finite).all(axis=0)",
             "~jnp.stack(finite).all(axis=0)",
             "tests/engine/test_scale.py::test_the_time_of_divergence_is_exact",
-        ),
-        (
-            "_key",
-            "jax.random.fold_in(key, path)",
-            "key",
-            "tests/discrete/test_chain.py::test_train_follows_the_chain",
         ),
     ),
     *of(

@@ -1,6 +1,6 @@
 """The driver that SDEs and discrete optimizers share, and the result that it gives."""
 
-from sdesam.engine.compiled import Normals
+from sdesam.engine.draws import Normals
 from sdesam.engine.driver import CostEstimate, estimate_cost, run
 from sdesam.engine.normals import standard_normals
 from sdesam.engine.placement import (

@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 from sdesam._checks import check_int
 from sdesam._functions import PROGRAMS
 from sdesam.engine import hardware
-from sdesam.engine.compiled import Normals, Observer, Stepper, Structure, shapes_of
+from sdesam.engine.compiled import Observer, Stepper, Structure, shapes_of
+from sdesam.engine.draws import Normals
 from sdesam.sampling import told_count
 
 PyTree = Any

@@ -22,7 +22,7 @@ import numpy as np
 
 from sdesam import store
 from sdesam._functions import PROGRAMS
-from sdesam.engine import compiled, hardware
+from sdesam.engine import compiled, draws, hardware
 from sdesam.engine.compiled import Ensemble
 from sdesam.engine.moments import Moments
 from sdesam.engine.placement import Placement, chunk_bytes
@@ -128,7 +128,7 @@ class Work:
         stepper, observer, self.key = jax.device_put(
             (plan.stepper, plan.observer, placement.key), everywhere
         )
-        draw = compiled.Draw(
+        draw = draws.Draw(
             plan.noise_shape,
             np.dtype(jnp.result_type(*jax.tree.leaves(plan.x0))).name,
             plan.normals,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import sdesam
-from sdesam.engine import compiled
+from sdesam.engine import compiled, draws
 from sdesam.engine.elementwise import elementwise
 from sdesam.engine.normals import standard_normals
 from sdesam.sde import stepping
@@ -140,9 +140,7 @@ def test_what_is_small(method):
         )
         request = stepping._Request("simulate", 1.0, DT, method, None, (), "counter", None)
         plan = stepping._plan(sde, jax.random.key(0), request)[0]
-        draw = compiled.Draw(
-            plan.noise_shape, "float32", "counter", antithetic=False, carried=False
-        )
+        draw = draws.Draw(plan.noise_shape, "float32", "counter", antithetic=False, carried=False)
         return compiled.small(jax.tree.map(jnp.asarray, plan.stepper), draw, plan.x0) is not None
 
     assert small(jnp.array(1.0))
