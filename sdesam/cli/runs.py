@@ -320,6 +320,8 @@ def compare(
         partial(plots.comparison, data, Path(output, stem)),
         partial(shared.write_or_print, json_file, data),
     )
+    # a verdict other than `confirmed` comes first: values that are not finite are part of its
+    # reason
     if found.status != "confirmed":
         return 1
     for row in found.rows:
