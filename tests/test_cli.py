@@ -990,3 +990,10 @@ def test_the_names_of_the_pictures_of_signatures():
         for suffix in (".pdf", ".png")
     ]
     assert report.files(("LTE",), None, PurePath("x"))[0] == PurePath("x/report.md")
+
+
+def test_the_help_names_all_that_is_ready_made():
+    from sdesam.problems import READY
+
+    told = " ".join(invoke("train", "--help").output.split())
+    assert all(name in told for name in (*READY, *sdesam.VARIANTS))

@@ -13,7 +13,7 @@ from sdesam.cli import _shared as shared
 from sdesam.cli._group import cli
 
 
-@cli.command(epilog=option.NAMES)
+@cli.command(cls=option.NamingCommand)
 @shared.rule_request
 @option.several(option.micro, option.micro_batches, option.order, option.term)
 @click.option(
@@ -136,7 +136,7 @@ def simulate(
         )
 
 
-@cli.command(epilog=option.NAMES)
+@cli.command(cls=option.NamingCommand)
 @shared.rule_request
 @option.micro
 @click.option(
@@ -197,7 +197,7 @@ def train(
     )
 
 
-@cli.command(epilog=option.NAMES)
+@cli.command(cls=option.NamingCommand)
 @shared.rule_request
 @click.option(
     "--micro",
