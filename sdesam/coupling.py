@@ -235,6 +235,19 @@ class _PairObserver:
         return both
 
 
+# What a coupled pair is: n = 3 samples, a mini-batch of b = 2, and the normal numbers z. The counts
+# say how often each sample is drawn. Sample after sample, the number of draws is the quantile
+# Phi(z_k) of its binomial law, given what is left to draw. The Gaussian weights have the same mean
+# (0, after 2/3 is taken off) and the same covariance, and are built from the same z:
+#
+#     z = (-1, 0, 2)         counts (0, 1, 1)    less 2/3: (-0.67,  0.33,  0.33)
+#                                                weights   (-0.67,  0.33,  0.33)
+#     z = (1.5, -0.2, 0.3)   counts (2, 0, 0)    less 2/3: ( 1.33, -0.67, -0.67)
+#                                                weights   ( 1.00, -0.62, -0.38)
+#
+# In the second line: Phi(1.5) = 0.93 is above P(N_1 <= 1) = 0.89, so that N_1 = 2, and nothing is
+# left for the others. Counts are whole numbers and weights are not, so that the two never agree for
+# long; but both grow with z, and the difference of two runs has far less variance than either.
 def counts_and_weights(z: jax.Array, m: int) -> tuple[jax.Array, jax.Array]:
     """Multinomial counts of micro-batches and Gaussian vectors of the same covariance, from the
     same normal numbers.

@@ -62,6 +62,9 @@ def hessian_trace(problem: FiniteSum, x: PyTree, key: jax.Array, probes: int = 6
     """
     check_problem(problem)
     count = check_int("probes", probes, least=2)
+    # H = [[2, 1], [1, 3]] has the trace 5. The probe z = (1, 1) gives z^T H z = 7, z = (1, -1)
+    # gives 3: the off-diagonal entries come in with random signs, and their mean is 0. So the
+    # variance is 2 * (1 + 1) = 4, and no diagonal entry adds to it.
     values = np.asarray(
         _probe(
             problem.sample_loss,
@@ -114,7 +117,9 @@ def largest_eigenvalue(
             problem.sample_loss, problem.chunk, count, problem.data, x, check_key(key)
         )
     )
-    # an invariant subspace: the vectors after it are rounding
+    # H = diag(1, 3) from q = (1, 1) / sqrt(2): a = (2, 2), b = (1,), and [[2, 1], [1, 2]] has the
+    # eigenvalues 1 and 3 of H. After as many steps as H has distinct eigenvalues what is left of a
+    # new vector is rounding, and so would be all that follows.
     small = np.flatnonzero(b < 1e-6 * max(abs(a).max(), b.max()))
     count = int(small[0]) + 1 if len(small) else count
     values, vectors = eigh_tridiagonal(a[:count], b[: count - 1])

@@ -235,7 +235,8 @@ def signature(data: Mapping[str, Any], target: str | os.PathLike[str]) -> list[P
                 ls="",
                 zorder=3,
             )
-            # a guide of the predicted slope through the smallest rate
+            # The line is not fitted: it has the slope that theory says, and passes through the
+            # smallest rate. Marks that leave it towards larger rates show higher powers.
             axes.plot(
                 rates,
                 values[-1] * (rates / rates[-1]) ** curve["predicted"],

@@ -49,6 +49,8 @@ class SignatureRequest:
 
     def check(self) -> None:
         """Refuse a problem or numbers that do not fit before any work starts."""
+        # Binding refuses numbers that do not fit the rule, the solver a problem it cannot do, the
+        # list too many mini-batches. Each is cheap here, and would come after minutes otherwise.
         sde = derive(self.variant, self.order, self.replace).bind(
             self.problem, 0.1, self._rho, expectation="exact", **self._numbers
         )

@@ -79,6 +79,19 @@ def key(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(_canonical(config).encode()).hexdigest()[:20]
 
 
+# What becomes of one run on the disk, and what a kill at each point leaves:
+#
+#     1  STORE/.unfinished/tmpab12/            a folder of its own: two processes may write the same
+#                                              run. Killed here: cleared by the next sweep
+#     2  .../tmpab12/.run.sdesam-lock          locked while the run is written: what is locked is
+#                                              never cleared
+#     3  .../tmpab12/run/arrays.npz            then run.json, which has the checksum of the arrays
+#     4  STORE/ff0a64b8b4763380bc3f/           a rename, which the file system does at once: the run
+#                                              is there whole, or not at all
+#
+# The name is a hash of the configuration: {"seed": 0, "lr": 0.1} is ff0a64b8b4763380bc3f in
+# whatever order its entries are written. So to ask whether a run is done is to ask whether a folder
+# exists, and no list of finished runs can be out of step with them.
 class RunStore:
     """A folder of runs.
 
@@ -153,6 +166,7 @@ class RunStore:
                 raise ValueError("its run.json holds no dictionary")
             if meta.get("schema") == SCHEMA and meta.get("checksum") != _checksum(meta):
                 raise ValueError("its run.json is not as it was written")
+            # both files may be whole, and belong to two runs that somebody copied over each other
             if meta.get("schema") == SCHEMA and meta["arrays"] != _digest(place / "arrays.npz"):
                 raise ValueError("its arrays.npz is of another run, or not as it was written")
         except (ValueError, OSError) as error:

@@ -89,6 +89,8 @@ class Trend:
         within its standard error of 0, the order with its two ends exchanged stands as well, and
         neither is confirmed.
         """
+        # means 0, 5, 4.5 "rise": both larger values are on the right, and Page's L is large. But
+        # the step from 5 to 4.5 is negative, and 5, 4.5 exchanged rises as well.
         return self.p if self.least >= 1 else 1.0
 
     def verdict(self, alpha: float = ALPHA) -> Status:
@@ -305,6 +307,15 @@ def _signs(seeds: int) -> np.ndarray:
     return drawn
 
 
+# Three tests have the p-values 0.01, 0.04, 0.03. From the smallest up, each is multiplied by how
+# many are left, and none may be smaller than the one before:
+#
+#     0.01 * 3 = 0.03
+#     0.03 * 2 = 0.06
+#     0.04 * 1 = 0.04, raised to 0.06
+#
+# At 5 % the first is significant and the others are not, though alone they would be. Multiplying
+# all by 3 (Bonferroni) would be right as well, and weaker: 0.03, 0.12, 0.09.
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values: the chance of any false alarm among all tests is below `alpha` if
     each is compared with `alpha`.

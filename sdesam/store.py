@@ -158,6 +158,10 @@ def pack(file: Any, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -
                 np.lib.format.write_array(member, array, allow_pickle=False)
 
 
+# What is compared before any array is read, for a file of 1,000 bytes that says it has a member of
+# 10^12 bytes: members are not compressed, so that no member is longer than the file; the sum of all
+# members is not either, so that none is counted twice; and the header of an array says as many
+# bytes as its member has. Only then is memory taken.
 class Archive:
     """An npz of :func:`pack`. Its description, and the sizes of its arrays, are known and checked
     before any of them is read.
@@ -266,6 +270,7 @@ def plain(value: Any) -> Any:
         return [plain(v) for v in value]
     if hasattr(value, "tolist"):
         return plain(np.asarray(value).tolist())
+    # JSON has no NaN and no infinity; Python would write them, and others could not read the file
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value
@@ -296,6 +301,7 @@ def _revision() -> str | None:
             ["git", "-C", str(here), *words], capture_output=True, text=True, check=True, timeout=10
         ).stdout.strip()
 
+    # an installed package may lie inside somebody's repository, whose commit says nothing of ours
     try:
         if Path(git("rev-parse", "--show-toplevel")) != here.parent:
             return None

@@ -1014,3 +1014,10 @@ def test_numbers_of_a_rules_own():
     out = invoke("derive", "asam")
     assert out.exit_code == 2
     assert "sdesam.SDE.from_step" in " ".join(out.stderr.split())
+
+
+def test_the_help_names_all_that_is_ready_made():
+    from sdesam.problems import READY
+
+    told = " ".join(invoke("train", "--help").output.split())
+    assert all(name in told for name in (*READY, *sdesam.VARIANTS))

@@ -218,3 +218,13 @@ def test_bands():
     assert mean.tolist() == [2, 5]
     assert upper[1] == lower[1] == 5
     assert lower[0] < 2 < upper[0]
+
+
+def test_a_trend_among_several_tests():
+    """One of five: Holm's p for the order, and five times the p of the reversed one."""
+    found = statistics.trend([[1.0, 2.0, 3.0], [0.0, 2.0, 4.0], [1.0, 1.5, 2.0]], "rises")
+    several = found.corrected(statistics.holm([found.p, 0.5, 0.5, 0.5, 0.5])[0], 5)
+    assert several.p == pytest.approx(5 / 6**3)
+    assert several.p_reversed == 1.0
+    assert several.ends == found.ends
+    assert (found.verdict(), several.verdict()) == ("confirmed", "inconclusive")

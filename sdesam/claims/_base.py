@@ -90,6 +90,9 @@ class Outcome:
         """`inconclusive` if a control slipped through or a measurement is unclear, else whether all
         measurements agree.
         """
+        # The order matters. A check whose control slipped through would have passed anything, so
+        # that its agreement says nothing; and what is unclear must not hide a disagreement
+        # elsewhere.
         if (
             not self.measurements
             or not self.controls

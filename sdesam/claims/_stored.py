@@ -125,7 +125,9 @@ def from_experiment(
         summary = data["results"]["summary"]
         for each in trends:
             micro, table = each.table(data)
-            # Holm's p is the experiment's: it depends on all tests of the experiment
+            # The order of conditions is tested on the stored runs again, so that a summary that
+            # does not belong to its runs cannot pass. Holm's p is the experiment's: it depends on
+            # all tests of the experiment.
             found = statistics.trend(table, each.direction).corrected(
                 summary["p (Holm)"][each.test], len(summary["p (Holm)"])
             )

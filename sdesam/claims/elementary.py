@@ -39,6 +39,9 @@ def _gradient_sets(seed: int) -> dict[str, np.ndarray]:
 _EQUAL = ("collinear, same sign", "positive, d = 1")
 
 
+# Gradients 1 and -1, with replacement: a batch of one has the norm 1. A batch of two has the mean
+# 1, 0, 0 or -1, each with chance 1/4: the mean norm is 1/2. Only where no two gradients cancel, as
+# with positive multiples of one vector, does the mean stay as it is.
 def _mean_norms(gradients: np.ndarray, replace: bool) -> np.ndarray:
     """`E|grad f_gamma|` for every batch size, all batches listed."""
     norms = []

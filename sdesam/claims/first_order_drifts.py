@@ -100,6 +100,10 @@ def _curl(J: np.ndarray) -> np.ndarray:
     return np.asarray(J[:, 0, 1] - J[:, 1, 0])
 
 
+# A vector field A = h grad phi in the plane is a gradient where its Jacobian is symmetric. The
+# Jacobian is h D^2 phi, which is symmetric, plus the outer product of grad h and grad phi, which is
+# so only where the two are parallel. Without noise phi = |grad f|^2/2 and h = 1/|grad f| depend on
+# the same number, and are.
 def _dnsam_curl(problem: FiniteSum, points: np.ndarray, factor: float, eps: float) -> np.ndarray:
     """`(d_1 phi)(d_2 h) - (d_2 phi)(d_1 h)` for `h grad phi`, `phi = |grad f|^2/2 + factor tr V/2`,
     `h = 1/sqrt(|grad f|^2 + eps^2)`.

@@ -101,6 +101,8 @@ def finite_population(n: int, k: int) -> float:
     """`c_k`, the covariance factor of a mean of `k` out of `n` samples drawn without
     replacement.
     """
+    # n = 5, k = 2: 3/8, where draws with replacement have 1/2; k = 5: 0, because there is one
+    # subset
     return (n - k) / (k * (n - 1))
 
 
@@ -132,7 +134,8 @@ def _less_noise(preset: Preset, seed: int) -> Outcome:
     b = 4
     problem = torus(dim=2, samples=5, seed=200 + seed)
     points = np.random.default_rng(seed).uniform(0, 2 * np.pi, size=(6, 2))
-    # Chebyshev nodes in (0, 0.3): rho = 0 itself is SGD for every m
+    # The limit is asked for, and rho = 0 itself is SGD for every m: so the ratio is computed at
+    # Chebyshev's eight nodes in (0, 0.3), and the polynomial through them is read at 0.
     radii = 0.3 * (1 + np.cos(np.pi * (np.arange(8) + 0.5) / 8)) / 2
 
     def trace(m: int) -> np.ndarray:

@@ -37,6 +37,9 @@ def _length(v: Any, eps: float) -> Any:
     return jnp.sqrt(jnp.sum(v**2, axis=-1) + eps**2)
 
 
+# The norm is outside the expectation in n-SAM, |E g_I|, and inside in SAM and m-SAM, E |g_I|. With
+# two samples of gradients 1 and -1 and m = 1 the first is 0 and the second 1: all that m-SAM
+# regularises beyond n-SAM is this difference, and it depends on m.
 def _expected_norm(problem: FiniteSum, x: Any, size: int, eps: float, replace: bool) -> Any:
     """`E sqrt(|grad f_I|^2 + eps^2)` over all micro-batches of `size` samples."""
     g = jax.vmap(jax.grad(problem.sample_loss), (None, 0))(x, problem.data)

@@ -37,6 +37,9 @@ _THEORIES = {
 
 def _weights(amplification: int) -> tuple[float, float]:
     """The weights of the two batches, of sum 1 and sum of squares `l`."""
+    # l = 4: 1.823 and -0.823. Their sum is 1, so that the mean step is that of one batch; their
+    # squares sum to 4, so that the noise is l times as large, which the smaller step eta/l takes
+    # back.
     root = sqrt(2 * amplification - 1)
     return (1 + root) / 2, (1 - root) / 2
 

@@ -100,15 +100,23 @@ def several(*many: Callable[[Command], Command]) -> Callable[[Command], Command]
 
 variant = click.argument("variant", metavar="VARIANT")
 
-NAMES = (
-    "\b\nVariants:\n"
-    + "\n".join(f"  {v.name:<15} {v.summary}" for v in VARIANTS.values())
-    + "\n  or your own: module:NAME, path/to/file.py:NAME of a sdesam.Variant"
-    + "\n\n\b\nProblems: digits, linear-regression, quadratic, torus1d, torus2d,\n  or your own:"
-    " module:function, path/to/file.py:function"
-    + "\n\n\b\nObservables: loss, grad_norm2, trace_cov, and the problem's own (digits:"
-    " train_accuracy, test_accuracy)"
-)
+
+class NamingCommand(click.Command):
+    """A command whose help ends with the names of variants, problems and observables."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the names; problems need jax, so that they are imported for the help alone."""
+        from sdesam.problems.loading import READY
+
+        variants = "\n".join(f"  {v.name:<15} {v.summary}" for v in VARIANTS.values())
+        self.epilog = (
+            f"\b\nVariants:\n{variants}\n  or your own: module:NAME, path/to/file.py:NAME of a"
+            f" sdesam.Variant\n\n\b\nProblems: {', '.join(READY)},\n  or your own:"
+            " module:function, path/to/file.py:function\n\n\b\nObservables: loss, grad_norm2,"
+            " trace_cov, and the problem's own (digits: train_accuracy, test_accuracy)"
+        )
+        super().format_epilog(ctx, formatter)
+
 
 order = click.option(
     "--order",

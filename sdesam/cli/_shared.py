@@ -196,6 +196,7 @@ def report_result(
             write_or_print, json_file, described("sdesam.run/1", {**out.config, **asked}, results)
         ),
     )
+    # after the files are written: what diverged is there to be looked at
     if out.diverged.count == out.diverged.total:
         raise CouldNotFinish("every path diverged; a smaller lr, dt or rho would help")
     check_finite(out)

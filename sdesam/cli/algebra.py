@@ -10,7 +10,7 @@ from sdesam.cli import _shared as shared
 from sdesam.cli._group import cli
 
 
-@cli.command(epilog=option.NAMES)
+@cli.command(cls=option.NamingCommand)
 @option.several(option.variant, option.order, option.replace, option.term)
 @click.option(
     "--format",

@@ -129,6 +129,8 @@ def reproduce(
             None,
             output=[file for what in chosen for file in work.files(what, folder, preset)],  # type: ignore[arg-type]
         )
+    # All that can be refused has been refused. From here on an experiment whose run fails ends the
+    # command, and what was stored before is found by the next one.
     for what in chosen:
         begun = monotonic()
         with checking(ValueError):  # minutes, or a store in use; a run that fails is a RuntimeError

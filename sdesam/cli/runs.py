@@ -13,7 +13,7 @@ from sdesam.cli import _shared as shared
 from sdesam.cli._group import cli
 
 
-@cli.command(epilog=option.NAMES)
+@cli.command(cls=option.NamingCommand)
 @shared.rule_request
 @option.several(option.micro, option.micro_batches, option.order, option.term)
 @click.option(
@@ -137,7 +137,7 @@ def simulate(
         )
 
 
-@cli.command(epilog=option.NAMES)
+@cli.command(cls=option.NamingCommand)
 @shared.rule_request
 @option.micro
 @click.option(
@@ -199,7 +199,7 @@ def train(
     )
 
 
-@cli.command(epilog=option.NAMES)
+@cli.command(cls=option.NamingCommand)
 @shared.rule_request
 @click.option(
     "--micro",
@@ -323,6 +323,8 @@ def compare(
         partial(plots.comparison, data, Path(output, stem)),
         partial(shared.write_or_print, json_file, data),
     )
+    # a verdict other than `confirmed` comes first: values that are not finite are part of its
+    # reason
     if found.status != "confirmed":
         return 1
     for row in found.rows:

@@ -143,6 +143,8 @@ def verify(
         jobs = report.plan(names)
         asked = None
         context = click.get_current_context()
+        # An option of the signature is an error beside a claim, where it would do nothing. Its help
+        # text says which those are, so that there is no second list to keep.
         given = [
             option.opts[0]
             for option in context.command.params

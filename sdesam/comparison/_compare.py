@@ -131,6 +131,8 @@ def compare(
         raise TypeError(f"halving={halving!r}: it must be True or False")
     options: Any = {"eps": eps, "lam": lam, "norms": norms, **own}
     horizon, step = steps * lr, lr if dt is None else dt
+    # One key for both SDEs, so that their difference has less noise than either; another one for
+    # the optimizer, whose randomness is of another kind.
     key_chain, key_sde = jax.random.split(seed_key(seed))
 
     def prepared(
@@ -139,6 +141,8 @@ def compare(
         """The optimizer at a micro-batch size, `eta` halved so often, and what runs it, its SDE,
         and the SDE without the term.
         """
+        # Down the path rho = c eta^(alpha/beta) both errors of the order shrink alike. At order 2
+        # in eta and 3 in rho, eta / 2 comes with rho / 2^(2/3) = 0.63 rho.
         rate = lr / 2**halvings
         radius = (
             None if rho is None else rho / 2 ** (halvings * equation.order[0] / equation.order[1])

@@ -151,6 +151,9 @@ def _contradiction(
     optimizer's than its coefficients say. The rate knows nothing of a user's problem, nor of a
     deviation too small to be seen at these sizes.
     """
+    # A drift may be one formula for tiny eta and another one beyond. Its coefficients are those of
+    # the first, its weak error is that of the second: they may contradict each other, and then
+    # nothing is decided.
     lr = RATES[0][-1]
     rho = path_radius(stated[0].setting, chains[0], lr, order)
     nearer = {

@@ -36,6 +36,12 @@ def path_radius(
     return _PATH * lr ** (alpha / beta) if chain(lr, 0.0).variant.perturbed else 0.0
 
 
+# What the slope says. Order (1, 2) claims an error of order eta where rho = 0.5 eta^(1/2): at eta =
+# 1/32, 1/64, 1/128 that is rho = 0.088, 0.0625, 0.044. For a right drift the error halves with eta,
+# which is slope 1. With a wrong coefficient of rho the error is of the order of rho, that is of
+# eta^(1/2), and the slope is 1/2. Coefficients see the limit, the slope sees the rate.
+#
+# The SDE has the optimizer's own covariance. So whatever error is left is the drift's.
 def weak_slope(
     hypothesis: Hypothesis,
     variant: Variant,
@@ -72,6 +78,7 @@ def weak_slope(
                 covariance, expected = _optimizer_on(
                     grid, variant, setting.sampling, setting.eps, setting.own, lr, rho
                 )
+                # the finer grid measures, and how far the coarser one is from it says how well
                 differences.append(grid.common(grid.flow(drift, covariance) - expected))
             errors.append(float(abs(differences[-1]).max()))
             moved.append(float(abs(differences[1] - differences[0]).max()))

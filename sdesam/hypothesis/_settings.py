@@ -90,6 +90,16 @@ def own_problem() -> FiniteSum:
     return torus(dim=2, samples=5, seed=11)
 
 
+# Why three pairs of sizes. A theory may have another factor in place of the right 1/m; on n = 5
+# samples the candidates are
+#
+#     b, m    1/m     1/b     2/b     1/(b-m)   1/n
+#     4, 2    0.50    0.25    0.50    0.50      0.20
+#     3, 1    1.00    0.33    0.67    0.50      0.20
+#     4, 1    1.00    0.25    0.50    0.33      0.20
+#
+# At (4, 2) alone, 2/b and 1/(b-m) would look right. No column but the first agrees with it in every
+# row.
 def own_settings(numbers: RuleNumbers) -> list[Setting]:
     """The check's own problem and sizes.
 
@@ -129,6 +139,7 @@ def settings_on(problem: FiniteSum, numbers: RuleNumbers) -> list[Setting]:
     sizes = _sizes(numbers.variant) if numbers.replace or problem.n > 1 else [(1, None)]
     drawn = [Sampling(b, m, numbers.replace) for b, m in sizes if numbers.replace or b <= problem.n]
     listed = [sampling for sampling in drawn if count_batches(sampling, problem.n) <= MOST_BATCHES]
+    # On five samples with replacement (4, 2) has 625 mini-batches to list, and (2, 1) has 25.
     # the largest listings take seconds and add nothing where two smaller ones are there
     listed = [
         sampling

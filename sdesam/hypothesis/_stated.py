@@ -72,6 +72,8 @@ class Stated:
         self.what = "drift" if hypothesis.potential is None else "potential"
         problem, sampling, d = setting.problem, setting.sampling, setting.problem.dim
         rebuild = Rebuild(problem.x0)
+        # The problem is rebuilt in float64: a right theory of float32 losses would be off by 1e-7,
+        # and its derivatives by far more.
         with jax.enable_x64(True):
             self.problem = FiniteSum(
                 problem.sample_loss,

@@ -44,6 +44,14 @@ class Part:
         not show it has been measured at rates that are not small enough: `inconclusive`. So is a
         wrong coefficient that the rate contradicts.
         """
+        # coefficients    the weak error falls as asked    it does not
+        #
+        #   all right     confirmed                        inconclusive: eta is not small enough yet
+        #   one wrong     refuted, or inconclusive where   refuted
+        #                 the error contradicts it
+        #   one open      inconclusive                     refuted by the rate alone
+        #
+        # Where the weak error was not measured the first column holds.
         found = {finding.status for finding in self.findings}
         if "refuted" in found:
             return "inconclusive" if self.contradiction else "refuted"

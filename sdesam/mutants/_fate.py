@@ -85,6 +85,21 @@ class Fate:
         )
 
 
+# How a mutant is planted and killed: "1/b for 1/m". The right equation of m-USAM is derived, and in
+# it the symbol m is replaced by b. The wrong equation keeps the right one's name and numbers, so
+# that nothing but the check can tell. At b = 3, m = 1 the check then reads
+#
+#     drift rho^1          off by 0.80 of the right coefficient
+#     drift rho^2          off by 0.52
+#     drift eta rho^1      off by 0.77
+#     covariance rho^1     off by 0.41
+#
+# and each of these findings kills it. "rho^1 10 % too large" is the same with the trees of one part
+# multiplied by 1.1: off by 0.1, and the finding says "1.1 times the right one".
+#
+# A wrong optimizer is planted on the other side: the equation stays right, and the step kernel has
+# a radius that is ten per cent too large. Then the stated coefficient of rho is 0.91 times the
+# optimizer's, that of rho^2 0.83 times.
 def fate(mutant: Mutant, seed: int = 0) -> Fate:
     """Run the checks on one mutant, on a seeded torus problem of its own with two pairs of sizes
     that tell 1/m, 1/b, 2/b and 1/n apart.

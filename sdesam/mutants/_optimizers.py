@@ -14,6 +14,10 @@ from sdesam.discrete.kernel import StepKernel, StepNumbers
 PyTree = Any
 
 
+# A kernel is handed the indices of a mini-batch, shape (b/m, m), a row a micro-batch, and gives the
+# direction of the step. The right one is the mean over rows of grad f_row(x + rho grad f_row(x)).
+# "Perturbation from the mini-batch" is the same with the gradient inside taken over all indices:
+# one line, as an optimizer gets it wrong in practice.
 class _WrongKernel(StepKernel):
     """A step kernel with its perturbation, its radius or its scale wrong; subclasses say which."""
 

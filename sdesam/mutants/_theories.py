@@ -53,6 +53,7 @@ def _gbar(setting: Setting) -> np.ndarray:
 def not_centred(
     B: np.ndarray, C: np.ndarray, lr: float, setting: Setting
 ) -> tuple[np.ndarray, np.ndarray]:
+    # E[g g^T] / b in place of Cov(g) / b: the mean's own square is not taken off
     g = _gbar(setting)
     return B, C + lr / setting.sampling.batch * g[:, :, None] * g[:, None, :]
 

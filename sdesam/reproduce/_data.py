@@ -48,11 +48,15 @@ def collect(
             f"no run of experiment {what.name!r} is complete, so there is nothing to draw: give it"
             " more time"
         )
+    # The 140 runs of `escape` share ten entries of their configuration, which are written once. ()
+    # is no value of JSON, so that an entry which a run lacks is never common.
     common = {
         name: value
         for name, value in present[0].config.items()
         if all(run.config.get(name, ()) == value for run in present)
     }
+    # A sweep that was stopped and went on may have runs of two versions or two machines. Each
+    # origin is listed once, whenever it was.
     origins = {
         json.dumps({k: v for k, v in run.provenance.items() if k != "created"}, sort_keys=True): run
         for run in present

@@ -84,6 +84,9 @@ def _package() -> ModuleType:
     )
 
 
+# A folder called `experiments` is common. It is ours, or a user's made for this program, if one of
+# its files has the words EXPERIMENT and sdesam in it. Files are read as text for this, because
+# importing somebody's file would run it.
 def _holds_experiments(folder: Path) -> bool:
     """Whether a package holds an experiment of this project; it is read and not run, for it may be
     anyone's.

@@ -106,6 +106,8 @@ def sweep(
                     result.done += 1
                     longest = max(longest, seconds)
                     bar.update()
+                    # of 2 minutes 85 s are gone and the longest run took 40 s: the next one may not
+                    # end in time, and is not begun. Those in progress are waited for and stored.
                     if minutes is not None and time.monotonic() - begun + longest > 60 * minutes:
                         workers.feeding = False
     result.left = [c for stage in stages for c in stage if c not in runs]
@@ -185,6 +187,8 @@ def _feed(
             needed = what.needs(config)
             if all(c in runs for c in needed):  # else the time was up before them
                 pending[workers.submit(config, [runs.load(c) for c in needed])] = config
+        # With the time up there is nothing to feed, and the loop ends when the last pending run is
+        # back.
         if not pending:
             return
         for future in workers.next(list(pending)):
@@ -202,6 +206,14 @@ def _feed(
             yield seconds
 
 
+# A walk needs the start of its seed. Two seeds, two rates:
+#
+#     asked for     walk 0 a, walk 0 b, walk 1 a, walk 1 b
+#     stages        [start 0, start 0, start 1, start 1], [walk 0 a, walk 0 b, walk 1 a, walk 1 b]
+#     unique        [start 0, start 1],                   [walk 0 a, walk 0 b, walk 1 a, walk 1 b]
+#
+# The needed runs may need others, so that stages are put in front until nothing is needed. A stage
+# begins when the one before is complete.
 def _stages(what: Experiment, configs: Sequence[Config]) -> list[list[Config]]:
     """The runs without duplicates, what others need before what needs it."""
     stages = [list(configs)]

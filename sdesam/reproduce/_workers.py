@@ -36,6 +36,8 @@ class Here:
         for device in some:
             self.devices.put(device)
         self.places = len(some)
+        # Threads and not processes: jax lets go of Python's lock while a device computes, and every
+        # process would compile anew.
         self.pool = ThreadPoolExecutor(self.places)
         self.feeding = True
 
@@ -142,6 +144,10 @@ class Cluster(Here):
         Raises:
             LostCluster: there has been no worker for a while, or the scheduler is gone.
         """
+        # A call that times out means one of three things: the run is still being made (there are
+        # workers: ask again), a worker died and its nanny starts another (none for a few seconds:
+        # ask again), or the cluster is gone (none for half a minute: give up). Dask itself would
+        # wait for ever in the third case.
         begun = time.monotonic()
         while True:
             try:

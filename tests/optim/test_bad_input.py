@@ -44,7 +44,7 @@ def refused(match, make, kind=ValueError):
             "micro=2: sam has no micro-batches",
             lambda: optim.Optimizer("sam", loss, SGD, 0.1, micro=2),
         ),
-        ("unknown variant 'asam'", lambda: optim.Optimizer("asam", loss, SGD, 0.1)),
+        ("unknown variant 'assam'", lambda: optim.Optimizer("assam", loss, SGD, 0.1)),
     ],
 )
 def test_numbers_and_names(match, make):
