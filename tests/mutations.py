@@ -893,7 +893,7 @@ PROBLEMS = (
         ),
     ),
     *of(
-        "problems.outer_products",
+        "autodiff.outer_products",
         "tests/problems/test_outer_products.py",
         (
             "deviations",
@@ -1001,18 +1001,18 @@ PROBLEMS = (
         ),
     ),
     *of(
-        "problems.smoothness",
+        "autodiff.smoothness",
         "tests/problems/test_problems.py",
         (
-            "_apply",
-            "name == 'abs' and merged.positive",
-            "name == 'abs'",
+            "_absolute",
+            "arguments[0].positive",
+            "True",
             "test_kinks_are_found[abs]",
         ),
         (
-            "_apply",
-            "name == 'select_n' and arguments[0].moves",
-            "False",
+            "_selected",
+            "not arguments[0].moves",
+            "True",
             "test_kinks_have_their_names_in_jax",
         ),
     ),

@@ -23,6 +23,9 @@ from sdesam._keys import seed_key
 from sdesam._names import unknown
 from sdesam._precision import like, of_sums, wide
 from sdesam._process import check_not_forked
+from sdesam.autodiff.interpreter import equations
+from sdesam.autodiff.outer_products import Factors, dense_layers, deviations, factors, held
+from sdesam.autodiff.smoothness import nonsmooth_operations
 from sdesam.problems.arrays import (
     check_structure,
     describe,
@@ -32,8 +35,6 @@ from sdesam.problems.arrays import (
     samples,
     where_not_finite,
 )
-from sdesam.problems.outer_products import Factors, dense_layers, deviations, factors, held
-from sdesam.problems.smoothness import bodies, nonsmooth_operations
 
 PyTree = Any
 SampleLoss = Callable[[Any, Any], Any]
@@ -394,21 +395,13 @@ def computes_in_half(sample_loss: SampleLoss, x: PyTree, data: PyTree) -> bool:
     """Whether a loss of a sample has values of fewer than 32 bits on its way, read off its
     jaxpr.
     """
-
-    def any_in(jaxpr: Any) -> bool:
-        values = [
-            variable.aval.dtype
-            for eqn in jaxpr.eqns
-            for variable in eqn.outvars
-            if hasattr(variable.aval, "dtype")
-        ]
-        return any(of_sums(dtype) != dtype for dtype in values) or any(
-            any_in(body) for eqn in jaxpr.eqns for body in bodies(eqn.params)
-        )
-
-    return any(of_sums(leaf.dtype) != leaf.dtype for leaf in jax.tree.leaves(x)) or any_in(
-        jax.make_jaxpr(sample_loss)(x, _first(data)).jaxpr
-    )
+    values = [
+        variable.aval
+        for eqn in equations(jax.make_jaxpr(sample_loss)(x, _first(data)).jaxpr)
+        for variable in eqn.outvars
+        if hasattr(variable.aval, "dtype")
+    ]
+    return any(of_sums(value.dtype) != value.dtype for value in [*jax.tree.leaves(x), *values])
 
 
 def grad_norm2(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> jax.Array:
