@@ -98,7 +98,7 @@ _CONSTANT = _Known(moves=False)
 #     their sum          moves {abs, max}
 #
 # Without the 1 the absolute value is of a positive number and no kink. jax writes log-sum-exp with
-# the absolute value of a sum of exponentials, and cross-entropy losses must not be refused.
+# the absolute value of a sum of exponentials, and cross-entropy is no loss with kinks.
 
 
 def _read(jaxpr: Any, inputs: list[_Known]) -> list[_Known]:
