@@ -87,6 +87,7 @@ def compiled(static: int) -> Callable[[Callable[..., T]], Callable[..., T]]:
             def traced(*arguments: Any) -> T:
                 return fn(*fixed, *arguments)
 
+            # jax names what it compiles, and what it measures, by the function
             traced.__name__ = traced.__qualname__ = fn.__name__
             return jax.jit(precisely(traced))
 
@@ -97,6 +98,27 @@ def compiled(static: int) -> Callable[[Callable[..., T]], Callable[..., T]]:
         return call
 
     return decorate
+
+
+# How a closure becomes a key:
+#
+#     scale = 2.0
+#     def make(k):
+#         def loss(x, a):
+#             return scale * (x - a) ** k
+#         return loss
+#
+# Function(make(2)).key is made of pairs of a path and what stands for the value there:
+#
+#     ""         ("object", 0)       the function itself, the first object that was looked at
+#     "scale"    ("float", "2.0")    a global, found by its name in the code
+#     "k"        ("int", "2")        a closure
+#
+# With scale = 3.0 the second pair differs: another key, and the loss is traced anew, as a reader of
+# the script expects. With scale = 2.0 again the key is the old one and what was compiled serves. A
+# second make(2) is another function object and another key, although its code is the same: code
+# that is equal may belong to functions which a user means to be apart, and tracing once too often
+# is right, only slower.
 
 
 class Function:
@@ -157,8 +179,11 @@ class Function:
         return self if fresh == self else fresh
 
     def _call(self, fn: Any, first: Any, *others: Any) -> Any:
+        # a module of equinox, say: runs carry its arrays, and the loss gets the module back
         if self.rest is not None and not same_structure(first, self.rest):
             first = put(self.rest, jax.tree.leaves(first))
+        # a function that counts its calls would never be equal to itself: what has changed between
+        # before and after the call is its own doing, and is left out of the key from now on
         before = self._read().values
         # jax keeps bodies of loops, and functions under jax.jit, by the function alone: it is told
         # of the values

@@ -32,6 +32,13 @@ _ARRAYS = (np.generic, np.ndarray, jax.Array)
 _CONTAINERS = (dict, list, tuple, set, frozenset)
 
 
+# From a function's code to values: the bytecode of `lambda x: net.scale * x` loads the global
+# `net` and the attribute `scale`. Only names can be read off it, not which attribute is asked of
+# which object. So every object that is reached is asked for every attribute of these names that it
+# has. That is too much and never too little: a value read in vain traces a function once more than
+# needed, a value missed would serve old code for new numbers.
+
+
 class Reader:
     """What a function reads: by the name under which it is reached, what differs where the value
     does.
@@ -93,6 +100,7 @@ class Reader:
     def _container(self, path: str, value: Any, names: frozenset[str]) -> None:
         self._note(path, (type(value).__name__, len(value)))
         if self._first(value, names):
+            # sets have no order of their own, and equal ones may be walked in different orders
             items = (
                 value.items()
                 if isinstance(value, dict)
@@ -112,6 +120,7 @@ class Reader:
             return
         if hasattr(fn, "__wrapped__"):
             self.visit(_joined(path, "__wrapped__"), fn.__wrapped__, names)
+        # a library does not change while a program runs, and its functions reach thousands of names
         if foreign and path:  # one that was handed in is read in any case
             return
         free, attributes = _names(fn.__code__)
@@ -273,6 +282,8 @@ class _Same:
 
 def _remembered(value: Any, stands: Callable[[], Hashable]) -> Hashable:
     """What stands for an object, found once in its life."""
+    # an id is given anew once its object is gone, so it is only good together with a reference that
+    # says whether the object lives; a strong one would keep every array alive
     number = id(value)
     known = _known.get(number)
     if known is not None and known[0]() is value:
@@ -309,6 +320,7 @@ def _of_jax(value: jax.Array) -> Hashable:
 
 def _of_numpy(value: Any) -> Hashable:
     """The value of an array, of whose bytes a hash is kept."""
+    # a hash, so that the key of a data set does not keep a second copy of it
     array = np.ascontiguousarray(value)
     digest = (
         array.tobytes()

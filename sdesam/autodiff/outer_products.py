@@ -49,6 +49,8 @@ def dense_layers(
     """The numbers of the leaves of `x` that enter as `a @ W` and not otherwise, each with the shape
     of its layer's output.
     """
+    # a weight used twice has a sum of two outer products for a gradient: it has no factors, and any
+    # use that is no product with a vector counts as two
     uses: Counter[int] = Counter()
     outputs: dict[int, Any] = {}
 
@@ -177,6 +179,9 @@ def deviations(part: Factors, centre: Factors) -> tuple[jax.Array, list[jax.Arra
     With `a = a_0 + u` and `delta = delta_0 + v`, `g - c = u delta^T + a_0 v^T`: nothing large
     cancels where samples are alike, as it would in `sum |g_i|^2 - n |gbar|^2`.
     """
+    # a = (1, 2), delta = (3, -1), a_0 = (1, 1), delta_0 = (2, 0): u = (0, 1), v = (1, -1),
+    # and g - c = [[1, -1], [4, -2]] has the squared norm 22. In factors the norm is |u|^2 |delta|^2
+    # + 2 (u . a_0) (delta . v) + |a_0|^2 |v|^2 = 10 + 8 + 4.
     squares, sums = jnp.zeros(()), []
     for a, a0, delta, delta0 in zip(
         part.inputs, centre.inputs, part.deltas, centre.deltas, strict=True

@@ -144,6 +144,7 @@ class Signature:
         assert self.full.predicted is not None
         if self.full.slope < self.full.predicted - TOLERANCE:
             return "refuted"
+        # an equation of which no term can be seen is confirmed by nothing
         visible = any(term.visible and not term.change.vanishes for term in self.terms)
         return (
             "confirmed" if visible and all(term.passed for term in self.terms) else "inconclusive"
@@ -446,6 +447,7 @@ def _resolved(
     """
     before: dict[Any, np.ndarray] | None = None
     for number, solver in enumerate(solvers(problem, horizon)):
+        # a smaller rate makes smaller differences, which need a grid at least as fine
         if number < coarsest:
             continue
         reference = solver.chain(chain)
@@ -455,9 +457,11 @@ def _resolved(
             if term is not None:
                 differences[term, "change"] = values[None] - values[term]
                 differences[term, "knock-out"] = values[term] - reference
+        # moments have no grid: what is uncertain in them is rounding
         if not isinstance(solver, Torus):
             noise = ROUNDING * max(1.0, float(abs(reference).max()))
             return {key: (float(abs(value).max()), noise) for key, value in differences.items()}, 0
+        # two grids have no points in common; their interpolants are compared at places of neither
         shared = {key: solver.common(value) for key, value in differences.items()}
         if before is not None:
             moved = {key: float(abs(shared[key] - before[key]).max()) for key in shared}
@@ -471,6 +475,18 @@ def _resolved(
         f"{problem!r}: a grid of {_SIZES[problem.dim][-1]} points per side does not resolve the"
         f" expectations at time {horizon:g}; choose a smoother loss or a shorter horizon"
     )
+
+
+# The exponents along rho = c eta^(2/3), at order (2, 3):
+#
+#     rho^1       2/3         eta         1           noise         1
+#     rho^2       4/3         eta rho^1   5/3         noise rho^1   5/3
+#     rho^3       2
+#
+# `derive` keeps eta^i rho^j where i/alpha + j/beta < 1. Multiplied by alpha this says that the
+# exponent i + j alpha/beta is below alpha, so that there is one rule and not two: what is kept can
+# be seen above the error eta^alpha, and rho^3 is dropped. The noise of order (1, .) is kept by
+# custom, has the exponent 1 = alpha, and is called invisible.
 
 
 def _exponent(equation: ModifiedEquation, term: str | None) -> Fraction:

@@ -24,6 +24,9 @@ def told_apart(params: PyTree, axis_name: str) -> PyTree:
     `shard_map` sums the gradients of what it knows to be alike on all devices; a device's own
     perturbation needs its own gradient.
     """
+    # Two devices with gradients 3 and -1 of their own samples: of a parameter that is known to be
+    # the same on both, shard_map returns the gradient 2 on each, and both would be perturbed in the
+    # same direction.
     # always true, and the compiler does not know it to be the same everywhere
     here = jax.lax.axis_index(axis_name) >= 0
     return jax.tree.map(lambda leaf: jnp.where(here, leaf, 0).astype(leaf.dtype), params)
@@ -46,6 +49,8 @@ def accumulated(
 
 def mean_of_micro_batches(leaf: jax.Array) -> jax.Array:
     """The mean over micro-batches; of whole numbers the largest, of random keys the first."""
+    # batch statistics are floats and their mean is the batch's; a counter that each micro-batch
+    # counted up by one has gone up by one, and the mean of whole numbers would be no whole number
     if _is_key(leaf):
         return leaf[0]
     return (
@@ -58,6 +63,8 @@ def mean_of_micro_batches(leaf: jax.Array) -> jax.Array:
 def mean_of_devices(leaf: jax.Array, axis_name: str) -> jax.Array:
     """The mean over devices; of whole numbers the largest, of random keys those of the first."""
     if _is_key(leaf):
+        # a key is no number that could be averaged: the words of the first device's, and zeros from
+        # all others, are added up
         words = jax.random.key_data(leaf)
         first = jax.lax.psum(jnp.where(jax.lax.axis_index(axis_name) == 0, words, 0), axis_name)
         key: jax.Array = jax.random.wrap_key_data(first, impl=jax.random.key_impl(leaf))

@@ -55,6 +55,8 @@ def known(number: Any) -> Any:
 
 def schedule(name: str, number: Any, checked: float) -> Callable[[Any], Any]:
     """A number of a step as a function of the steps taken."""
+    # three kinds of number: a schedule, a number that jax traces (under vmap or grad over rho), and
+    # a number that is known and has been checked already
     if callable(number):
         return lambda count: _seen(name, number(count))
     if isinstance(number, jax.core.Tracer):
@@ -79,6 +81,8 @@ def _seen(name: str, number: Any) -> Any:
 def check_params(params: PyTree, norms: NormEstimate | None) -> None:
     """Refuse parameters that are no floating-point arrays, or too coarse for rw-sam's norms."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        # Python floats are refused outside of jax.jit, where they have no type: optax would give
+        # them one, and the state would change its type with the first step
         if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
             place = jax.tree_util.keystr(path)
             if type(leaf) is float:
@@ -112,6 +116,7 @@ def check_state(
             f"the state is that of {state.variant}, and this is {variant.name}: make one"
             " with init(params)"
         )
+    # shapes and types alone: nothing is allocated, however large the optimizer's state is
     try:
         wanted = jax.eval_shape(inner.init, params)
     except jax.errors.JAXTypeError:
@@ -204,6 +209,8 @@ def checked_losses(
             f"the loss gives {what}: it must be one floating-point number, or one for each"
             f" sample{hint}"
         )
+    # the kernel takes the mean of values itself; weights between samples cannot be put into a mean
+    # that the loss has taken already
     if variant.weights != "equal":
         if values.ndim == 0:
             raise ValueError(

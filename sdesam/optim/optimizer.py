@@ -51,6 +51,24 @@ Number = float | jax.Array | Callable[[Any], Any]
 """A number, which jax may trace, or a schedule: a function of the number of steps taken."""
 
 
+# The order of operations of one step, with numbers: the loss (x - a)^2 / 2, x = 3, the batch
+# a = (0, 4), rho = 0.5, eps = 0 and optax.sgd(0.1).
+#
+#                                        m_sam, micro=1              sam
+#     gradient of each micro-batch at x  3          -1               1 (of their mean)
+#     direction u, the unit vector       1          -1               1
+#     perturbed place x + rho u          3.5        2.5              3.5
+#     gradient there                     3.5        -1.5             3.5 - 2 = 1.5
+#     G, the mean over micro-batches     (3.5 - 1.5) / 2 = 1         1.5
+#     what optax does with it            x - 0.1 G = 2.9             2.85
+#     info.loss, at x                    (4.5 + 0.5) / 2 = 2.5       2.5
+#
+# Three things are easy to get wrong. The perturbation comes before the mean: m-SAM's directions
+# point both ways here, and the gradient of a mean would hide that. The update starts at x and not
+# at the perturbed place. And momentum, weight decay, clipping and schedules see G alone: they come
+# after the perturbation, and no part of them is perturbed.
+
+
 class Optimizer:
     """A SAM variant around an optax optimizer, which is given `G = mean_I grad f_I(x + rho u_I)`
     for a gradient.
@@ -272,11 +290,16 @@ class Optimizer:
         """
         check_params(params, self.norms)
         check_state(state, self.variant, self.inner, params)
+        # one key for the loss, which may drop units, and one for rw-sam's random directions: were
+        # they one, the directions would depend on which units are dropped
         loss_key, direction_key = self._keys(key)
         params = _moving(params)
         check_whole(whole, self.variant, params)
+        # schedules count the steps taken before this one: the first step has number 0
         ascent = Ascent(*(number(state.count) for number in (self.rho, self.eps, self.lam)))
         parts, number_of = self._micro_batches(batch)
+        # micro-batches are numbered over all devices, so that each has a key of its own: with 4 of
+        # them on each of 2 devices, the second device begins with number 4
         first: Any = 0
         x = params
         if self.axis_name is not None:
@@ -299,6 +322,8 @@ class Optimizer:
             )
 
         try:
+            # a single micro-batch is run as it came: reshaped to one group it would ask for arrays
+            # with a common leading axis, which a batch need not be
             if number_of == 1:
                 found = micro_batch(batch, first)
             else:
@@ -359,6 +384,8 @@ class Optimizer:
         def part(data: PyTree, number: Any) -> PyTree:
             return self._summed(x, data, args, _numbered(loss_key, number))
 
+        # seven samples in chunks of three: a scan over two full chunks, and one sample left. Each
+        # chunk adds the SUM of its gradients, so that the last one weighs 1/7 and not 1/3
         total = jax.tree.map(jnp.zeros_like, wide(x))
         if full:
             head = jax.tree.map(
@@ -372,6 +399,7 @@ class Optimizer:
         if full * chunk < n:
             tail = jax.tree.map(lambda leaf: leaf[full * chunk :], data)
             total = jax.tree.map(jnp.add, total, part(tail, full))
+        # back to the parameters' own precision only now: the sum was taken in float32 at least
         mean = jax.tree.map(lambda leaf, like: (leaf / n).astype(like.dtype), total, params)
         # shards are of equal size
         return mean if self.axis_name is None else jax.lax.pmean(mean, self.axis_name)
@@ -420,6 +448,7 @@ class Optimizer:
 
     def _summed(self, x: PyTree, batch: PyTree, args: tuple[Any, ...], key: Any) -> PyTree:
         """The gradient of the SUM of the losses of a batch."""
+        # a loss may return its mean, so the sum is the mean times the number of samples
         g = jax.grad(lambda y: jnp.mean(self._losses(y, batch, args, key)[0]))(x)
         return jax.tree.map(lambda leaf: leaf * samples(batch), wide(g))
 
@@ -465,6 +494,8 @@ class Optimizer:
                 " a key"
             )
         key = random_key(key)
+        # without a random loss nothing is split off: the key that was given is the key of the
+        # directions, and a test can draw the same ones
         if not self.has_key:
             return None, key
         loss_key, direction_key = jax.random.split(key)
@@ -473,6 +504,8 @@ class Optimizer:
     def _inner_update(
         self, found: Perturbed, params: PyTree, state: State, extra: dict[str, Any]
     ) -> tuple[PyTree, State]:
+        # optimizers that look at the loss, such as a reduction on plateaus, get it without a pass
+        # of their own; what the caller gives goes before
         extra = {"value": found.loss, **extra}
         if "value_fn" in extra and "grad" not in extra:
             # what a line search compares must be of one function: G is not the gradient of

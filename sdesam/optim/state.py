@@ -27,6 +27,8 @@ class State(NamedTuple):
 
 
 def _children(state: State) -> tuple[Any, str]:
+    # the name is no leaf: it is part of the structure, so that a state of one variant cannot be
+    # scanned or mapped together with that of another
     return [
         (jax.tree_util.GetAttrKey(name), getattr(state, name)) for name in ("count", "inner")
     ], state.variant

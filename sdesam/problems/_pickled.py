@@ -49,6 +49,7 @@ def python_batch(content: bytes) -> tuple[np.ndarray, np.ndarray]:
         isinstance(label, int) and 0 <= label < 256 for label in labels
     ):
         raise ValueError("labels is no list of whole numbers from 0 to 9")
+    # a plain view of the bytes: nothing of the pickle's own is asked how to make an array
     pixels = np.frombuffer(data.content, np.uint8).reshape(
         data.shape, order="F" if data.fortran else "C"
     )
@@ -59,6 +60,9 @@ def _check_opcodes(content: bytes) -> None:
     """See that a pickle has no instruction, and not so many of them, that no batch has: a few bytes
     may ask for gigabytes.
     """
+    # PUT stores an object under a number: the unpickler makes room up to that number, so that a few
+    # bytes could ask for gigabytes. A writer numbers its objects in turn, and none can have a
+    # number above the count of instructions before it.
     for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
         if opcode.name not in _OPCODES or ("PUT" in opcode.name and int(argument or 0) > count):
             raise pickle.UnpicklingError(
@@ -82,6 +86,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
             return _RECONSTRUCT
+        # `_codecs.encode` is how Python 3 writes bytes in the old protocol that Python 2 can read
         found = {
             ("numpy", "ndarray"): _NDARRAY,
             ("numpy", "dtype"): _DTYPE,

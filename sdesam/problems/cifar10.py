@@ -196,6 +196,8 @@ class _Tar:
         """Its files, with the contents of those that are wanted; what is too long is not even
         skipped over.
         """
+        # pixels and labels of all images are 184 MB; four times that leaves room for names and
+        # padding of 60,000 small files, and a small file that expands without end is stopped
         most = 4 * sum(_IMAGES.values()) * (_PIXELS + 1) + 2**24
         count = 0
         try:
@@ -266,6 +268,7 @@ class _Bounded:
         self.file, self.most, self.piece = file, most, _HEADER
 
     def read(self, size: int) -> bytes:
+        # tarfile trusts the sizes in its headers and would read a whole long name into memory
         self._check(size, self.piece)
         self._check(self.tell(), self.most)
         return self.file.read(size)
@@ -366,6 +369,7 @@ def _read_batches(
                 files, f"labels run from {labels.min()} to {labels.max()}, not from 0 to 9"
             )
         arrays[f"{part}_images"] = np.ascontiguousarray(
+            # a row holds all of red, then green, then blue; networks take the channel last
             pixels.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)
         )
         arrays[f"{part}_labels"] = labels

@@ -151,9 +151,12 @@ class FiniteSum:
         self.dim = sum(leaf.size for leaf in jax.tree.leaves(self.x0))
         self.period = period
         most = max(1, _CHUNK_NUMBERS // self.dim) if chunk is None else check_int("chunk", chunk)
+        # nine samples, at most four at a time: three chunks of three and not 4 + 4 + 1. A rest of
+        # another size would be compiled beside the loop.
         # as many chunks as `most` asks for, of even size
         self.chunk = -(-self.n // -(-self.n // most))
         self.observables = check_observables(observables or {})
+        # a user's "loss" beside the built-in one would be two columns of one name in a result
         clash = sorted(set(BUILT_IN) & set(self.observables))
         if clash:
             raise ValueError(f"observable {clash[0]!r} is built in: choose another name")
@@ -226,6 +229,8 @@ class FiniteSum:
         """Something that depends on the loss alone, computed again only where what the loss reads
         has changed.
         """
+        # `self.sample_loss` reads anew what the loss reads; a Function is equal to an older one
+        # where nothing of that has changed
         loss = self.sample_loss
         if what not in self._found or self._found[what][0] != loss:
             self._found[what] = (loss, compute(loss))
@@ -293,6 +298,9 @@ class FiniteSum:
         return check_structure(x, self.x0, self.rest)
 
     def _check_loss(self) -> None:
+        # traced and not run: the error of a loss that does not fit comes at once, and no sample but
+        # the first is looked at. What it returned is kept aside, because eval_shape would turn a
+        # Python number into an array and so hide that the loss returned none.
         returned = []
         try:
             jax.eval_shape(
@@ -322,6 +330,7 @@ class FiniteSum:
             self._check_period(float(start))
 
     def _check_period(self, start: float) -> None:
+        # one coordinate at a time: a loss may have the period in some and not in others
         flat, rebuild = ravel_pytree(self.x0)
         for k in range(flat.size):
             moved = float(self.loss(rebuild(flat.at[k].add(self.period))))
@@ -333,6 +342,8 @@ class FiniteSum:
 
     def _cause(self, gradient: bool = False) -> str:
         """Where a loss or its gradient, not finite at the start, comes from."""
+        # from the outside in: a start or a datum that is NaN explains a loss that is, and only if
+        # all of these are finite is the loss asked sample by sample
         bad = where_not_finite(self.x0, "x0") or where_not_finite(self.data, "data", rows=True)
         if bad is None:
             each = np.asarray(_finite(self.sample_loss, self.chunk, gradient, self.data, self.x0))

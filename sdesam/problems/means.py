@@ -23,6 +23,20 @@ PyTree = Any
 SampleLoss = Callable[[Any, Any], Any]
 
 
+# A worked example of a chunked sum: the numbers 1 to 7 in chunks of three.
+#
+#     scan over full chunks    1 + 2 + 3 = 6,  then  6 + (4 + 5 + 6) = 21
+#     what is left             21 + 7 = 28
+#
+# Only one chunk of per-sample values is in memory at a time. The rest is added outside of the scan
+# because a scan takes chunks of one size; padding it with zeros would call the loss on samples that
+# are none, and a loss may be NaN there.
+#
+# The sum is of float32 at least, whatever the loss is: seven gradients of 30,000 in float16 have
+# the sum 210,000, which float16 cannot hold (its largest number is 65,504), though their mean is
+# 30,000.
+
+
 def fold_samples(fn: Callable[[Any], Any], per_sample: PyTree, chunk: int) -> Any:
     """`fn` of chunks of `per_sample` (leading axis: samples), summed over the chunks, in float32 at
     least.
@@ -34,6 +48,7 @@ def fold_samples(fn: Callable[[Any], Any], per_sample: PyTree, chunk: int) -> An
     head = jax.tree.map(
         lambda a: a[: whole_chunks * chunk].reshape(whole_chunks, chunk, *a.shape[1:]), per_sample
     )
+    # the shape of the sum is only known once the function has been traced for a chunk
     first = jax.tree.map(lambda a: a[0], head)
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, of_sums(s.dtype)), jax.eval_shape(fn, first))
 
@@ -78,6 +93,7 @@ def summed_gradient(
     float32. One reverse pass over the sum would add in half precision, in which a sum may be
     infinite though its mean is not.
     """
+    # a gradient for each sample takes their memory; it is paid only where half precision is met
     if narrow:
         return jax.tree.map(
             lambda g: jnp.sum(wide(g), axis=0), jax.vmap(jax.grad(fn), (None, 0))(x, items)
@@ -117,6 +133,9 @@ def trace_cov_generic(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTr
     """`tr V`, summed as squared deviations: the difference of two large means would lose digits in
     float32.
     """
+    # Two gradients of one parameter, 4096.5 and 4097.5, of mean 4097 and variance 1/4. In float32
+    # the mean of their squares minus the square of their mean comes out as -2: squares near 1.7e7
+    # are two apart. The deviations -1/2 and 1/2 are exact, at the price of a second pass.
     gbar = mean_grad_wide(sample_loss, chunk, data, x)
 
     def deviation(sample: PyTree) -> jax.Array:
@@ -141,6 +160,9 @@ def _trace_cov_dense(
         group: Factors = wide(jax.vmap(partial(factors, sample_loss, layers, x))(part))
         return group
 
+    # The centre c need not be the mean, because sum |g_i - c|^2 = sum |g_i - gbar|^2
+    # + n |gbar - c|^2 for any c. It should be near it, so that what is subtracted is small, and it
+    # must have factors of its own, which a mean of outer products has not.
     first = of(jax.tree.map(lambda leaf: leaf[:many], data))
     centre = jax.tree.map(lambda a: jnp.mean(a, axis=0), first)
     if n <= many:
@@ -152,6 +174,8 @@ def _trace_cov_dense(
 
 def samples_without_vectors(layers: dict[int, Any], chunk: int, x: PyTree) -> int:
     """How many samples fill, by the factors of their gradients, the memory of `chunk` vectors."""
+    # a layer of 64 x 32 weights: 2,048 numbers as a matrix, 96 as factors, so that 21 samples take
+    # the memory of one gradient
     return (
         chunk * max(1, sum(leaf.size for leaf in jax.tree.leaves(x)) // held(layers, x))
         if layers
@@ -171,6 +195,7 @@ def hessian_product(
     flat, rebuild = ravel_pytree(wide(x))
 
     def times(v: jax.Array) -> jax.Array:
+        # forward over reverse: one more pass forward, and no matrix is formed
         product = jax.jvp(
             lambda y: mean_grad_wide(sample_loss, chunk, data, y), (x,), (like(rebuild(v), x),)
         )[1]

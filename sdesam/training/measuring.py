@@ -42,6 +42,9 @@ def measure(
     )
     squares, square_of_mean = _gradient_noise(network, state.params, state.statistics, *sample)
     norms2, size = np.asarray(squares, float), len(sample[1])
+    # Gradients 1 and 3 of two samples: mean square 5, squared mean 4. Their difference 1 is divided
+    # by n - 1 and not n: times 2/1 it is 2, the unbiased variance of 1 and 3. Of the squared mean,
+    # trace/S = 1 is due to the draw of two samples, and 3 remains of |g|^2.
     trace = (norms2.mean() - float(square_of_mean)) * size / (size - 1)
     return {
         "test_loss": float(loss),
@@ -67,6 +70,8 @@ def _evaluate(
 ) -> tuple[jax.Array, jax.Array]:
     """Mean loss and accuracy."""
     n = len(labels)
+    # chunks of one size for the loop: 1,100 images in chunks of 500 are filled up to 1,500 with
+    # black ones, whose label -1 no score can match and whose loss is not counted
     filled = -(-n // chunk) * chunk
     images = jnp.pad(images, ((0, filled - n), (0, 0), (0, 0), (0, 0))).reshape(
         -1, chunk, *images.shape[1:]

@@ -218,6 +218,7 @@ class Trainer:
             has_aux=True,
         )
         self._random = self.optimizer.norms is not None and self.optimizer.norms.random
+        # the state is given away: old and new parameters need not be in memory together
         self._steps = jax.jit(self._some_steps, donate_argnums=0)
 
     def start(self, seed: int, of: State | None = None) -> State:
@@ -339,6 +340,9 @@ class Trainer:
         is a runtime value: trials compile nothing new.
         """
         b, n = self.recipe.batch, len(data[1])
+        # the epoch's number comes from the step count, so that a run that is continued goes on with
+        # the order it would have had: with 50,000 images and b = 128 an epoch has 390 steps, and
+        # step 390 is the first of epoch 1
         order_key, step_key = jax.random.split(
             jax.random.fold_in(key, state.optimizer.count // (n // b))
         )
@@ -350,6 +354,8 @@ class Trainer:
             pixels, labels = (leaf[jax.lax.dynamic_slice(order, (k * b,), (b,))] for leaf in data)
             if self.recipe.augment:
                 pixels = augmented(pixels, shifts)
+            # the rate of the step that is about to be made: at k = 0 the whole of lr, and at the
+            # last step of K not yet zero
             share = state.optimizer.count.astype(jnp.float32) / total
             params, optimizer, info = self.optimizer.step(
                 state.params,
