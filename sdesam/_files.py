@@ -205,6 +205,7 @@ class _Stream(io.RawIOBase):
     it.
     """
 
+    # io.RawIOBase is written in C and has nothing to set up: its __init__ need not be called
     def __init__(self, file: IO[bytes]):
         self._file = file
 

@@ -1,4 +1,8 @@
-"""Pytrees of which some leaves are handed in later: a hole stands in the place of each."""
+"""Pytrees of which some leaves are handed in later: a hole stands in the place of each.
+
+Leaves come in jax's order: those of a list by position, those of a dictionary by its sorted keys,
+whatever the order in which it was made. :func:`take` and :func:`put` rely on both using it.
+"""
 
 from __future__ import annotations
 

@@ -914,6 +914,22 @@ PROBLEMS = (
         ),
     ),
     *of(
+        "autodiff.interpreter",
+        "tests/autodiff/test_interpreter.py",
+        (
+            "Interpreter.run",
+            "any(map(self.follows, values))",
+            "True",
+            "sdesam/autodiff/interpreter.py::sdesam.autodiff.interpreter.Interpreter",
+        ),
+        (
+            "equations",
+            "bodies(eqn.params)",
+            "()",
+            "test_equations_of_bodies_are_seen[branches-names0]",
+        ),
+    ),
+    *of(
         "autodiff.outer_products",
         "tests/problems/test_outer_products.py",
         (

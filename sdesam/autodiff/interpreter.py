@@ -54,7 +54,10 @@ class Interpreter:
     literal: Callable[[Any], Any] | None = None
 
     def run(self, jaxpr: Any, constants: Any, arguments: list[Any]) -> list[Any]:
-        """The values of the outputs, from those of the constants and of the arguments."""
+        """The values of the outputs, from those of the constants and of the arguments.
+
+        The arguments are leaves in jax's order, which is that of sorted keys for a dictionary.
+        """
         known: dict[Any, Any] = dict(
             zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True)
         )

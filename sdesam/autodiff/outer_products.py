@@ -48,6 +48,9 @@ def dense_layers(
 ) -> dict[int, Any]:
     """The numbers of the leaves of `x` that enter as `a @ W` and not otherwise, each with the shape
     of its layer's output.
+
+    Leaves are numbered in jax's order, which is that of sorted keys for a dictionary. The answer is
+    in that order too, and :func:`factors` gives its lists in the order of the answer.
     """
     # a weight used twice has a sum of two outer products for a gradient: it has no factors, and any
     # use that is no product with a vector counts as two

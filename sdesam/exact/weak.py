@@ -59,7 +59,11 @@ counts as too coarse.
 
 
 class Solver(Protocol):
-    """Expectations of a chain and of an SDE at a horizon, as arrays that can be subtracted."""
+    """Expectations of a chain and of an SDE at a horizon, as arrays that can be subtracted.
+
+    Nothing asks whether an object is a `Solver`: any class with the two methods serves. A solver on
+    a grid, of which the differences on two sizes are compared, is a :class:`Torus`.
+    """
 
     def chain(self, chain: Chain) -> np.ndarray:
         """Expectations of the chain."""
