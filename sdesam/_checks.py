@@ -31,6 +31,8 @@ def check_int(name: str, value: Any, least: int = 1) -> int:
     """
     if _traced(value):
         raise TypeError(f"{name}={value!r}: {_KNOWN}")
+    # True is a whole number to Python, and runs=True would be one run; an array of one number has
+    # __index__ too, and what is meant by it is not known
     if isinstance(value, bool) or not hasattr(value, "__index__") or np.ndim(value):
         raise TypeError(f"{name}={value!r}: it must be a whole number of at least {least}")
     number = int(value.__index__())
@@ -93,6 +95,7 @@ def _finite(name: str, value: Any, wanted: str) -> float:
         number = float(value)
     except (TypeError, ValueError):
         raise TypeError(wanted) from None
+    # NaN is left to the comparison in the caller, which it fails
     if number == inf:
         raise ValueError(wanted)
     return number

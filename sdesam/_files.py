@@ -21,6 +21,23 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+# What is on the disk while `results.json` is written anew, and what a reader finds after a crash:
+#
+#     step                                     under results.json    beside it
+#     .results.json.sdesam-partial is made     the old file          an empty file, locked
+#     it is written                            the old file          a part of the new one
+#     it is synced                             the old file          all of the new one
+#     it is renamed to results.json            the new file          nothing
+#
+# A rename within a folder is one operation of the file system: no line of the table has half a
+# file under the final name. The sync comes before it, because some file systems store the rename
+# first and the bytes later, and a power cut between the two leaves an empty file under the name.
+#
+# The name beside it is always the same one and is locked as long as its writer lives. So a killed
+# writer leaves one file at most, which the next writer can tell from that of a live one: it is not
+# locked. Names drawn at random would gather, and no one could say whose they are.
+
+
 _LONGEST_NAME = 100
 """Bytes of a NAME from which a hidden name is made; file systems take 255, a few only 143. A longer
 one is hashed.
@@ -188,6 +205,7 @@ class _Stream(io.RawIOBase):
     it.
     """
 
+    # io.RawIOBase is written in C and has nothing to set up: its __init__ need not be called
     def __init__(self, file: IO[bytes]):
         self._file = file
 
@@ -201,6 +219,7 @@ class _Stream(io.RawIOBase):
 def _write(file: IO[bytes], write: Callable[[Any], Any]) -> None:
     write(_Stream(file))
     file.flush()
+    # some network file systems know no sync and say so; that is no loss of data
     try:
         os.fsync(file.fileno())
     except OSError as error:
@@ -234,6 +253,8 @@ def _open_partial(place: Path) -> tuple[Path, int]:
         descriptor = _claim(partial)
         if descriptor is not None:
             return partial, descriptor
+    # the usual name is taken, or cannot be locked: a name that nobody else can have, which is
+    # removed like the other but is left behind by a kill
     partial = place.with_name(f".{uuid.uuid4().hex}.sdesam-partial")
     return partial, os.open(partial, _NEW, 0o666)
 
@@ -249,6 +270,10 @@ def _claim(place: Path) -> int | None:
     """
     from filelock import lock_descriptor
 
+    # Two processes A and B that want the same name. A makes the file; before A has locked it, B
+    # finds it unlocked and takes it for what a killed process left. B locks it and removes it, and
+    # A then fails to lock, or locks a file that has no name any more. Hence the look at the name
+    # after the lock: who holds the lock of a file that is not the one of this name begins anew.
     while True:
         made = True
         try:
@@ -327,6 +352,7 @@ def _resolve(path: str | os.PathLike[str]) -> tuple[Path, bool]:
 
 
 def _open_directly(place: Path, device: bool) -> int:
+    # /dev/fd/3 is a file that the shell has opened, perhaps to append to it
     if place.name.isdigit() and os.path.realpath(place.parent) == os.path.realpath("/proc/self/fd"):
         return os.dup(int(place.name))  # opened anew, it would begin at the start of the file
     return os.open(place, os.O_WRONLY | (0 if device else os.O_CREAT | os.O_TRUNC), 0o666)

@@ -22,4 +22,6 @@ def seed_key(seed: int) -> jax.Array:
     number = check_int("seed", seed, least=0)
     if number > MOST:
         raise ValueError(f"seed={number}: it must be at most 2**32 - 1 = {MOST}")
+    # threefry by name: the default of jax can be set to a generator whose draws depend on how an
+    # array lies on devices, and the same seed would then give other paths on other hardware
     return jax.random.key(number, impl="threefry2x32")

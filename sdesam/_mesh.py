@@ -45,12 +45,14 @@ def off_mesh(fn: Callable[..., T]) -> Callable[..., T]:
                 filled[k] = value
             return fn(*jax.tree.unflatten(structure, filled))
 
+        # a weak type is kept: a weak 2.0 times x in bfloat16 would else be computed in float32
         shapes = [
             jax.ShapeDtypeStruct(
                 leaves[k].shape, leaves[k].dtype, weak_type=getattr(leaves[k], "weak_type", False)
             )
             for k in arrays
         ]
+        # traced for shapes without a mesh, then run on the arrays where they lie
         with use_abstract_mesh(AbstractMesh((), ())):
             closed, shape = jax.make_jaxpr(of_arrays, return_shape=True)(*shapes)
         found: T = jax.tree.unflatten(

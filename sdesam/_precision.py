@@ -31,6 +31,7 @@ def of_sums(dtype: Any) -> Any:
 
     A sum in bfloat16 stops growing at 256 ones, and one in float16 is infinite beyond 65,504.
     """
+    # 256 + 1 is 256 in bfloat16, whose numbers have 8 binary digits
     narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32  # type: ignore[no-untyped-call]
     return jnp.dtype("float32") if narrow else dtype
 

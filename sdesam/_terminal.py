@@ -74,6 +74,9 @@ class Program(click.Group):
                 stream.reconfigure(errors="backslashreplace")
         with warnings.catch_warnings(), _no_lost_interrupts():
             warnings.showwarning = _show_warning  # type: ignore[assignment]
+            # jax rounds a number such as lr=1e300 to float32, where it is infinite; the run then
+            # says that its paths diverged, and numpy's words about a cast add nothing
+            warnings.filterwarnings("ignore", "overflow encountered in cast", RuntimeWarning)
             try:
                 with self.make_context(name, args, **options) as context:
                     status = self.invoke(context) or 0

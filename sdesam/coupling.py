@@ -27,7 +27,7 @@ from sdesam.discrete import Chain
 from sdesam.discrete.chain import check_chain
 from sdesam.discrete.kernel import StepKernel
 from sdesam.engine import Divergence, RunSpec, run, time_grid
-from sdesam.problems.finite_sum import Observer
+from sdesam.problems.observing import Observer
 from sdesam.sde._kernels import Kernel
 from sdesam.sde.equation import SDE
 from sdesam.sde.stepping import check_sde

@@ -16,7 +16,7 @@ from sdesam._checks import check_int
 from sdesam._functions import compiled
 from sdesam.engine import check_key
 from sdesam.problems import FiniteSum, check_problem
-from sdesam.problems.finite_sum import hessian_product
+from sdesam.problems.means import hessian_product
 
 PyTree = Any
 

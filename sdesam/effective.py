@@ -21,7 +21,7 @@ from sdesam._precision import like, wide
 from sdesam.discrete.kernel import check_delta_on, estimated_norms, gibbs, inverse_norm
 from sdesam.engine import check_key
 from sdesam.problems import FiniteSum, check_problem
-from sdesam.problems.finite_sum import SampleLoss, fold_samples, mean_grad, mean_grad_wide
+from sdesam.problems.means import SampleLoss, fold_samples, mean_grad, mean_grad_wide
 from sdesam.sampling import Hyperparameters
 from sdesam.variants import NormEstimate, variant
 

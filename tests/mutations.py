@@ -706,33 +706,52 @@ OPTIMIZERS = (
         ),
     ),
     *of(
-        "optim.optimizer",
+        "optim.averages",
         "tests/optim/test_training.py",
-        ("_accumulated", "t / numbers.shape[0]", "t", "test_groups_at_once_and_in_turn"),
         (
-            "_mean",
+            "accumulated",
+            "t / numbers.shape[0]",
+            "t",
+            "test_groups_at_once_and_in_turn",
+        ),
+        (
+            "mean_of_micro_batches",
             "jnp.max(leaf, axis=0)",
             "leaf[0]",
             "test_of_whole_numbers_among_auxiliary_values_the_largest_is_kept",
         ),
         (
-            "_mean",
+            "mean_of_micro_batches",
             "jnp.mean(leaf, axis=0)",
             "jnp.sum(leaf, axis=0)",
             "test_batch_statistics_of_micro_batches_are_averaged",
         ),
         (
-            "_mean_of_devices",
+            "mean_of_devices",
             "jax.lax.pmax(leaf, axis_name)",
             "jax.lax.pmin(leaf, axis_name)",
             "tests/optim/test_devices.py::test_synchronised_perturbations_are_those_of_one_device[usam-shard_map]",
         ),
         (
-            "_mean_of_devices",
+            "mean_of_devices",
             "jax.lax.pmean(leaf, axis_name)",
             "jax.lax.psum(leaf, axis_name)",
             "tests/optim/test_devices.py::test_synchronised_perturbations_are_those_of_one_device[usam-shard_map]",
         ),
+    ),
+    *of(
+        "optim.checks",
+        "tests/optim/test_training.py",
+        (
+            "_seen",
+            "jnp.where((value >= 0) & jnp.isfinite(value), value, jnp.nan)",
+            "abs(value)",
+            "test_a_schedule_that_gets_negative_is_seen",
+        ),
+    ),
+    *of(
+        "optim.optimizer",
+        "tests/optim/test_training.py",
         (
             "Optimizer.gradient",
             "jax.lax.axis_index(self.axis_name) * number_of",
@@ -753,12 +772,6 @@ OPTIMIZERS = (
             "test_the_loss_reaches_an_optimizer_that_asks_for_it",
         ),
         (
-            "_seen",
-            "jnp.where((value >= 0) & jnp.isfinite(value), value, jnp.nan)",
-            "abs(value)",
-            "test_a_schedule_that_gets_negative_is_seen",
-        ),
-        (
             "Optimizer.whole_gradient",
             "jax.tree.map(jnp.add, total, part(tail, full))",
             "total",
@@ -766,7 +779,7 @@ OPTIMIZERS = (
         ),
         (
             "Optimizer._summed",
-            "leaf * _samples(batch)",
+            "leaf * samples(batch)",
             "leaf",
             "test_the_gradient_of_the_data_set",
         ),
@@ -843,6 +856,30 @@ NETWORKS = (
         ("convolution_by_patches", "row + height", "row + height - 1", "test_convolutions"),
     ),
     *of(
+        "training.measuring",
+        "tests/training/test_training.py",
+        ("measure", "norms2.std(ddof=1)", "norms2.std()", "test_what_is_measured"),
+        (
+            "measure",
+            "(norms2.mean() - float(square_of_mean)) * size / (size - 1)",
+            "norms2.mean() - float(square_of_mean)",
+            "test_what_is_measured",
+        ),
+        (
+            "measure",
+            "float(square_of_mean) - trace / size",
+            "float(square_of_mean)",
+            "test_what_is_measured",
+        ),
+        ("_evaluate.add", "jnp.where(part[1] >= 0, losses, 0)", "losses", "test_what_is_measured"),
+        (
+            "_gradient_noise",
+            "_norm2(total) / len(labels) ** 2",
+            "_norm2(total) / len(labels)",
+            "test_what_is_measured",
+        ),
+    ),
+    *of(
         "training.trainer",
         "tests/training/test_training.py",
         (
@@ -911,26 +948,6 @@ NETWORKS = (
             "steps",
             "test_records_of_softmax_regression[constant-0.0-0.0]",
         ),
-        ("measure", "norms2.std(ddof=1)", "norms2.std()", "test_what_is_measured"),
-        (
-            "measure",
-            "(norms2.mean() - float(square_of_mean)) * size / (size - 1)",
-            "norms2.mean() - float(square_of_mean)",
-            "test_what_is_measured",
-        ),
-        (
-            "measure",
-            "float(square_of_mean) - trace / size",
-            "float(square_of_mean)",
-            "test_what_is_measured",
-        ),
-        ("_evaluate.add", "jnp.where(part[1] >= 0, losses, 0)", "losses", "test_what_is_measured"),
-        (
-            "_gradient_noise",
-            "_norm2(total) / len(labels) ** 2",
-            "_norm2(total) / len(labels)",
-            "test_what_is_measured",
-        ),
         (
             "Recipe.passes",
             "FORWARD if rule.weighted else 0",
@@ -952,7 +969,7 @@ NETWORKS = (
 
 PROBLEMS = (
     *of(
-        "problems.finite_sum",
+        "problems.means",
         "tests/problems/test_problems.py",
         (
             "fold_samples",
@@ -962,8 +979,8 @@ PROBLEMS = (
         ),
         (
             "trace_cov_generic",
-            "_length(data)",
-            "(_length(data) - 1)",
+            "length(data)",
+            "(length(data) - 1)",
             "tests/problems/test_outer_products.py::test_dense_layers_are_found_and_agree_with_the_generic_path[loss-leaves0]",
         ),
         (
@@ -972,6 +989,16 @@ PROBLEMS = (
             "squares / n",
             "tests/problems/test_outer_products.py::test_two_layers_in_numpy",
         ),
+        (
+            "mean_grad_wide",
+            "g / length(data)",
+            "g / chunk",
+            "tests/sde/test_sde.py::test_chunks_of_samples_change_nothing[3]",
+        ),
+    ),
+    *of(
+        "problems.finite_sum",
+        "tests/problems/test_problems.py",
         (
             "FiniteSum.curvature",
             "0.0",
@@ -991,15 +1018,25 @@ PROBLEMS = (
             "(self.data,)",
             "test_a_fingerprint_is_of_data_and_start",
         ),
+    ),
+    *of(
+        "autodiff.interpreter",
+        "tests/autodiff/test_interpreter.py",
         (
-            "mean_grad_wide",
-            "g / _length(data)",
-            "g / chunk",
-            "tests/sde/test_sde.py::test_chunks_of_samples_change_nothing[3]",
+            "Interpreter.run",
+            "any(map(self.follows, values))",
+            "True",
+            "sdesam/autodiff/interpreter.py::sdesam.autodiff.interpreter.Interpreter",
+        ),
+        (
+            "equations",
+            "bodies(eqn.params)",
+            "()",
+            "test_equations_of_bodies_are_seen[branches-names0]",
         ),
     ),
     *of(
-        "problems.outer_products",
+        "autodiff.outer_products",
         "tests/problems/test_outer_products.py",
         (
             "deviations",
@@ -1107,18 +1144,18 @@ PROBLEMS = (
         ),
     ),
     *of(
-        "problems.smoothness",
+        "autodiff.smoothness",
         "tests/problems/test_problems.py",
         (
-            "_apply",
-            "name == 'abs' and merged.positive",
-            "name == 'abs'",
+            "_absolute",
+            "arguments[0].positive",
+            "True",
             "test_kinks_are_found[abs]",
         ),
         (
-            "_apply",
-            "name == 'select_n' and arguments[0].moves",
-            "False",
+            "_selected",
+            "not arguments[0].moves",
+            "True",
             "test_kinks_have_their_names_in_jax",
         ),
     ),
@@ -1768,12 +1805,12 @@ EXACT = (
         ),
     ),
     *of(
-        "exact.weak",
+        "exact.slopes",
         "tests/test_verdicts.py",
         (
             "Curve.vanishes",
-            "np.all(self.values < np.maximum(_ROUNDING, self.uncertainty))",
-            "np.any(self.values < np.maximum(_ROUNDING, self.uncertainty))",
+            "np.all(self.values < np.maximum(ROUNDING, self.uncertainty))",
+            "np.any(self.values < np.maximum(ROUNDING, self.uncertainty))",
             "test_when_a_curve_vanishes_and_when_it_is_settled",
         ),
         (
@@ -1797,6 +1834,28 @@ EXACT = (
             "self.predicted is not None and abs(self.slope - self.predicted) <= TOLERANCE",
             "test_what_makes_a_signature",
         ),
+        (
+            "fit_slope",
+            "np.ptp(local) / 2",
+            "np.ptp(local)",
+            "tests/exact/test_weak.py::test_fit_slope",
+        ),
+        (
+            "_resolved_points",
+            "10 * uncertainty",
+            "5 * uncertainty",
+            "tests/exact/test_weak.py::test_fit_slope",
+        ),
+        (
+            "extrapolated",
+            "2 * abs(best - one_less)",
+            "0.1 * abs(best - one_less)",
+            "tests/exact/test_weak.py::test_the_limit_of_a_slope_and_its_error",
+        ),
+    ),
+    *of(
+        "exact.weak",
+        "tests/test_verdicts.py",
         ("Ablation.breaks", "2 * TOLERANCE", "3 * TOLERANCE", "test_what_is_said_of_a_term"),
         (
             "Ablation.passed",
@@ -1822,24 +1881,6 @@ EXACT = (
             "visible and all(term.passed for term in self.terms)",
             "visible",
             "test_what_makes_a_signature",
-        ),
-        (
-            "fit_slope",
-            "np.ptp(local) / 2",
-            "np.ptp(local)",
-            "tests/exact/test_weak.py::test_fit_slope",
-        ),
-        (
-            "_resolved_points",
-            "10 * uncertainty",
-            "5 * uncertainty",
-            "tests/exact/test_weak.py::test_fit_slope",
-        ),
-        (
-            "extrapolated",
-            "2 * abs(best - one_less)",
-            "0.1 * abs(best - one_less)",
-            "tests/exact/test_weak.py::test_the_limit_of_a_slope_and_its_error",
         ),
     ),
 )

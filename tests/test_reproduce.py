@@ -614,7 +614,7 @@ def test_the_figures_are_drawn_from_their_data_alone(tmp_path, monkeypatch):
         ),
         (
             ["reproduce", "escpe"],
-            "sde_vs_discrete, shared_noise, variance_regularizer, weak_order; did you mean 'escape'?",
+            "shared_noise, variance_regularizer, weak_order; did you mean 'escape'?",
         ),
         (
             ["reproduce", "escape", "--option", "epochs=3"],

@@ -15,7 +15,7 @@ from sdesam.exact import Torus
 from sdesam.exact.float64 import to_double
 from sdesam.exact.weak import RATES, TOLERANCE, fit_slope
 from sdesam.problems import FiniteSum, torus
-from sdesam.problems.finite_sum import SampleLoss
+from sdesam.problems.means import SampleLoss
 
 _BATCH = 2
 _PAPER = "the paper's"

@@ -18,7 +18,7 @@ from sdesam.exact.enumerate import list_batches
 from sdesam.exact.float64 import directions, mean_step, to_double
 from sdesam.exact.weak import fit_slope
 from sdesam.problems import FiniteSum, torus
-from sdesam.problems.finite_sum import SampleLoss
+from sdesam.problems.means import SampleLoss
 from sdesam.sampling import Sampling
 
 _LR, _RHO, _BATCH = 1 / 8, 0.3, 2

@@ -18,14 +18,14 @@ import numpy as np
 
 from sdesam._functions import compiled
 from sdesam._precision import precisely, wide
-from sdesam.problems import FiniteSum, mean_grad
-from sdesam.problems.outer_products import (
+from sdesam.autodiff.outer_products import (
     Factors,
     dense_layers,
     factors,
     loss_along,
     squared_norm_of_mean,
 )
+from sdesam.problems import FiniteSum, mean_grad
 from sdesam.variants import (
     Elementwise,
     Gibbs,

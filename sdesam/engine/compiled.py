@@ -25,9 +25,9 @@ from jax.sharding import PartitionSpec as P
 from sdesam._functions import PROGRAMS
 from sdesam._keys import seed_key
 from sdesam._precision import of_products, precisely
+from sdesam.autodiff.elementwise import elementwise
 from sdesam.engine import hardware
 from sdesam.engine.draws import Draw, Keyed, path_key
-from sdesam.engine.elementwise import elementwise
 
 PyTree = Any
 Structure = Any

@@ -54,6 +54,9 @@ def list_batches(sampling: Sampling, n: int) -> tuple[np.ndarray, np.ndarray]:
         if sampling.replace
         else permutations(range(n), sampling.batch)
     )
+    # n = 2, b = 2, m = 1 with replacement: the four ordered batches 00, 01, 10, 11 are three up to
+    # the order of micro-batches, with probabilities 1/4, 1/2, 1/4. A step is a mean over
+    # micro-batches of functions of sets, so orders that differ give the same step.
     counts: dict[tuple[tuple[int, ...], ...], int] = {}
     for batch in picked:
         groups = (

@@ -149,6 +149,8 @@ def drift(sde: SDE, points: np.ndarray) -> np.ndarray:
 
 def covariance(sde: SDE, points: np.ndarray) -> np.ndarray:
     """The diffusion matrix at every point: shape `(p, d, d)`, float64."""
+    # A A^T from the columns A e: an SDE knows its noise as a map, and the matrix is formed only
+    # where the dimension is small
     columns = noise_columns(sde, points)
     return np.asarray(np.einsum("pej,pek->pjk", columns, columns))
 
@@ -248,6 +250,7 @@ def _step_coefficients_fn(
     batches: jax.Array,
     probability: jax.Array,
 ) -> tuple[jax.Array, ...]:
+    # nested derivatives trace a function again at every level; under jit they meet its jaxpr
     @jax.jit  # traced once, and then differentiated as a whole
     def direction(rho: jax.Array, y: jax.Array, batch: jax.Array) -> jax.Array:
         return _flat(with_rho(kernel, rho).direction(rebuild(y), batch))
@@ -279,6 +282,10 @@ def _sample_sizes_fn(sample_loss: Any, rebuild: Rebuild, data: Any, points: jax.
         lambda x: jnp.mean(jax.vmap(of_sample, (None, 0))(x, data), axis=0), out_axes=1
     )(points)
     return sizes
+
+
+# A worked example of nested derivatives: f(r) = exp(2 r) and three powers give f(0) = 1,
+# f'(0) / 1! = 2 and f''(0) / 2! = 2, each by one forward derivative of the one before.
 
 
 def _taylor(fn: Callable[[jax.Array], Any], powers: int) -> Any:

@@ -54,6 +54,25 @@ class Quadratic:
             )
         _ = self.affine
 
+    # A worked example of the recursion of moments: one parameter, the losses (x - a_i)^2 / 2 with
+    # a = (0, 2), SGD with b = 1, lr = 0.1 and x = 3.
+    #
+    # With y = (x, 1) a step is G = A y, A = [1, -a_i]. Two expectations over the drawn sample are
+    # all that is needed:
+    #
+    #     E A             = [1, -1]                      mean of a_i: 1
+    #     E A^T A         = [[1, -1], [-1, 2]]           mean of a_i^2: 2
+    #
+    # and M = E y y^T = [[9, 3], [3, 1]] goes to
+    #
+    #     E x_1           = x - lr E A y                 = 3 - 0.1 * 2           = 2.8
+    #     E x_1^2         = x^2 - 2 lr E[x G] + lr^2 E[G^2]
+    #                     = 9 - 0.2 * (9 - 3) + 0.01 * (9 - 6 + 2)               = 7.85
+    #
+    # By hand: x_1 is 2.7 or 2.9, of mean 2.8 and mean square (7.29 + 8.41) / 2 = 7.85. With a
+    # perturbation, A is the polynomial K + rho H K of batch means, and E A^T A has products of up
+    # to four of them: `_expected`.
+
     @cached_property
     def affine(self) -> tuple[np.ndarray, np.ndarray]:
         """`H_i`, shape `(n, d, d)`, and `K_i = [H_i, g_i(0)]` with `g_i(x) = K_i (x, 1)`, shape
@@ -71,6 +90,8 @@ class Quadratic:
             H = np.asarray(jax.jit(jax.vmap(jax.hessian(loss), (None, 0)))(jnp.asarray(x0), data))
             offset = np.asarray(grads(jnp.asarray(x0), data)) - H @ x0
             K = np.concatenate([H, offset[:, :, None]], axis=2)
+            # H and K come from the start alone; that the loss is quadratic is then seen at places
+            # near and far, where a cubic or a quartic term would show
             away = np.random.default_rng(0).normal(size=(8, self.problem.dim))
             probes = np.concatenate(
                 [x0 + scale * (1 + abs(x0)) * away for scale in (0.1, 1.0, 10.0)] + [away]
@@ -102,6 +123,7 @@ class Quadratic:
         M = _start_moment(self.problem)
         path = [_pack(M)]
         for _ in range(steps):
+            # `keep` picks x out of (x, 1): keep M keep^T = E x x^T, and cross = E G x^T
             cross = mean @ M @ keep.T
             new = (
                 keep @ M @ keep.T
@@ -127,6 +149,8 @@ class Quadratic:
         `((d+1)^2, (d+1)^2)`.
         """
         d = self.problem.dim
+        # an affine map is known from its values at 0 and at the unit vectors; the random point
+        # after them is the check that it is affine
         points = np.vstack([np.zeros(d), np.eye(d), np.random.default_rng(1).normal(size=d)])
         J = np.zeros((d + 1, d + 1))
         J[:d] = _affine_map(drift(sde, points), points, "drift")
@@ -134,6 +158,8 @@ class Quadratic:
         N = np.zeros((columns.shape[1], d + 1, d + 1))
         for e in range(columns.shape[1]):
             N[e, :d] = _affine_map(columns[:, e], points, "noise")
+        # dM/dt = J M + M J^T + sum_e N_e M N_e^T as a matrix that acts on the rows of M, one after
+        # another: in that order of entries J M is kron(J, 1) and M J^T is kron(1, J)
         one = np.eye(d + 1)
         return np.asarray(
             np.kron(J, one)
@@ -151,6 +177,8 @@ class Quadratic:
         ]
         sampling, n = chain.sampling, self.problem.n
         mean = sum(c * _expected([w], [0] * len(w), sampling, n) for c, w in words)
+        # G is a mean over groups, so E[G G] has two kinds of pairs: the same group twice, with
+        # weight 1/groups, and two different ones
         groups = sampling.batch // sampling.m
         square = np.zeros(())
         for c, left in words:

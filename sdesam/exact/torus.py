@@ -80,11 +80,22 @@ class Torus:
     # For the SDE the same vector obeys dv/dt = L v, where L has the drift times a first derivative,
     # and half the diffusion matrix times a second one: `flow`.
 
+    # The rows of weights, on four points of a circle of length 2 pi: at x = pi/4, half way between
+    # the first two points, they are
+    #
+    #     0.604  0.604  -0.104  -0.104                   sum 1
+    #
+    # and at a grid point they are 1 there and 0 elsewhere. The derivative at the first point has
+    # the weights 0, 1/2, 0, -1/2, and the second derivative -3/2, 1, -1/2, 1. Of the values
+    # 0, 1, 0, -1 of the sine they make (1 + 1) / 2 = 1 and 0: cos 0 and -sin 0, without error.
+
     def chain(self, chain: Chain) -> np.ndarray:
         """`E phi(x_k)` from every grid point, `k = horizon / lr`: shape `(N^d, q)`."""
         steps = steps_of(self.horizon, chain.lr, "horizon", "lr")
         batches, probability = list_batches(chain.sampling, chain.problem.n)
         moves = directions(chain, self.points, batches)
+        # P is the mean over batches of the interpolation at the places they lead to; it acts on
+        # test functions and not on densities, so that all starts are answered at once
         operator = np.zeros((self.size**self.dim,) * 2)
         for one, G in zip(probability, moves, strict=True):
             operator += one * self.interpolation(self.points - chain.lr * G)
@@ -106,11 +117,13 @@ class Torus:
         one = np.eye(self.size)
         generator = np.zeros((self.size**self.dim,) * 2)
         for j in range(self.dim):
+            # a derivative along one axis leaves the other alone: a Kronecker product with 1
             along = [one] * self.dim
             along[j] = first
             generator += B[:, j, None] * _kron(along)
             along[j] = second
             generator += 0.5 * C[:, j, j, None] * _kron(along)
+        # the two mixed derivatives are alike: 2 * 1/2 C_01
         if self.dim == 2:
             generator += C[:, 0, 1, None] * _kron([first, first])
         return np.asarray(expm_multiply(self.horizon * generator, self.tests))
@@ -131,6 +144,8 @@ class Torus:
     def _dirichlet(self, distance: np.ndarray) -> np.ndarray:
         angle = np.pi * distance / self.period
         tangent = np.tan(angle)
+        # at a grid point the formula is 0/0 and the weight 1; tan and not sin in the divisor,
+        # because the number of points is even (the highest wave is a cosine alone)
         near = abs(tangent) < 1e-13
         return np.where(
             near, 1.0, np.sin(self.size * angle) / (self.size * np.where(near, 1.0, tangent))

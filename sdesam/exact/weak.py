@@ -23,11 +23,28 @@ from sdesam._names import Status
 from sdesam.discrete import Chain
 from sdesam.engine import steps_of
 from sdesam.exact.quadratic import Quadratic
+from sdesam.exact.slopes import ROUNDING, TOLERANCE, Curve, extrapolated, fit_slope
 from sdesam.exact.torus import Torus
 from sdesam.problems import FiniteSum, check_problem
 from sdesam.sde import SDE
 from sdesam.symbolic import ModifiedEquation, Term
 from sdesam.variants import NormEstimate
+
+__all__ = [
+    "FINE_RATES",
+    "RATES",
+    "TOLERANCE",
+    "Ablation",
+    "Curve",
+    "Signature",
+    "Solver",
+    "check_rates",
+    "extrapolated",
+    "fit_slope",
+    "signature",
+    "solvers",
+    "weak_error",
+]
 
 RATES = (1 / 32, 1 / 64, 1 / 128, 1 / 256)
 """Default learning rates on a torus."""
@@ -35,22 +52,18 @@ FINE_RATES = (1 / 128, 1 / 256, 1 / 512, 1 / 1024)
 """Default learning rates for moments on quadratics, which are cheap and become asymptotic later."""
 _SIZES = {1: (16, 26, 38, 58, 94), 2: (16, 22, 30, 38, 46)}
 """Grid sizes without common factors but 2: no wave vanishes on two of them."""
-_ROUNDING = 1e-12
-"""Differences of order-one expectations below this are rounding: hundreds of products with matrices
-of size 1000.
-"""
 _RESOLVED = 0.02
 """How far a difference may move, relative to its size, when the grid is refined, before the grid
 counts as too coarse.
 """
-TOLERANCE = 0.1
-"""How far a slope may be from the predicted exponent; the exponents of different terms are at least
-1/3 apart. Nothing here is random: the slope at given rates is off by the next powers of eta, which
-come to a few hundredths at the default rates."""
 
 
 class Solver(Protocol):
-    """Expectations of a chain and of an SDE at a horizon, as arrays that can be subtracted."""
+    """Expectations of a chain and of an SDE at a horizon, as arrays that can be subtracted.
+
+    Nothing asks whether an object is a `Solver`: any class with the two methods serves. A solver on
+    a grid, of which the differences on two sizes are compared, is a :class:`Torus`.
+    """
 
     def chain(self, chain: Chain) -> np.ndarray:
         """Expectations of the chain."""
@@ -59,63 +72,6 @@ class Solver(Protocol):
     def sde(self, sde: SDE) -> np.ndarray:
         """Expectations of the SDE."""
         ...
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A difference in sup norm along a path, and its exponent.
-
-    Args:
-        rates: learning rates, decreasing.
-        values: sup norms, one per rate.
-        uncertainty: how far each moved at the last refinement, or its rounding.
-        predicted: the exponent that theory predicts, if it does.
-        gap: the power of `eta` by which the next term of the expansion is smaller.
-        slope: fitted at these rates; NaN where fewer than three points stand above their
-            uncertainty.
-        spread: how far the slope is from being one: half the range of the local slopes, or the
-            error from the uncertainties. It is no error of the exponent.
-        limit: the exponent as `eta -> 0`, extrapolated with the next terms; see
-            :func:`extrapolated`.
-        limit_error: of the limit.
-    """
-
-    rates: np.ndarray
-    values: np.ndarray
-    uncertainty: np.ndarray
-    predicted: float | None
-    gap: float = 1.0
-    slope: float = field(init=False)
-    spread: float = field(init=False)
-    limit: float = field(init=False)
-    limit_error: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        measured = (
-            *fit_slope(self.rates, self.values, self.uncertainty),
-            *extrapolated(self.rates, self.values, self.uncertainty, self.gap),
-        )
-        for name, value in zip(("slope", "spread", "limit", "limit_error"), measured, strict=True):
-            object.__setattr__(self, name, value)
-
-    @property
-    def vanishes(self) -> bool:
-        """Whether it is zero to rounding at every rate."""
-        return bool(np.all(self.values < np.maximum(_ROUNDING, self.uncertainty)))
-
-    @property
-    def settled(self) -> bool:
-        """Whether the local slopes agree well enough to speak of an exponent."""
-        return bool(self.spread <= TOLERANCE)
-
-    @property
-    def as_predicted(self) -> bool:
-        """Whether the fitted exponent is the predicted one."""
-        return (
-            self.settled
-            and self.predicted is not None
-            and abs(self.slope - self.predicted) <= TOLERANCE
-        )
 
 
 @dataclass(frozen=True)
@@ -192,6 +148,7 @@ class Signature:
         assert self.full.predicted is not None
         if self.full.slope < self.full.predicted - TOLERANCE:
             return "refuted"
+        # an equation of which no term can be seen is confirmed by nothing
         visible = any(term.visible and not term.change.vanishes for term in self.terms)
         return (
             "confirmed" if visible and all(term.passed for term in self.terms) else "inconclusive"
@@ -248,7 +205,7 @@ class Signature:
         ]
         shift = max(
             (
-                max(curve.uncertainty / np.maximum(curve.values, _ROUNDING))
+                max(curve.uncertainty / np.maximum(curve.values, ROUNDING))
                 for curve in curves
                 if not curve.vanishes
             ),
@@ -403,78 +360,6 @@ class _Path(NamedTuple):
     horizon: float
 
 
-def fit_slope(
-    rates: np.ndarray, values: np.ndarray, uncertainty: np.ndarray
-) -> tuple[float, float]:
-    """The slope of `log values` against `log rates` at the smallest rates, and how far the values
-    are from one power.
-
-    Points that do not stand ten times above their uncertainty are left out, of the others the four
-    smallest rates are fitted, each weighted by its relative uncertainty and a floor of 1 % for what
-    is not yet asymptotic.
-
-    Returns:
-        The slope, and half the range of the local slopes (or the error from the uncertainties, if
-        that is larger), which is no error of the exponent: local slopes may all be on one side of
-        it.
-    """
-    good = _resolved_points(rates, values, uncertainty)
-    if len(good) < 3:
-        return np.nan, np.nan
-    x, y = np.log(rates[good]), np.log(values[good])
-    sigma = np.hypot(uncertainty[good] / values[good], 0.01)
-    coefficients, covariance = np.polyfit(x, y, 1, w=1 / sigma, cov="unscaled")
-    local = np.diff(y) / np.diff(x)
-    return float(coefficients[0]), float(max(np.sqrt(covariance[0, 0]), np.ptp(local) / 2))
-
-
-def extrapolated(
-    rates: np.ndarray, values: np.ndarray, uncertainty: np.ndarray, gap: float
-) -> tuple[float, float]:
-    """The exponent `p` of `values = a rates^p (1 + b rates^gap + ...)`, and its error.
-
-    `log values` at the four smallest rates that are resolved is matched by
-    `log a + p log(rates) + b rates^gap + c rates^(2 gap)`; at three rates without the last. The
-    error is what the last correction changed, twice, and how far the estimate without it depends on
-    which rates are taken; and the uncertainties of the values. On 288 curves of m-USAM and n-USAM
-    on quadratics the predicted exponent lay inside in 96 %, and farther out by a few thousandths at
-    most.
-
-    >>> rates = np.array([1 / 8, 1 / 16, 1 / 32, 1 / 64])
-    >>> p, error = extrapolated(rates, 3 * rates**2 * (1 + rates ** (1 / 3)), np.zeros(4), 1 / 3)
-    >>> abs(p - 2) < error < 0.05
-    True
-    """
-    good = _resolved_points(rates, values, uncertainty)
-    if len(good) < 3:
-        return np.nan, np.nan
-
-    def weights(at: np.ndarray) -> np.ndarray:
-        """The weights of the logarithms in the exponent, with as many corrections as points
-        allow.
-        """
-        columns = [
-            np.log(rates[at]),
-            np.ones(len(at)),
-            *(rates[at] ** (gap * k) for k in range(1, len(at) - 1)),
-        ]
-        return np.asarray(np.linalg.inv(np.column_stack(columns))[0])
-
-    y, relative = np.log(values), uncertainty / np.maximum(values, _ROUNDING)
-    fine, coarse = good[:-1], good[1:]
-    best, one_less, earlier = (float(weights(at) @ y[at]) for at in (good, fine, coarse))
-    noise = float(abs(weights(good)) @ relative[good])
-    return best, 2 * abs(best - one_less) + abs(one_less - earlier) + noise
-
-
-def _resolved_points(rates: np.ndarray, values: np.ndarray, uncertainty: np.ndarray) -> np.ndarray:
-    """The four smallest rates at which a value stands ten times above its uncertainty, the smallest
-    first.
-    """
-    good = np.flatnonzero((values > 10 * uncertainty) & (values > 10 * _ROUNDING))
-    return np.asarray(good[np.argsort(rates[good])][:4])
-
-
 def solvers(problem: FiniteSum, horizon: float) -> Iterator[Solver]:
     """Exact solvers for a problem, each finer than the one before.
 
@@ -570,6 +455,7 @@ def _resolved(
     """
     before: dict[Any, np.ndarray] | None = None
     for number, solver in enumerate(solvers(problem, horizon)):
+        # a smaller rate makes smaller differences, which need a grid at least as fine
         if number < coarsest:
             continue
         reference = solver.chain(chain)
@@ -579,24 +465,36 @@ def _resolved(
             if term is not None:
                 differences[term, "change"] = values[None] - values[term]
                 differences[term, "knock-out"] = values[term] - reference
+        # moments have no grid: what is uncertain in them is rounding
         if not isinstance(solver, Torus):
-            noise = _ROUNDING * max(1.0, float(abs(reference).max()))
+            noise = ROUNDING * max(1.0, float(abs(reference).max()))
             return {key: (float(abs(value).max()), noise) for key, value in differences.items()}, 0
+        # two grids have no points in common; their interpolants are compared at places of neither
         shared = {key: solver.common(value) for key, value in differences.items()}
         if before is not None:
             moved = {key: float(abs(shared[key] - before[key]).max()) for key in shared}
             found = {
                 key: (float(abs(value).max()), moved[key]) for key, value in differences.items()
             }
-            if all(
-                shift <= max(_RESOLVED * size, 10 * _ROUNDING) for size, shift in found.values()
-            ):
+            if all(shift <= max(_RESOLVED * size, 10 * ROUNDING) for size, shift in found.values()):
                 return found, number - 1
         before = shared
     raise ValueError(
         f"{problem!r}: a grid of {_SIZES[problem.dim][-1]} points per side does not resolve the"
         f" expectations at time {horizon:g}; choose a smoother loss or a shorter horizon"
     )
+
+
+# The exponents along rho = c eta^(2/3), at order (2, 3):
+#
+#     rho^1       2/3         eta         1           noise         1
+#     rho^2       4/3         eta rho^1   5/3         noise rho^1   5/3
+#     rho^3       2
+#
+# `derive` keeps eta^i rho^j where i/alpha + j/beta < 1. Multiplied by alpha this says that the
+# exponent i + j alpha/beta is below alpha, so that there is one rule and not two: what is kept can
+# be seen above the error eta^alpha, and rho^3 is dropped. The noise of order (1, .) is kept by
+# custom, has the exponent 1 = alpha, and is called invisible.
 
 
 def _exponent(equation: ModifiedEquation, term: str | None) -> Fraction:

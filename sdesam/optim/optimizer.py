@@ -7,10 +7,9 @@ training: how micro-batches are run, devices, keys, auxiliary values, and the ch
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,62 +21,52 @@ from sdesam._precision import wide
 from sdesam.discrete.kernel import (
     Ascent,
     Perturbed,
-    check_delta,
     check_delta_at,
     perturbed_gradient,
     random_key,
 )
+from sdesam.optim.averages import accumulated, mean_of_devices, mean_of_micro_batches, told_apart
+from sdesam.optim.checks import (
+    Together,
+    check_devices,
+    check_params,
+    check_state,
+    check_whole,
+    checked_losses,
+    known,
+    missing_arguments,
+    samples,
+    schedule,
+)
+from sdesam.optim.state import Info, State
 from sdesam.sampling import check_perturbation
 from sdesam.variants import NormEstimate, Variant
 from sdesam.variants import variant as find_variant
 
+__all__ = ["Groups", "Info", "Number", "Optimizer", "State", "Together"]
+
 PyTree = Any
 Groups = Literal["vmap", "accumulate"]
-Together = Literal["local", "synchronised"]
 Number = float | jax.Array | Callable[[Any], Any]
 """A number, which jax may trace, or a schedule: a function of the number of steps taken."""
 
 
-class State(NamedTuple):
-    """The state of an :class:`Optimizer`; a pytree of the arrays of `count` and `inner`.
-
-    A named tuple, which every way of storing a state knows (`flax.serialization`, orbax, pickle).
-
-    Args:
-        count: steps taken.
-        inner: the state of the optax optimizer.
-        variant: the variant's name; no array, and so a part of the structure.
-    """
-
-    count: jax.Array  # type: ignore[assignment]  # the tuple's own `count` counts
-    inner: PyTree
-    variant: str
-
-
-def _children(state: State) -> tuple[Any, str]:
-    return [
-        (jax.tree_util.GetAttrKey(name), getattr(state, name)) for name in ("count", "inner")
-    ], state.variant
-
-
-def _state(variant: str, children: Iterable[Any]) -> State:
-    count, inner = children
-    return State(count, inner, variant)
-
-
-jax.tree_util.register_pytree_with_keys(State, _children, _state)
-
-
-class Info(NamedTuple):
-    """What a step tells, all from the unperturbed parameters.
-
-    Args:
-        loss: the mean loss of the mini-batch, over all devices.
-        aux: the auxiliary values of the loss; None without.
-    """
-
-    loss: jax.Array
-    aux: Any
+# The order of operations of one step, with numbers: the loss (x - a)^2 / 2, x = 3, the batch
+# a = (0, 4), rho = 0.5, eps = 0 and optax.sgd(0.1).
+#
+#                                        m_sam, micro=1              sam
+#     gradient of each micro-batch at x  3          -1               1 (of their mean)
+#     direction u, the unit vector       1          -1               1
+#     perturbed place x + rho u          3.5        2.5              3.5
+#     gradient there                     3.5        -1.5             3.5 - 2 = 1.5
+#     G, the mean over micro-batches     (3.5 - 1.5) / 2 = 1         1.5
+#     what optax does with it            x - 0.1 G = 2.9             2.85
+#     info.loss, at x                    (4.5 + 0.5) / 2 = 2.5       2.5
+#
+# Three things are easy to get wrong. The perturbation comes before the mean: m-SAM's directions
+# point both ways here, and the gradient of a mean would hide that. The update starts at x and not
+# at the perturbed place. And momentum, weight decay, clipping and schedules see G alone: they come
+# after the perturbation, and no part of them is perturbed.
 
 
 class Optimizer:
@@ -164,12 +153,12 @@ class Optimizer:
                 " momentum=0.9)"
             )
         self.loss, self.inner = loss, optax.with_extra_args_support(optimizer)
-        *known, self.norms = check_perturbation(
-            self.variant, _known(rho), _known(eps), _known(lam), norms
+        *checked, self.norms = check_perturbation(
+            self.variant, known(rho), known(eps), known(lam), norms
         )
-        given = zip(("rho", "eps", "lam"), (rho, eps, lam), known, strict=True)
+        given = zip(("rho", "eps", "lam"), (rho, eps, lam), checked, strict=True)
         self.rho, self.eps, self.lam = (
-            _schedule(what, number, checked) for what, number, checked in given
+            schedule(what, number, valid) for what, number, valid in given
         )
         if micro is not None and not self.variant.micro:
             raise ValueError(
@@ -181,35 +170,7 @@ class Optimizer:
         self.groups = groups
         self.has_aux, self.has_key = bool(has_aux), bool(has_key)
         self.axis_name = axis_name
-        self.together = self._check_devices(perturbation)
-
-    def _check_devices(self, perturbation: str | None) -> str | None:
-        """The axis over which devices perturb together, None if each perturbs alone."""
-        name = self.variant.name
-        if perturbation is not None and perturbation not in get_args(Together):
-            raise unknown("perturbation", perturbation, get_args(Together))
-        if self.axis_name is None:
-            if perturbation is not None:
-                raise ValueError(
-                    f"perturbation={perturbation!r}: it says what the devices of axis_name do; give"
-                    " axis_name too"
-                )
-            return None
-        own = [v for v in self.variant.direction.walk() if getattr(v, "scope", "") == "batch"]
-        if self.variant.micro or len(own) < 2:
-            if perturbation is not None:
-                raise ValueError(
-                    f"perturbation={perturbation!r}: {name} leaves no choice; leave"
-                    " perturbation out"
-                )
-            return None
-        if perturbation is None:
-            raise ValueError(
-                f"axis_name={self.axis_name!r}: say whether the devices perturb alone,"
-                " perturbation='local' (micro-batches of the size of a device's batch), or"
-                f" together, perturbation='synchronised' ({name} of the whole mini-batch)"
-            )
-        return self.axis_name if perturbation == "synchronised" else None
+        self.together = check_devices(self.variant, axis_name, perturbation)
 
     def init(self, params: PyTree) -> State:
         """The state before the first step.
@@ -223,7 +184,7 @@ class Optimizer:
                 parameters. That it is not below the rounding of the losses either, which are not
                 known here, is for you to see to: :class:`sdesam.NormEstimate` says how.
         """
-        self._check_params(params)
+        check_params(params, self.norms)
         check_delta_at(self.norms, params)
         return State(jnp.zeros((), jnp.int32), self.inner.init(params), self.variant.name)
 
@@ -327,13 +288,18 @@ class Optimizer:
         """What the optax optimizer is given: `G`, with the loss and the auxiliary values at
         `params`. Arguments as in :meth:`step`.
         """
-        self._check_params(params)
-        self._check_state(state, params)
+        check_params(params, self.norms)
+        check_state(state, self.variant, self.inner, params)
+        # one key for the loss, which may drop units, and one for rw-sam's random directions: were
+        # they one, the directions would depend on which units are dropped
         loss_key, direction_key = self._keys(key)
         params = _moving(params)
-        self._check_whole(whole, params)
+        check_whole(whole, self.variant, params)
+        # schedules count the steps taken before this one: the first step has number 0
         ascent = Ascent(*(number(state.count) for number in (self.rho, self.eps, self.lam)))
         parts, number_of = self._micro_batches(batch)
+        # micro-batches are numbered over all devices, so that each has a key of its own: with 4 of
+        # them on each of 2 devices, the second device begins with number 4
         first: Any = 0
         x = params
         if self.axis_name is not None:
@@ -356,14 +322,18 @@ class Optimizer:
             )
 
         try:
+            # a single micro-batch is run as it came: reshaped to one group it would ask for arrays
+            # with a common leading axis, which a batch need not be
             if number_of == 1:
                 found = micro_batch(batch, first)
             else:
                 numbers = first + jnp.arange(number_of)
                 if self.groups == "vmap":
-                    found = jax.tree.map(_mean, jax.vmap(micro_batch)(parts, numbers))
+                    found = jax.tree.map(
+                        mean_of_micro_batches, jax.vmap(micro_batch)(parts, numbers)
+                    )
                 else:
-                    found = _accumulated(micro_batch, x, parts, numbers)
+                    found = accumulated(micro_batch, x, parts, numbers)
         except NotImplementedError as error:
             if str(error):
                 raise
@@ -371,7 +341,7 @@ class Optimizer:
         return (
             found
             if self.axis_name is None
-            else jax.tree.map(partial(_mean_of_devices, axis_name=self.axis_name), found)
+            else jax.tree.map(partial(mean_of_devices, axis_name=self.axis_name), found)
         )
 
     def whole_gradient(
@@ -402,9 +372,9 @@ class Optimizer:
         0.5
         >>> x, state, info = opt.step(x, opt.init(x), data[:2], whole=opt.whole_gradient(x, data))
         """
-        self._check_params(params)
+        check_params(params, self.norms)
         params = _moving(params)
-        n, chunk = _samples(data), check_int("chunk", chunk)
+        n, chunk = samples(data), check_int("chunk", chunk)
         loss_key, _ = self._keys(key, directions=False)
         full, x = (
             n // chunk,
@@ -414,6 +384,8 @@ class Optimizer:
         def part(data: PyTree, number: Any) -> PyTree:
             return self._summed(x, data, args, _numbered(loss_key, number))
 
+        # seven samples in chunks of three: a scan over two full chunks, and one sample left. Each
+        # chunk adds the SUM of its gradients, so that the last one weighs 1/7 and not 1/3
         total = jax.tree.map(jnp.zeros_like, wide(x))
         if full:
             head = jax.tree.map(
@@ -427,6 +399,7 @@ class Optimizer:
         if full * chunk < n:
             tail = jax.tree.map(lambda leaf: leaf[full * chunk :], data)
             total = jax.tree.map(jnp.add, total, part(tail, full))
+        # back to the parameters' own precision only now: the sum was taken in float32 at least
         mean = jax.tree.map(lambda leaf, like: (leaf / n).astype(like.dtype), total, params)
         # shards are of equal size
         return mean if self.axis_name is None else jax.lax.pmean(mean, self.axis_name)
@@ -459,13 +432,13 @@ class Optimizer:
         ... )
         0.5
         """
-        self._check_params(params)
+        check_params(params, self.norms)
         params = _moving(params)
         loss_key, _ = self._keys(key, directions=False)
         total, n = jax.tree.map(jnp.zeros_like, wide(params)), 0
         for number, batch in enumerate(batches):
             total = _add_batch(self, total, params, batch, args, _numbered(loss_key, number))
-            n += _samples(batch)
+            n += samples(batch)
         if n == 0:
             raise ValueError(
                 "batches gave no batch: give a list, a loader, or a fresh generator (a generator"
@@ -475,55 +448,22 @@ class Optimizer:
 
     def _summed(self, x: PyTree, batch: PyTree, args: tuple[Any, ...], key: Any) -> PyTree:
         """The gradient of the SUM of the losses of a batch."""
+        # a loss may return its mean, so the sum is the mean times the number of samples
         g = jax.grad(lambda y: jnp.mean(self._losses(y, batch, args, key)[0]))(x)
-        return jax.tree.map(lambda leaf: leaf * _samples(batch), wide(g))
+        return jax.tree.map(lambda leaf: leaf * samples(batch), wide(g))
 
     def _losses(
         self, y: PyTree, batch: PyTree, args: tuple[Any, ...], key: Any
     ) -> tuple[jax.Array, Any]:
-        """The user's loss as the kernel wants it, checked while it is traced."""
+        """The user's loss as the kernel wants it."""
         out = self.loss(y, batch, *args, key=key) if self.has_key else self.loss(y, batch, *args)
-        if self.has_aux and not (isinstance(out, tuple) and len(out) == 2):
-            raise TypeError(
-                f"has_aux=True: the loss must give (loss, aux), not {type(out).__name__}"
-            )
-        values, aux = out if self.has_aux else (out, None)
-        if (
-            not hasattr(values, "shape")
-            or not jnp.issubdtype(values.dtype, jnp.floating)
-            or values.ndim > 1
-        ):
-            hint = "; for (loss, aux) say has_aux=True" if isinstance(values, tuple) else ""
-            what = (
-                f"{values.dtype}{list(values.shape)}"
-                if hasattr(values, "shape")
-                else type(values).__name__
-            )
-            raise TypeError(
-                f"the loss gives {what}: it must be one floating-point number, or one for each"
-                f" sample{hint}"
-            )
-        if self.variant.weighted:
-            if values.ndim == 0:
-                raise ValueError(
-                    f"{self.variant.name} weighs samples by their gradients: the loss must give one"
-                    " value for each sample, shape (b,), not their mean"
-                )
-            lengths = _lengths(batch)
-            if lengths and values.shape[0] not in lengths:
-                raise ValueError(
-                    f"the loss gives {values.shape[0]} values for a batch of"
-                    f" {' or '.join(map(str, lengths))} samples: {self.variant.name} weighs"
-                    " samples, so it must give one value for each, shape (b,)"
-                )
-            check_delta(self.norms, values)
-        return values, aux
+        return checked_losses(out, self.has_aux, self.variant, self.norms, batch)
 
     def _micro_batches(self, batch: PyTree) -> tuple[PyTree, int]:
         """The batch with its leading axis split, and the number of parts."""
         if self.micro is None:
             return batch, 1
-        b, m = _samples(batch), self.micro
+        b, m = samples(batch), self.micro
         if b % m:
             where = (
                 "in the batch"
@@ -554,86 +494,18 @@ class Optimizer:
                 " a key"
             )
         key = random_key(key)
+        # without a random loss nothing is split off: the key that was given is the key of the
+        # directions, and a test can draw the same ones
         if not self.has_key:
             return None, key
         loss_key, direction_key = jax.random.split(key)
         return loss_key, (direction_key if directions else None)
 
-    def _check_params(self, params: PyTree) -> None:
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-            if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
-                what = f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else repr(leaf)
-                place = jax.tree_util.keystr(path)
-                raise TypeError(
-                    f"params{place} is {what}: parameters must be floating-point arrays; keep other"
-                    " values out of params, in args or the loss (of an equinox module take"
-                    " eqx.partition(module, eqx.is_inexact_array), of an nnx one nnx.split(module,"
-                    " nnx.Param, ...))"
-                )
-        if not jax.tree.leaves(params):
-            raise ValueError("params holds no array: there is nothing to train")
-        check_delta(self.norms, params)
-
-    def _check_state(self, state: Any, params: PyTree) -> None:
-        if not isinstance(state, State):
-            raise TypeError(
-                f"state is a {type(state).__name__}: it must be what init(params) or the last step"
-                " of this optimizer gave"
-            )
-        if state.variant != self.variant.name:
-            raise ValueError(
-                f"the state is that of {state.variant}, and this is {self.variant.name}: make one"
-                " with init(params)"
-            )
-        try:
-            wanted = jax.eval_shape(self.inner.init, params)
-        except jax.errors.JAXTypeError:
-            return  # an `init` that looks at numbers cannot tell shapes alone
-        advice = "it comes from other parameters or another optimizer; make one with init(params)"
-        given: Any = jax.tree.structure(state.inner)
-        if given != jax.tree.structure(wanted):
-            raise ValueError(
-                f"the state does not have the structure that these parameters need: {advice}"
-            )
-        for (path, leaf), like in zip(
-            jax.tree_util.tree_leaves_with_path(state.inner), jax.tree.leaves(wanted), strict=True
-        ):
-            place = f"state.inner{jax.tree_util.keystr(path)}"
-            try:
-                shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
-            except TypeError:
-                raise TypeError(f"{place} is {leaf!r}: it must be a number or an array") from None
-            if shape != like.shape:
-                raise ValueError(
-                    f"{place} has shape {list(shape)}, but these parameters need"
-                    f" {list(like.shape)}: {advice}"
-                )
-            if not _serves(dtype, like):
-                raise ValueError(
-                    f"{place} is of {dtype}, but these parameters need {like.dtype}: {advice}"
-                )
-
-    def _check_whole(self, gradient: PyTree, params: PyTree) -> None:
-        name = self.variant.name
-        if not self.variant.needs_full_gradient:
-            if gradient is not None:
-                raise ValueError(
-                    f"whole: {name} does not use the gradient of the data set; leave it out"
-                )
-        elif gradient is None:
-            raise ValueError(
-                f"{name} needs the gradient of the data set: give whole=opt.whole_gradient(params,"
-                " data)"
-            )
-        elif _shapes(gradient) != _shapes(params):
-            raise ValueError(
-                "whole does not have the structure of params: it must be the gradient of the data"
-                " set at params"
-            )
-
     def _inner_update(
         self, found: Perturbed, params: PyTree, state: State, extra: dict[str, Any]
     ) -> tuple[PyTree, State]:
+        # optimizers that look at the loss, such as a reduction on plateaus, get it without a pass
+        # of their own; what the caller gives goes before
         extra = {"value": found.loss, **extra}
         if "value_fn" in extra and "grad" not in extra:
             # what a line search compares must be of one function: G is not the gradient of
@@ -642,17 +514,10 @@ class Optimizer:
         try:
             updates, inner = self.inner.update(found.gradient, state.inner, params, **extra)
         except TypeError as error:
-            missing = re.search(r"missing \d+ required keyword-only arguments?: (.*)", str(error))
+            missing = missing_arguments(error)
             if missing is None:
                 raise
-            names = set(re.findall(r"'(\w+)'", missing[1]))
-            if "value_fn" in names:  # the gradient comes with it
-                names -= {"grad"}
-            more = ", ".join(f"{name}=..." for name in sorted(names))
-            raise TypeError(
-                "the optax optimizer needs more than a gradient: opt.step(params, state, batch,"
-                f" {more})"
-            ) from error
+            raise missing from error
         return updates, State(state.count + 1, inner, state.variant)
 
     def __repr__(self) -> str:
@@ -666,136 +531,13 @@ _NOT_BATCHED = (
 )
 
 
-def _serves(dtype: Any, like: Any) -> bool:
-    """Whether numbers of `dtype` may stand where the state has those of `like`.
-
-    A number by itself, such as an injected hyperparameter, may be any that optax can compute with;
-    in arrays some optax optimizers go over to float32 with their first step. Where floats stand for
-    whole numbers, or less precise ones for the parameters', the state is that of others.
-    """
-    if not jnp.issubdtype(like.dtype, jnp.floating):
-        return dtype == like.dtype or bool(
-            jnp.issubdtype(dtype, jnp.integer) and jnp.issubdtype(like.dtype, jnp.integer)
-        )
-    if like.shape == ():
-        return bool(jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer))
-    return bool(jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize >= like.dtype.itemsize)
-
-
-def _shapes(tree: PyTree) -> tuple[Any, list[tuple[int, ...]]]:
-    leaves, structure = jax.tree.flatten(tree)
-    return structure, [jnp.shape(leaf) for leaf in leaves]
-
-
 def _moving(params: PyTree) -> PyTree:
     """The parameters that a gradient is taken by; `optax.lookahead` has slow ones beside them."""
     return params.fast if isinstance(params, optax.LookaheadParams) else params
 
 
-def _known(number: Any) -> Any:
-    """A number to be checked now; one that is known only later has a valid one in its place."""
-    return 1.0 if callable(number) or isinstance(number, jax.core.Tracer) else number
-
-
-def _schedule(name: str, number: Any, checked: float) -> Callable[[Any], Any]:
-    """A number of a step as a function of the steps taken."""
-    if callable(number):
-        return lambda count: _seen(name, number(count))
-    if isinstance(number, jax.core.Tracer):
-        seen = _seen(name, number)
-        return lambda count: seen
-    return lambda count: checked
-
-
-def _seen(name: str, number: Any) -> Any:
-    """A number that compiled code can refuse no more: where it is negative or not finite the step
-    is NaN, and seen.
-    """
-    kind = jnp.result_type(number)
-    if jnp.shape(number) != () or not (
-        jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)
-    ):
-        raise TypeError(f"{name}={number!r}: it must be one real number")
-    value = jnp.asarray(number, float)
-    return jnp.where((value >= 0) & jnp.isfinite(value), value, jnp.nan)
-
-
-def told_apart(params: PyTree, axis_name: str) -> PyTree:
-    """`params` as values that differ between devices.
-
-    `shard_map` sums the gradients of what it knows to be alike on all devices; a device's own
-    perturbation needs its own gradient.
-    """
-    # always true, and the compiler does not know it to be the same everywhere
-    here = jax.lax.axis_index(axis_name) >= 0
-    return jax.tree.map(lambda leaf: jnp.where(here, leaf, 0).astype(leaf.dtype), params)
-
-
-def _accumulated(
-    micro_batch: Callable[[PyTree, Any], Perturbed], x: PyTree, parts: PyTree, numbers: jax.Array
-) -> Perturbed:
-    """The mean over micro-batches, one after the other."""
-
-    def add(total: PyTree, one: tuple[PyTree, Any]) -> tuple[PyTree, tuple[Any, Any]]:
-        found = micro_batch(*one)
-        return jax.tree.map(jnp.add, total, wide(found.gradient)), (found.loss, found.aux)
-
-    # x * 0, not zeros: it differs between devices where x does
-    total, (loss, aux) = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, wide(x)), (parts, numbers))
-    G = jax.tree.map(lambda t, leaf: (t / numbers.shape[0]).astype(leaf.dtype), total, x)
-    return Perturbed(G, _mean(loss), jax.tree.map(_mean, aux))
-
-
-def _mean(leaf: jax.Array) -> jax.Array:
-    """Over micro-batches; of whole numbers the largest, of random keys the first."""
-    if _is_key(leaf):
-        return leaf[0]
-    return (
-        jnp.mean(leaf, axis=0)
-        if jnp.issubdtype(leaf.dtype, jnp.floating)
-        else jnp.max(leaf, axis=0)
-    )
-
-
-def _mean_of_devices(leaf: jax.Array, axis_name: str) -> jax.Array:
-    if _is_key(leaf):
-        words = jax.random.key_data(leaf)
-        first = jax.lax.psum(jnp.where(jax.lax.axis_index(axis_name) == 0, words, 0), axis_name)
-        key: jax.Array = jax.random.wrap_key_data(first, impl=jax.random.key_impl(leaf))
-        return key
-    mean: jax.Array = (
-        jax.lax.pmean(leaf, axis_name)
-        if jnp.issubdtype(leaf.dtype, jnp.floating)
-        else jax.lax.pmax(leaf, axis_name)
-    )
-    return mean
-
-
-def _is_key(leaf: jax.Array) -> bool:
-    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
-
-
 def _numbered(key: Any, number: Any) -> Any:
     return None if key is None else jax.random.fold_in(key, number)
-
-
-def _lengths(batch: PyTree) -> list[int]:
-    """The lengths of the leading axes of a batch's arrays, each once."""
-    return sorted({jnp.shape(leaf)[0] for leaf in jax.tree.leaves(batch) if jnp.ndim(leaf)})
-
-
-def _samples(batch: PyTree) -> int:
-    lengths = (
-        _lengths(batch)
-        if all(jnp.ndim(leaf) for leaf in jax.tree.leaves(batch))
-        else [0, *_lengths(batch)]
-    )
-    if len(lengths) != 1 or lengths[0] < 1:
-        raise ValueError(
-            "the batch must be arrays that share a leading axis, the sample, but the leading axes"
-            f" have lengths {lengths or '(no arrays)'}"
-        )
-    return int(lengths[0])
 
 
 @partial(jax.jit, static_argnums=0)

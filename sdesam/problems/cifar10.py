@@ -4,8 +4,7 @@ class; in a folder or a tar of it.
 60,000 colour images of 32x32 pixels in ten classes, of which 10,000 are to test on (Krizhevsky,
 "Learning Multiple Layers of Features from Tiny Images", 2009). Nothing is fetched, and nothing is
 written. Files may come from anywhere: sizes are known before anything is read, and the python
-batches, pickles which may run any program, are read by an unpickler that knows bytes, lists and
-dictionaries and hands out nothing that could do anything.
+batches, pickles which may run any program, are read by `_pickled`, which runs none of it.
 """
 
 from __future__ import annotations
@@ -14,10 +13,7 @@ import bz2
 import gzip
 import io
 import lzma
-import math
 import os
-import pickle
-import pickletools
 import tarfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -30,12 +26,14 @@ from typing import IO, Any, cast
 
 import numpy as np
 
+from sdesam.problems._pickled import PIXELS as _PIXELS
+from sdesam.problems._pickled import python_batch
+
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 GET = "get cifar-10-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html"
 KINDS = "python or binary batches, or JPEG or PNG files by class"
 
 _SIDE = 32
-_PIXELS = 3 * _SIDE * _SIDE
 _IMAGES = {"train": 50_000, "test": 10_000}
 _BATCHES = {"train": tuple(f"data_batch_{k}" for k in range(1, 6)), "test": ("test_batch",)}
 _PICTURES = (".jpg", ".jpeg", ".png")
@@ -47,18 +45,6 @@ _MOST_OF_PICTURE = 2**17
 """Bytes of one picture file; its pixels have 3,072."""
 _TOGETHER = 256
 """Pictures decoded together."""
-_MOST_OPCODES = 200_000
-"""Instructions of one pickled batch; the 10,000 labels and file names of a real one take 40,000."""
-_OPCODES = frozenset(
-    (  # noqa: SIM905
-        "PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG "
-        "LONG1 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 UNICODE "
-        "BINUNICODE SHORT_BINUNICODE BINUNICODE8 EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE "
-        "TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT SETITEM SETITEMS GET BINGET LONG_BINGET PUT BINPUT "
-        "LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL REDUCE BUILD "
-    ).split()
-)
-"""What pickles of numbers, bytes, lists, dictionaries and arrays are made of."""
 _COMPRESSED: tuple[tuple[bytes, Callable[[Path], Any]], ...] = (
     (b"\x1f\x8b", gzip.open),
     (b"BZh", bz2.open),
@@ -210,6 +196,8 @@ class _Tar:
         """Its files, with the contents of those that are wanted; what is too long is not even
         skipped over.
         """
+        # pixels and labels of all images are 184 MB; four times that leaves room for names and
+        # padding of 60,000 small files, and a small file that expands without end is stopped
         most = 4 * sum(_IMAGES.values()) * (_PIXELS + 1) + 2**24
         count = 0
         try:
@@ -280,6 +268,7 @@ class _Bounded:
         self.file, self.most, self.piece = file, most, _HEADER
 
     def read(self, size: int) -> bytes:
+        # tarfile trusts the sizes in its headers and would read a whole long name into memory
         self._check(size, self.piece)
         self._check(self.tell(), self.most)
         return self.file.read(size)
@@ -319,7 +308,7 @@ def _read(files: Files) -> dict[str, np.ndarray]:
     # bytes of a batch with 1024 for each file name, and bytes that are pickled as text, which takes
     # up to two for one
     for suffix, parse, most in (
-        ("", _python_batch, lambda images: 2**16 + images * (2 * _PIXELS + 1024)),
+        ("", python_batch, lambda images: 2**16 + images * (2 * _PIXELS + 1024)),
         (".bin", _binary_batch, _binary_size),
     ):
         if any(name + suffix in by_name for name in needed):
@@ -380,6 +369,7 @@ def _read_batches(
                 files, f"labels run from {labels.min()} to {labels.max()}, not from 0 to 9"
             )
         arrays[f"{part}_images"] = np.ascontiguousarray(
+            # a row holds all of red, then green, then blue; networks take the channel last
             pixels.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)
         )
         arrays[f"{part}_labels"] = labels
@@ -396,144 +386,6 @@ def _binary_batch(content: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 def _binary_size(images: int) -> int:
     return images * (_PIXELS + 1)
-
-
-def _python_batch(content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """A pickled dictionary with `data` (n, 3072) and `labels`."""
-    _check_opcodes(content)
-    batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
-    if not isinstance(batch, dict):
-        raise ValueError(f"it holds a {type(batch).__name__}, not a dictionary")
-    named = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
-    if "labels" not in named and "fine_labels" in named:
-        raise ValueError("fine_labels in place of labels: this is CIFAR-100")
-    data, labels = named.get("data"), named.get("labels")
-    if not isinstance(data, _Array) or len(data.shape) != 2 or data.shape[1] != _PIXELS:
-        raise ValueError(f"data is no uint8 array of shape (n, {_PIXELS})")
-    if not isinstance(labels, list) or not all(
-        isinstance(label, int) and 0 <= label < 256 for label in labels
-    ):
-        raise ValueError("labels is no list of whole numbers from 0 to 9")
-    pixels = np.frombuffer(data.content, np.uint8).reshape(
-        data.shape, order="F" if data.fortran else "C"
-    )
-    return pixels, np.array(labels, np.uint8)
-
-
-def _check_opcodes(content: bytes) -> None:
-    """See that a pickle has no instruction, and not so many of them, that no batch has: a few bytes
-    may ask for gigabytes.
-    """
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
-        if opcode.name not in _OPCODES or ("PUT" in opcode.name and int(argument or 0) > count):
-            raise pickle.UnpicklingError(
-                f"it has the instruction {opcode.name} {argument!r:.20}, which no CIFAR-10 batch"
-                " needs: not opened"
-            )
-        if count > _MOST_OPCODES:
-            raise pickle.UnpicklingError(
-                f"it has more than {_MOST_OPCODES} instructions: not opened"
-            )
-
-
-class _Unpickler(pickle.Unpickler):
-    """Arrays of bytes and python's own containers: a pickle that names anything else is refused
-    before it is called.
-
-    What a batch may name is answered by stand-ins of our own. Nothing of numpy is handed out:
-    `numpy.ndarray` can be called, and would take any place in memory for its contents.
-    """
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            return _RECONSTRUCT
-        found = {
-            ("numpy", "ndarray"): _NDARRAY,
-            ("numpy", "dtype"): _DTYPE,
-            ("_codecs", "encode"): _LATIN1,
-        }.get((module, name))
-        if found is None:
-            raise pickle.UnpicklingError(
-                f"it asks for {module}.{name}, which no CIFAR-10 batch needs: not opened"
-            )
-        return found
-
-
-class _StandIn:
-    """A stand-in for a name in a pickle; without attributes, so that no pickle can set any."""
-
-    __slots__ = ()
-
-
-class _Reconstruct(_StandIn):
-    """How numpy begins an array: empty, to be filled in."""
-
-    __slots__ = ()
-
-    def __call__(self, kind: Any, shape: Any, dtype: Any) -> _Array:
-        if kind is not _NDARRAY or shape != (0,) or dtype not in ("b", b"b"):
-            raise pickle.UnpicklingError("an array that does not begin empty: not opened")
-        return _Array()
-
-
-class _Uint8(_StandIn):
-    """The one dtype there is."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: Any) -> None:
-        """Byte order and such, which a byte does not have."""
-
-
-class _Dtype(_StandIn):
-    """How numpy makes a dtype: from its name."""
-
-    __slots__ = ()
-
-    def __call__(self, name: Any, *rest: Any) -> _Uint8:
-        if name not in ("u1", b"u1"):
-            raise pickle.UnpicklingError(
-                f"it asks for the dtype {name!r:.20}, where pixels are bytes (u1): not opened"
-            )
-        return _Uint8()
-
-
-class _Latin1(_StandIn):
-    """How Python 3 pickles bytes for old protocols."""
-
-    __slots__ = ()
-
-    def __call__(self, text: Any, encoding: Any = "latin1") -> bytes:
-        if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-            raise pickle.UnpicklingError("bytes that are not pickled as latin1: not opened")
-        return text.encode("latin1")
-
-
-_NDARRAY, _RECONSTRUCT, _DTYPE, _LATIN1 = _StandIn(), _Reconstruct(), _Dtype(), _Latin1()
-
-
-class _Array:
-    """The shape and the bytes of a pickled array."""
-
-    __slots__ = ("content", "fortran", "shape")
-
-    def __init__(self) -> None:
-        self.shape: tuple[int, ...] = (0,)
-        self.content, self.fortran = b"", False
-
-    def __setstate__(self, state: Any) -> None:
-        _, shape, dtype, fortran, content = state
-        whole = isinstance(shape, tuple) and all(type(size) is int and size >= 0 for size in shape)
-        if (
-            not whole
-            or not isinstance(dtype, _Uint8)
-            or type(content) is not bytes
-            or len(content) != math.prod(shape)
-        ):
-            raise pickle.UnpicklingError(
-                "an array that has not as many bytes as its shape says: not opened"
-            )
-        self.shape, self.content, self.fortran = shape, content, bool(fortran)
 
 
 def _read_pictures(files: Files, names: list[str]) -> dict[str, np.ndarray]:

@@ -1,15 +1,14 @@
 """Finite sums: a per-sample loss, a data set, a start, and what to observe along the way.
 
-Everything per sample is done in chunks and reduced at once, so memory does not grow with the data
-set.
+A :class:`FiniteSum` checks what a user hands in, once. The sums are in `means`, what is observed
+along a run is in `observing`.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -21,8 +20,8 @@ from sdesam._checks import check_int, check_positive
 from sdesam._functions import Function, compiled, failure
 from sdesam._keys import seed_key
 from sdesam._names import unknown
-from sdesam._precision import like, of_sums, wide
 from sdesam._process import check_not_forked
+from sdesam.autodiff.smoothness import nonsmooth_operations
 from sdesam.problems.arrays import (
     check_structure,
     describe,
@@ -32,11 +31,20 @@ from sdesam.problems.arrays import (
     samples,
     where_not_finite,
 )
-from sdesam.problems.outer_products import Factors, dense_layers, deviations, factors, held
-from sdesam.problems.smoothness import bodies, nonsmooth_operations
+from sdesam.problems.means import (
+    SampleLoss,
+    hessian_product,
+    mean_grad,
+)
+from sdesam.problems.observing import (
+    BUILT_IN,
+    Observer,
+    check_observables,
+    make_observer,
+    observe,
+)
 
 PyTree = Any
-SampleLoss = Callable[[Any, Any], Any]
 
 _CHUNK_NUMBERS = 2**20
 """Numbers (samples times parameters) that one chunk of per-sample vectors may hold: 4 MB in
@@ -111,9 +119,12 @@ class FiniteSum:
         self.dim = sum(leaf.size for leaf in jax.tree.leaves(self.x0))
         self.period = period
         most = max(1, _CHUNK_NUMBERS // self.dim) if chunk is None else check_int("chunk", chunk)
+        # nine samples, at most four at a time: three chunks of three and not 4 + 4 + 1. A rest of
+        # another size would be compiled beside the loop.
         # as many chunks as `most` asks for, of even size
         self.chunk = -(-self.n // -(-self.n // most))
         self.observables = check_observables(observables or {})
+        # a user's "loss" beside the built-in one would be two columns of one name in a result
         clash = sorted(set(BUILT_IN) & set(self.observables))
         if clash:
             raise ValueError(f"observable {clash[0]!r} is built in: choose another name")
@@ -180,12 +191,14 @@ class FiniteSum:
         return make_observer(names, extra, self.sample_loss, self.chunk, self.data, self.rest)
 
     def _value(self, name: str, x: PyTree) -> Any:
-        return _observe(self.observer([name]), self.check_params(x))[name]
+        return observe(self.observer([name]), self.check_params(x))[name]
 
     def _once(self, what: str, compute: Callable[[Function], Any]) -> Any:
         """Something that depends on the loss alone, computed again only where what the loss reads
         has changed.
         """
+        # `self.sample_loss` reads anew what the loss reads; a Function is equal to an older one
+        # where nothing of that has changed
         loss = self.sample_loss
         if what not in self._found or self._found[what][0] != loss:
             self._found[what] = (loss, compute(loss))
@@ -253,6 +266,9 @@ class FiniteSum:
         return check_structure(x, self.x0, self.rest)
 
     def _check_loss(self) -> None:
+        # traced and not run: the error of a loss that does not fit comes at once, and no sample but
+        # the first is looked at. What it returned is kept aside, because eval_shape would turn a
+        # Python number into an array and so hide that the loss returned none.
         returned = []
         try:
             jax.eval_shape(
@@ -282,6 +298,7 @@ class FiniteSum:
             self._check_period(float(start))
 
     def _check_period(self, start: float) -> None:
+        # one coordinate at a time: a loss may have the period in some and not in others
         flat, rebuild = ravel_pytree(self.x0)
         for k in range(flat.size):
             moved = float(self.loss(rebuild(flat.at[k].add(self.period))))
@@ -293,6 +310,8 @@ class FiniteSum:
 
     def _cause(self, gradient: bool = False) -> str:
         """Where a loss or its gradient, not finite at the start, comes from."""
+        # from the outside in: a start or a datum that is NaN explains a loss that is, and only if
+        # all of these are finite is the loss asked sample by sample
         bad = where_not_finite(self.x0, "x0") or where_not_finite(self.data, "data", rows=True)
         if bad is None:
             each = np.asarray(_finite(self.sample_loss, self.chunk, gradient, self.data, self.x0))
@@ -303,22 +322,6 @@ class FiniteSum:
         return f"FiniteSum({self.name!r}, n={self.n}, parameters={self.dim})"
 
 
-def check_observables(functions: Any) -> dict[str, Callable[[Any], Any]]:
-    """Named functions, or a sentence saying what is none."""
-    if not isinstance(functions, Mapping):
-        raise TypeError(
-            f"observables={functions!r}: it must be a mapping from names to functions of the"
-            " parameters"
-        )
-    for name, fn in functions.items():
-        if not isinstance(name, str) or not callable(fn):
-            raise TypeError(
-                f"observable {name!r} is {fn!r}: observables are named functions, such as {{'x':"
-                " lambda x: x}"
-            )
-    return dict(functions)
-
-
 def check_problem(problem: Any) -> FiniteSum:
     """`problem`, or a sentence saying that it is none."""
     if not isinstance(problem, FiniteSum):
@@ -326,256 +329,6 @@ def check_problem(problem: Any) -> FiniteSum:
             f"problem={problem!r}: it must be a sdesam.FiniteSum, such as sdesam.problems.digits()"
         )
     return problem
-
-
-def fold_samples(fn: Callable[[Any], Any], per_sample: PyTree, chunk: int) -> Any:
-    """`fn` of chunks of `per_sample` (leading axis: samples), summed over the chunks, in float32 at
-    least.
-    """
-    n = jax.tree.leaves(per_sample)[0].shape[0]
-    if n <= chunk:
-        return wide(fn(per_sample))
-    whole_chunks = n // chunk
-    head = jax.tree.map(
-        lambda a: a[: whole_chunks * chunk].reshape(whole_chunks, chunk, *a.shape[1:]), per_sample
-    )
-    first = jax.tree.map(lambda a: a[0], head)
-    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, of_sums(s.dtype)), jax.eval_shape(fn, first))
-
-    def add(total: Any, part: Any) -> Any:
-        return jax.tree.map(jnp.add, total, wide(fn(part)))
-
-    total, _ = jax.lax.scan(lambda total, part: (add(total, part), None), zero, head)
-    return (
-        total
-        if whole_chunks * chunk == n
-        else add(total, jax.tree.map(lambda a: a[whole_chunks * chunk :], per_sample))
-    )
-
-
-def mean_loss(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> jax.Array:
-    """`f(x)`, chunk by chunk."""
-    dtype = jax.eval_shape(sample_loss, x, _first(data)).dtype
-    total: jax.Array = fold_samples(
-        lambda part: jnp.sum(wide(jax.vmap(sample_loss, (None, 0))(x, part))), data, chunk
-    )
-    return (total / _length(data)).astype(dtype)
-
-
-def mean_grad(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> PyTree:
-    """`gbar(x)`, chunk by chunk."""
-    return like(mean_grad_wide(sample_loss, chunk, data, x), x)
-
-
-def mean_grad_wide(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> PyTree:
-    """`gbar(x)` as it was summed, in float32 at least."""
-    narrow = computes_in_half(sample_loss, x, data)
-    total = fold_samples(lambda part: summed_gradient(sample_loss, x, part, narrow), data, chunk)
-    return jax.tree.map(lambda g: g / _length(data), total)
-
-
-def summed_gradient(
-    fn: Callable[[Any, Any], Any], x: PyTree, items: PyTree, narrow: bool
-) -> PyTree:
-    """`sum_i grad fn(x, i)` over the leading axis of `items`.
-
-    Where something is computed in half precision, the gradients of samples are formed and summed in
-    float32. One reverse pass over the sum would add in half precision, in which a sum may be
-    infinite though its mean is not.
-    """
-    if narrow:
-        return jax.tree.map(
-            lambda g: jnp.sum(wide(g), axis=0), jax.vmap(jax.grad(fn), (None, 0))(x, items)
-        )
-    return jax.grad(lambda y: jnp.sum(jax.vmap(fn, (None, 0))(y, items)))(x)
-
-
-def computes_in_half(sample_loss: SampleLoss, x: PyTree, data: PyTree) -> bool:
-    """Whether a loss of a sample has values of fewer than 32 bits on its way, read off its
-    jaxpr.
-    """
-
-    def any_in(jaxpr: Any) -> bool:
-        values = [
-            variable.aval.dtype
-            for eqn in jaxpr.eqns
-            for variable in eqn.outvars
-            if hasattr(variable.aval, "dtype")
-        ]
-        return any(of_sums(dtype) != dtype for dtype in values) or any(
-            any_in(body) for eqn in jaxpr.eqns for body in bodies(eqn.params)
-        )
-
-    return any(of_sums(leaf.dtype) != leaf.dtype for leaf in jax.tree.leaves(x)) or any_in(
-        jax.make_jaxpr(sample_loss)(x, _first(data)).jaxpr
-    )
-
-
-def grad_norm2(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> jax.Array:
-    """The squared norm `|gbar|^2` of the gradient of the loss."""
-    return squared_norm(mean_grad_wide(sample_loss, chunk, data, x)).astype(_dtype(x))
-
-
-def trace_cov(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> jax.Array:
-    """`tr V`, without the gradients of dense layers where the loss has any."""
-    layers = dense_layers(sample_loss, x, _first(data))
-    return (
-        _trace_cov_dense(sample_loss, layers, chunk, data, x)
-        if layers
-        else trace_cov_generic(sample_loss, chunk, data, x)
-    )
-
-
-def trace_cov_generic(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> jax.Array:
-    """`tr V`, summed as squared deviations: the difference of two large means would lose digits in
-    float32.
-    """
-    gbar = mean_grad_wide(sample_loss, chunk, data, x)
-
-    def deviation(sample: PyTree) -> jax.Array:
-        return squared_norm(
-            jax.tree.map(jnp.subtract, wide(jax.grad(sample_loss)(x, sample)), gbar)
-        )
-
-    total: jax.Array = fold_samples(lambda part: jnp.sum(jax.vmap(deviation)(part)), data, chunk)
-    return (total / _length(data)).astype(_dtype(x))
-
-
-def _trace_cov_dense(
-    sample_loss: SampleLoss, layers: dict[int, Any], chunk: int, data: PyTree, x: PyTree
-) -> jax.Array:
-    """`tr V = mean |g_i - c|^2 - |gbar - c|^2`, where `c` is made of the mean factors of the first
-    samples, so that the second part is small.
-    """
-    many = samples_without_vectors(layers, chunk, x)
-    n = _length(data)
-
-    def of(part: PyTree) -> Factors:
-        group: Factors = wide(jax.vmap(partial(factors, sample_loss, layers, x))(part))
-        return group
-
-    first = of(jax.tree.map(lambda leaf: leaf[:many], data))
-    centre = jax.tree.map(lambda a: jnp.mean(a, axis=0), first)
-    if n <= many:
-        squares, sums = deviations(first, centre)
-    else:
-        squares, sums = fold_samples(lambda part: deviations(of(part), centre), data, many)
-    return (squares / n - squared_norm([total / n for total in sums])).astype(_dtype(x))
-
-
-def samples_without_vectors(layers: dict[int, Any], chunk: int, x: PyTree) -> int:
-    """How many samples fill, by the factors of their gradients, the memory of `chunk` vectors."""
-    return (
-        chunk * max(1, sum(leaf.size for leaf in jax.tree.leaves(x)) // held(layers, x))
-        if layers
-        else chunk
-    )
-
-
-BUILT_IN: dict[str, Callable[..., jax.Array]] = {
-    "loss": mean_loss,
-    "grad_norm2": grad_norm2,
-    "trace_cov": trace_cov,
-}
-
-
-def squared_norm(tree: PyTree) -> jax.Array:
-    """`|v|^2` of a pytree, in float32 at least."""
-    return jnp.sum(jnp.stack([jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(wide(tree))]))
-
-
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["data", "arrays"],
-    meta_fields=["names", "extra", "sample_loss", "chunk"],
-)
-@dataclass(frozen=True, eq=False)
-class Observer:
-    """Named functions of the parameters as one function `x -> {name: value}`. Its data are leaves:
-    compiled code is shared by observers of the same functions.
-
-    Args:
-        data: that of the loss.
-        arrays: those that the functions of `extra` hold, by name.
-        names: of all observables, in the order in which to report them.
-        extra: functions by name; the other names are built in.
-        sample_loss: `(params, sample) -> scalar`; None where nothing is asked of it.
-        chunk: samples per chunk of per-sample work.
-    """
-
-    data: PyTree
-    arrays: dict[str, list[Any]]
-    names: tuple[str, ...]
-    extra: tuple[tuple[str, Function], ...]
-    sample_loss: SampleLoss | None
-    chunk: int
-
-    def __call__(self, x: PyTree) -> dict[str, jax.Array]:
-        """The value of every observable at `x`."""
-        found = {
-            name: BUILT_IN[name](self.sample_loss, self.chunk, self.data, x)
-            for name in self.names
-            if name not in dict(self.extra)
-        }
-        for name, fn in self.extra:
-            try:
-                value = fn.filled(self.arrays[name])(x)
-            except Exception as error:
-                raise failure(f"observable {name!r}", error) from error
-            found[name] = _one_array(name, value)
-        return found
-
-    def check(self, x: PyTree) -> None:
-        """Refuse functions that are not finite at the start `x`, where all paths are observed
-        first.
-        """
-        own = Observer((), self.arrays, tuple(name for name, _ in self.extra), self.extra, None, 0)
-        for name, value in (_observe(own, x) if self.extra else {}).items():
-            if isinstance(value, jax.core.Tracer):
-                refuse_traced(f"what observable {name!r} reads")
-            if jnp.issubdtype(value.dtype, jnp.inexact) and not bool(jnp.isfinite(value).all()):
-                raise ValueError(
-                    f"observable {name!r} is not finite at the start x0, but"
-                    f" {np.asarray(wide(value))}: move x0, change the observable, or leave time 0"
-                    " out of `times`"
-                )
-
-
-def _one_array(name: str, value: Any) -> jax.Array:
-    if not numeric(value):
-        raise TypeError(
-            f"observable {name!r} must return one array, or a number, but it returns"
-            f" {describe(value)}"
-        )
-    return jnp.asarray(value)
-
-
-def make_observer(
-    names: tuple[str, ...],
-    functions: Mapping[str, Callable[[Any], Any]],
-    sample_loss: SampleLoss | None = None,
-    chunk: int = 0,
-    data: PyTree = (),
-    rest: PyTree = None,
-) -> Observer:
-    """Functions of the parameters, and those of `names` that are built in, as an :class:`Observer`.
-
-    `rest` is what the start has beside its arrays.
-    """
-    extra = {name: Function.apart(fn, rest) for name, fn in check_observables(functions).items()}
-    return Observer(
-        data=data,
-        arrays={name: arrays for name, (_, arrays) in extra.items()},
-        names=names,
-        extra=tuple((name, fn) for name, (fn, _) in extra.items()),
-        sample_loss=sample_loss,
-        chunk=chunk,
-    )
-
-
-@compiled()
-def _observe(observer: Observer, x: PyTree) -> dict[str, jax.Array]:
-    return observer(x)
 
 
 @compiled(static=2)
@@ -597,22 +350,6 @@ def _finite(
     return flags
 
 
-def hessian_product(
-    sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree
-) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
-    """`x` as a flat vector, and `v -> H v` of such vectors, in float32 at least."""
-    flat, rebuild = ravel_pytree(wide(x))
-
-    def times(v: jax.Array) -> jax.Array:
-        product = jax.jvp(
-            lambda y: mean_grad_wide(sample_loss, chunk, data, y), (x,), (like(rebuild(v), x),)
-        )[1]
-        flat_product: jax.Array = ravel_pytree(product)[0]
-        return flat_product
-
-    return flat, times
-
-
 @compiled(static=2)
 def _curvature(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> jax.Array:
     """Rayleigh's quotient of the Hessian after 20 power iterations."""
@@ -630,15 +367,3 @@ def _curvature(sample_loss: SampleLoss, chunk: int, data: PyTree, x: PyTree) -> 
     )
     quotient: jax.Array = v @ times(v)
     return quotient
-
-
-def _first(data: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf[0], data)
-
-
-def _length(data: PyTree) -> int:
-    return int(jax.tree.leaves(data)[0].shape[0])
-
-
-def _dtype(x: PyTree) -> Any:
-    return jnp.result_type(*jax.tree.leaves(x))

@@ -19,9 +19,9 @@ from jax.custom_batching import custom_vmap
 
 from sdesam._functions import Function, bare, failure
 from sdesam._precision import like, wide
+from sdesam.autodiff.outer_products import dense_layers
 from sdesam.problems.arrays import describe, numeric, shapes
-from sdesam.problems.finite_sum import computes_in_half, samples_without_vectors
-from sdesam.problems.outer_products import dense_layers
+from sdesam.problems.means import computes_in_half, samples_without_vectors
 from sdesam.sde.compile import MicroBatches, Norms, Samples, evaluate_trees, forms_vectors
 from sdesam.symbolic import Tree
 from sdesam.variants import NormEstimate

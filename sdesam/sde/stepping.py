@@ -33,7 +33,7 @@ from sdesam.engine import (
     steps_of,
     time_grid,
 )
-from sdesam.problems.finite_sum import Observer, make_observer
+from sdesam.problems.observing import Observer, make_observer
 from sdesam.sde._kernels import Kernel
 from sdesam.sde.equation import SDE
 

@@ -21,7 +21,7 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -32,13 +32,26 @@ from sdesam._checks import check_int, check_nonnegative, check_positive
 from sdesam._keys import seed_key
 from sdesam._names import unknown
 from sdesam.optim import Optimizer
-from sdesam.optim import State as OptimizerState
 from sdesam.optim.optimizer import Groups
 from sdesam.problems.cifar10 import Images
 from sdesam.sampling import check_perturbation
+from sdesam.training.measuring import measure
 from sdesam.training.resnet import ResNet
+from sdesam.training.state import State
 from sdesam.variants import Variant
 from sdesam.variants import variant as find_variant
+
+__all__ = [
+    "PADDING",
+    "Recipe",
+    "Run",
+    "Schedule",
+    "State",
+    "Trainer",
+    "augmented",
+    "measure",
+    "shift_and_mirror",
+]
 
 PyTree = Any
 Schedule = Literal["cosine", "constant"]
@@ -140,20 +153,6 @@ class Recipe:
         return (1 if not rule.perturbed else 2) + (FORWARD if rule.weighted else 0)
 
 
-class State(NamedTuple):
-    """What the next step needs.
-
-    Args:
-        params: the parameters `x`.
-        statistics: running statistics of batch norm.
-        optimizer: step count and momentum.
-    """
-
-    params: PyTree
-    statistics: PyTree
-    optimizer: OptimizerState
-
-
 @dataclass(frozen=True)
 class Run:
     """A training run.
@@ -217,6 +216,7 @@ class Trainer:
             has_aux=True,
         )
         self._random = self.optimizer.norms is not None and self.optimizer.norms.random
+        # the state is given away: old and new parameters need not be in memory together
         self._steps = jax.jit(self._some_steps, donate_argnums=0)
 
     def start(self, seed: int, of: State | None = None) -> State:
@@ -338,6 +338,9 @@ class Trainer:
         is a runtime value: trials compile nothing new.
         """
         b, n = self.recipe.batch, len(data[1])
+        # the epoch's number comes from the step count, so that a run that is continued goes on with
+        # the order it would have had: with 50,000 images and b = 128 an epoch has 390 steps, and
+        # step 390 is the first of epoch 1
         order_key, step_key = jax.random.split(
             jax.random.fold_in(key, state.optimizer.count // (n // b))
         )
@@ -349,6 +352,8 @@ class Trainer:
             pixels, labels = (leaf[jax.lax.dynamic_slice(order, (k * b,), (b,))] for leaf in data)
             if self.recipe.augment:
                 pixels = augmented(pixels, shifts)
+            # the rate of the step that is about to be made: at k = 0 the whole of lr, and at the
+            # last step of K not yet zero
             share = state.optimizer.count.astype(jnp.float32) / total
             params, optimizer, info = self.optimizer.step(
                 state.params,
@@ -397,103 +402,9 @@ def shift_and_mirror(
     return jnp.where(mirror[:, None, None, None], cut[:, :, ::-1], cut)
 
 
-def measure(
-    network: ResNet, state: State, test: tuple[Any, Any], sample: tuple[Any, Any], chunk: int = 500
-) -> dict[str, float]:
-    """What is known of a state, all of it with the running statistics.
-
-    With `S` samples of gradients `g_i` and mean `g`: `trace_cov = (mean |g_i|^2 - |g|^2) S/(S-1)`,
-    unbiased for tr V of one sample, and `gradient_norm = sqrt(max(|g|^2 - trace_cov/S, 0))`,
-    without the part of `|g|^2` that is due to the sample being small. The standard error is that of
-    `mean |g_i|^2`, nearly all of the trace.
-
-    Args:
-        network: the network.
-        state: its parameters and running statistics.
-        test: images and labels to test on.
-        sample: images and labels of `S` training samples.
-        chunk: test images at a time.
-
-    Returns:
-        `test_loss`, `test_accuracy`, `trace_cov`, `trace_cov_stderr`, `gradient_norm`.
-    """
-    loss, right = _evaluate(
-        network, state.params, state.statistics, *test, min(chunk, len(test[1]))
-    )
-    squares, square_of_mean = _gradient_noise(network, state.params, state.statistics, *sample)
-    norms2, size = np.asarray(squares, float), len(sample[1])
-    trace = (norms2.mean() - float(square_of_mean)) * size / (size - 1)
-    return {
-        "test_loss": float(loss),
-        "test_accuracy": float(right),
-        "trace_cov": float(trace),
-        "trace_cov_stderr": float(norms2.std(ddof=1) / math.sqrt(size)),
-        "gradient_norm": (
-            math.sqrt(max(float(square_of_mean) - trace / size, 0.0))
-            if math.isfinite(trace)
-            else math.nan
-        ),
-    }
-
-
 @partial(jax.jit, static_argnums=0)
 def _init(network: ResNet, key: jax.Array) -> tuple[PyTree, PyTree]:
     return network.init(key)
-
-
-@partial(jax.jit, static_argnums=(0, 5))
-def _evaluate(
-    network: ResNet,
-    params: PyTree,
-    statistics: PyTree,
-    images: jax.Array,
-    labels: jax.Array,
-    chunk: int,
-) -> tuple[jax.Array, jax.Array]:
-    """Mean loss and accuracy."""
-    n = len(labels)
-    filled = -(-n // chunk) * chunk
-    images = jnp.pad(images, ((0, filled - n), (0, 0), (0, 0), (0, 0))).reshape(
-        -1, chunk, *images.shape[1:]
-    )
-    labels = jnp.pad(labels, (0, filled - n), constant_values=-1).reshape(-1, chunk)
-
-    def add(total: Any, part: Any) -> tuple[Any, None]:
-        scores, _ = network(params, statistics, part[0], train=False)
-        losses = optax.softmax_cross_entropy_with_integer_labels(scores, jnp.maximum(part[1], 0))
-        right = jnp.sum(jnp.argmax(scores, axis=-1).astype(jnp.int32) == part[1], dtype=jnp.int32)
-        return (total[0] + jnp.sum(jnp.where(part[1] >= 0, losses, 0)), total[1] + right), None
-
-    (loss, right), _ = jax.lax.scan(add, (jnp.float32(0), jnp.int32(0)), (images, labels))
-    return loss / n, right.astype(jnp.float32) / n
-
-
-@partial(jax.jit, static_argnums=0)
-def _gradient_noise(
-    network: ResNet, params: PyTree, statistics: PyTree, images: jax.Array, labels: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """`|g_i|^2` of each sample, and the square of the norm of their mean. One sample at a time:
-    per-sample kernels would be grouped convolutions.
-    """
-
-    def loss(params: PyTree, image: jax.Array, label: jax.Array) -> jax.Array:
-        scores, _ = network(params, statistics, image[None], train=False)
-        losses: jax.Array = optax.softmax_cross_entropy_with_integer_labels(scores, label[None])
-        return losses[0]
-
-    def add(total: PyTree, sample: Any) -> tuple[PyTree, jax.Array]:
-        g = jax.grad(loss)(params, *sample)
-        return jax.tree.map(jnp.add, total, g), _norm2(g)
-
-    total, squares = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), (images, labels))
-    return squares, _norm2(total) / len(labels) ** 2
-
-
-def _norm2(tree: PyTree) -> jax.Array:
-    total: jax.Array = sum(
-        (jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)), start=jnp.float32(0)
-    )
-    return total
 
 
 def _losses(

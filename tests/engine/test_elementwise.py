@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import sdesam
+from sdesam.autodiff.elementwise import elementwise
 from sdesam.engine import compiled, draws
-from sdesam.engine.elementwise import elementwise
 from sdesam.engine.normals import standard_normals
 from sdesam.sde import stepping
 

@@ -212,3 +212,10 @@ def test_the_gradient_of_the_data_set():
         "chunk=0: it must be at least 1",
         lambda: optim.n_sam(loss, SGD, 0.1).whole_gradient(START, DATA, chunk=0),
     )
+
+
+@pytest.mark.parametrize("params", [0.5, {"a": 0.5}, [np.float32(1), 0.5]])
+def test_a_python_float_is_told_to_be_an_array(params):
+    opt = optim.sam(lambda p, batch: jnp.sum(batch), SGD, rho=0.1)
+    match = r"is the Python float 0\.5: .* such as jnp\.asarray\(0\.5\)$"
+    refused(match, lambda: opt.init(params), TypeError)

@@ -434,7 +434,7 @@ HUGE = 2**31 - 1
 )
 def test_hostile_pickles(content, message, tmp_path, monkeypatch):
     """Nothing is called, nothing large is made, one sentence says why."""
-    monkeypatch.setattr(cifar10, "_MOST_OPCODES", 20_000)
+    monkeypatch.setattr("sdesam.problems._pickled._MOST_OPCODES", 20_000)
     folder = python_batches(tmp_path / "data")
     (folder / "data_batch_2").write_bytes(content)
     before = sorted(tmp_path.rglob("*"))

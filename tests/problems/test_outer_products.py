@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import sdesam
-from sdesam.problems.finite_sum import trace_cov, trace_cov_generic
-from sdesam.problems.outer_products import dense_layers, factors, loss_along, squared_norm_of_mean
+from sdesam.autodiff.outer_products import dense_layers, factors, loss_along, squared_norm_of_mean
+from sdesam.problems.means import trace_cov, trace_cov_generic
 
 RNG = np.random.default_rng(0)
 DATA = {"a": RNG.normal(size=(7, 3)), "y": RNG.normal(size=(7, 2))}

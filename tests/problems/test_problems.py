@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 
 import sdesam
 from sdesam import curvature
-from sdesam.problems.smoothness import nonsmooth_operations
+from sdesam.autodiff.smoothness import nonsmooth_operations
 
 
 def test_functions_of_a_finite_sum():

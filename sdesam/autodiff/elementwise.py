@@ -17,7 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Literal
+
+from sdesam.autodiff.interpreter import Handler, Interpreter, evaluate
 
 PyTree = Any
 
@@ -34,9 +35,9 @@ PyTree = Any
 #     array([.., ..])   (q, -p)        nothing is computed
 #     x - 0.1 * ..      (p - 0.1 q, q + 0.1 p)
 #
-# What is left is arithmetic, entry by entry, which XLA makes one loop of. Any operation that is not
-# in the tables below, a sort or a product of matrices, has no such form: then None is the answer,
-# and the state is stepped as one array.
+# What is left is arithmetic, entry by entry, which XLA makes one loop of. An operation that is not
+# in the tables below, such as a sort, has no such form: then None is the answer, and the state is
+# stepped as one array.
 
 _ELEMENTWISE = frozenset(
     {
@@ -179,7 +180,7 @@ def elementwise(
             arguments.append(
                 _OPAQUE if _is_key(leaf) else _Split(_fill(jnp.shape(leaf), lambda _: next(rest)))
             )
-        found = _Evaluation(paths).run(closed.jaxpr, closed.consts, arguments)
+        found = _Evaluation(paths).interpreter.run(closed.jaxpr, closed.consts, arguments)
         return [
             jnp.broadcast_to(part, (paths,)) for value in found for part in _parts(value).ravel()
         ]
@@ -202,57 +203,41 @@ def _is_key(leaf: Any) -> bool:
 
 
 class _Evaluation:
-    """A jaxpr on its way."""
+    """A jaxpr on its way, for so many paths; it counts the operations on components."""
 
     def __init__(self, paths: int):
         self.paths = paths
         self.operations = 0
-
-    def run(self, jaxpr: Any, constants: Any, arguments: list[Any]) -> list[Any]:
-        known: dict[Any, Any] = dict(
-            zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True)
+        rules = {
+            **dict.fromkeys(_ELEMENTWISE, self.each),
+            **dict.fromkeys(_MOVES, _move),
+            **dict.fromkeys(_FOLDS, self.fold),
+            "dot_general": self.contract,
+        }
+        self.interpreter = Interpreter(
+            follows=lambda value: value is _OPAQUE or isinstance(value, _Split),
+            handlers={name: _on_parts(rule) for name, rule in rules.items()}
+            | dict.fromkeys(_CALLS, self.call),
+            otherwise=_refuse,
+            unfollowed=self.shared,
         )
 
-        def look(atom: Any) -> Any:
-            return atom.val if isinstance(atom, Literal) else known[atom]
-
-        for eqn in jaxpr.eqns:
-            for variable, value in zip(
-                eqn.outvars, self.apply(eqn, [look(atom) for atom in eqn.invars]), strict=True
-            ):
-                if isinstance(value, _Split) and any(
-                    part.dtype != variable.aval.dtype for part in value.parts.ravel()
-                ):
-                    raise _NotElementwise  # a sum or product in another precision than its operands
-                known[variable] = value
-        return [look(atom) for atom in jaxpr.outvars]
-
-    def apply(self, eqn: Any, values: list[Any]) -> list[Any]:
-        name = eqn.primitive.name
+    def call(self, eqn: Any, values: list[Any]) -> list[Any]:
+        """A function that is called: its body, unless a key goes in."""
         if any(value is _OPAQUE for value in values):
             return [_OPAQUE] * len(eqn.outvars)
-        if name in _CALLS and _CALLS[name] in eqn.params:
-            inner = eqn.params[_CALLS[name]]
-            return self.run(inner.jaxpr, inner.consts, values)
-        if not any(isinstance(value, _Split) for value in values):
-            found = eqn.primitive.bind(*values, **eqn.params)
-            return list(found) if eqn.primitive.multiple_results else [found]
-        parts = [_parts(value) for value in values]
-        if not all(part.size for part in parts):
-            raise _NotElementwise
-        if name in _MOVES:
-            return [_Split(moved) for moved in _move(eqn, parts)]
-        if name in _FOLDS:
-            return [_Split(self.fold(name, parts[0], eqn.params["axes"]))]
-        if name == "dot_general":
-            return [_Split(self.contract(*parts, *eqn.params["dimension_numbers"]))]
-        if name in _ELEMENTWISE:
-            shape = eqn.outvars[0].aval.shape
-            parts = [np.broadcast_to(part, shape) for part in parts]
-            return [
-                _Split(_fill(shape, lambda index: self.bind(eqn, [part[index] for part in parts])))
-            ]
-        raise _NotElementwise
+        inner = eqn.params[_CALLS[eqn.primitive.name]]
+        return self.interpreter.run(inner.jaxpr, inner.consts, values)
+
+    def shared(self, eqn: Any, values: list[Any]) -> list[Any]:
+        """An operation on what all paths share."""
+        return self.call(eqn, values) if eqn.primitive.name in _CALLS else evaluate(eqn, values)
+
+    def each(self, eqn: Any, parts: list[np.ndarray]) -> list[np.ndarray]:
+        """An operation done entry by entry."""
+        shape = eqn.outvars[0].aval.shape
+        parts = [np.broadcast_to(part, shape) for part in parts]
+        return [_fill(shape, lambda index: self.bind(eqn, [part[index] for part in parts]))]
 
     def bind(self, eqn: Any, operands: list[Any]) -> Any:
         self.operations += 1
@@ -262,17 +247,22 @@ class _Evaluation:
             *[jnp.broadcast_to(operand, (self.paths,)) for operand in operands], **eqn.params
         )
 
-    def fold(self, name: str, parts: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    def fold(self, eqn: Any, operands: list[np.ndarray]) -> list[np.ndarray]:
+        """A sum, a product or an extreme over some axes."""
+        parts, axes = operands[0], eqn.params["axes"]
+        combine = _FOLDS[eqn.primitive.name]
         kept = [axis for axis in range(parts.ndim) if axis not in axes]
         shape = tuple(parts.shape[axis] for axis in kept)
         rows = parts.transpose(*kept, *axes).reshape(*shape, -1)
         self.operations += parts.size
-        return _fill(shape, lambda index: reduce(_FOLDS[name], rows[index]))
+        return [_fill(shape, lambda index: reduce(combine, rows[index]))]
 
-    def contract(self, a: np.ndarray, b: np.ndarray, over: Any, batch: Any) -> np.ndarray:
+    def contract(self, eqn: Any, operands: list[np.ndarray]) -> list[np.ndarray]:
         """`dot_general`: axes of the result are the batch's, then those left of `a`, then those
         left of `b`.
         """
+        a, b = operands
+        over, batch = eqn.params["dimension_numbers"]
         free = [
             [axis for axis in range(part.ndim) if axis not in (*over[k], *batch[k])]
             for k, part in enumerate((a, b))
@@ -293,7 +283,31 @@ class _Evaluation:
             ),
         )
         self.operations += 2 * a.size * b.size
-        return made.reshape((*common, *shapes[0], *shapes[1]))
+        return [made.reshape((*common, *shapes[0], *shapes[1]))]
+
+
+def _on_parts(rule: Callable[[Any, list[np.ndarray]], list[np.ndarray]]) -> Handler:
+    """A handler from a rule for components: what a key enters is opaque, results are checked."""
+
+    def handler(eqn: Any, values: list[Any]) -> list[Any]:
+        if any(value is _OPAQUE for value in values):
+            return [_OPAQUE] * len(eqn.outvars)
+        parts = [_parts(value) for value in values]
+        if not all(part.size for part in parts):
+            raise _NotElementwise
+        results = rule(eqn, parts)
+        for variable, result in zip(eqn.outvars, results, strict=True):
+            if any(part.dtype != variable.aval.dtype for part in result.ravel()):
+                raise _NotElementwise  # a sum or product in another precision than its operands
+        return [_Split(result) for result in results]
+
+    return handler
+
+
+def _refuse(eqn: Any, values: list[Any]) -> list[Any]:
+    if any(value is _OPAQUE for value in values):
+        return [_OPAQUE] * len(eqn.outvars)
+    raise _NotElementwise
 
 
 def _parts(value: Any) -> np.ndarray:

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal
+
+from sdesam.autodiff.interpreter import Interpreter, evaluate
 
 PyTree = Any
 
@@ -47,7 +48,12 @@ def dense_layers(
 ) -> dict[int, Any]:
     """The numbers of the leaves of `x` that enter as `a @ W` and not otherwise, each with the shape
     of its layer's output.
+
+    Leaves are numbered in jax's order, which is that of sorted keys for a dictionary. The answer is
+    in that order too, and :func:`factors` gives its lists in the order of the answer.
     """
+    # a weight used twice has a sum of two outer products for a gradient: it has no factors, and any
+    # use that is no product with a vector counts as two
     uses: Counter[int] = Counter()
     outputs: dict[int, Any] = {}
 
@@ -176,6 +182,9 @@ def deviations(part: Factors, centre: Factors) -> tuple[jax.Array, list[jax.Arra
     With `a = a_0 + u` and `delta = delta_0 + v`, `g - c = u delta^T + a_0 v^T`: nothing large
     cancels where samples are alike, as it would in `sum |g_i|^2 - n |gbar|^2`.
     """
+    # a = (1, 2), delta = (3, -1), a_0 = (1, 1), delta_0 = (2, 0): u = (0, 1), v = (1, -1),
+    # and g - c = [[1, -1], [4, -2]] has the squared norm 22. In factors the norm is |u|^2 |delta|^2
+    # + 2 (u . a_0) (delta . v) + |a_0|^2 |v|^2 = 10 + 8 + 4.
     squares, sums = jnp.zeros(()), []
     for a, a0, delta, delta0 in zip(
         part.inputs, centre.inputs, part.deltas, centre.deltas, strict=True
@@ -195,14 +204,11 @@ def deviations(part: Factors, centre: Factors) -> tuple[jax.Array, list[jax.Arra
     return squares, sums
 
 
-def _multiplies(weight: _Weight, operands: list[Any], out: Any) -> bool:
+def _multiplies(weight: _Weight, a: jax.Array, out: jax.Array) -> bool:
     """Whether this is the product of a vector with a matrix of weights, or with a vector of
     them.
     """
-    return (
-        sorted(operand.ndim for operand in operands) == [1, weight.value.ndim]
-        and out.ndim == weight.value.ndim - 1
-    )
+    return a.ndim == 1 and out.ndim == weight.value.ndim - 1
 
 
 def _evaluate(
@@ -217,44 +223,41 @@ def _evaluate(
     of every other use of one.
     """
 
-    def run(jaxpr: Any, consts: Any, arguments: list[Any]) -> list[Any]:
-        known: dict[Any, Any] = dict(
-            zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True)
-        )
+    def arrays(eqn: Any, values: list[Any]) -> list[jax.Array]:
+        return evaluate(eqn, [v.value if isinstance(v, _Weight) else v for v in values])
 
-        def look(atom: Any) -> Any:
-            return atom.val if isinstance(atom, Literal) else known[atom]
+    def enter(eqn: Any, values: list[Any]) -> list[Any]:
+        body = eqn.params["jaxpr"]
+        return interpreter.run(body.jaxpr, body.consts, values)
 
-        for eqn in jaxpr.eqns:
-            values = [look(atom) for atom in eqn.invars]
-            plain = [v.value if isinstance(v, _Weight) else v for v in values]
-            weights = [v for v in values if isinstance(v, _Weight)]
-            body = eqn.params.get("jaxpr")
-            if weights and eqn.primitive.name in ("jit", "pjit") and body is not None:
-                known.update(zip(eqn.outvars, run(body.jaxpr, body.consts, values), strict=True))
-                continue
-            bound = eqn.primitive.get_bind_params(eqn.params)
-            # jax before and from 0.10
-            rules, params = bound if isinstance(bound, tuple) else ((), bound)
-            out = eqn.primitive.bind(*rules, *plain, **params)
-            result = out if eqn.primitive.multiple_results else [out]
-            if weights and eqn.primitive.name == "transpose":
-                result = [_Weight(weights[0].leaf, out)]
-            elif (
-                len(weights) == 1
-                and eqn.primitive.name == "dot_general"
-                and _multiplies(weights[0], plain, out)
-            ):
-                (a,) = (v for v in values if not isinstance(v, _Weight))
-                result = [dense(weights[0], a, out)]
-            elif otherwise is not None:
-                for weight in weights:
-                    otherwise(weight)
-            known.update(zip(eqn.outvars, result, strict=True))
-        return [look(atom) for atom in jaxpr.outvars]
+    def transpose(eqn: Any, values: list[Any]) -> list[Any]:
+        return [_Weight(values[0].leaf, arrays(eqn, values)[0])]
 
+    def product(eqn: Any, values: list[Any]) -> list[Any]:
+        (out,) = arrays(eqn, values)
+        weights = [v for v in values if isinstance(v, _Weight)]
+        others = [v for v in values if not isinstance(v, _Weight)]
+        if len(weights) == 1 and _multiplies(weights[0], others[0], out):
+            return [dense(weights[0], others[0], out)]
+        return used([out], values)
+
+    def used(out: list[Any], values: list[Any]) -> list[Any]:
+        if otherwise is not None:
+            for value in values:
+                if isinstance(value, _Weight):
+                    otherwise(value)
+        return out
+
+    interpreter = Interpreter(
+        follows=lambda value: isinstance(value, _Weight),
+        # the bodies of custom derivatives are not entered: evaluated one by one, their operations
+        # would have jax's derivatives in place of their own
+        handlers={"jit": enter, "pjit": enter, "transpose": transpose, "dot_general": product},
+        otherwise=lambda eqn, values: used(arrays(eqn, values), values),
+    )
     closed = jax.make_jaxpr(sample_loss)(x, sample)
     leaves = [
         _Weight(k, leaf) if k in watched else leaf for k, leaf in enumerate(jax.tree.leaves(x))
     ]
-    return run(closed.jaxpr, closed.consts, [*leaves, *jax.tree.leaves(sample)])[0]
+    arguments = [*leaves, *jax.tree.leaves(sample)]
+    return interpreter.run(closed.jaxpr, closed.consts, arguments)[0]
