@@ -16,6 +16,7 @@ from sdesam.engine import check_key
 from sdesam.problems import FiniteSum
 from sdesam.problems.arrays import check_structure, parameters
 from sdesam.sde._kernels import Kernel, WrittenKernel
+from sdesam.sde.by_numbers import Made, made
 from sdesam.sde.written import check_written
 
 PyTree = Any
@@ -130,6 +131,25 @@ class SDE:
         together.
         """
 
+    @classmethod
+    def from_step(
+        cls,
+        direction: Callable[[PyTree, PyTree, Any], PyTree],
+        problem: FiniteSum,
+        lr: float,
+        rho: float | None = None,
+        batch: int = 1,
+        micro: int | None = None,
+        *,
+        replace: bool = True,
+        order: tuple[int, int] = (2, 3),
+        expectation: str = "sampled",
+        micro_batches: int | None = None,
+    ) -> SDE:
+        """DOC"""
+        numbers = (lr, rho, batch, micro, replace)
+        return _NumericSDE(made(direction, problem, numbers, order, expectation, micro_batches))
+
     @property
     def kernel(self) -> Kernel:
         """The functions of the SDE, with what they read at present."""
@@ -234,6 +254,23 @@ class SDE:
 
     def __repr__(self) -> str:
         return f"SDE({', '.join(f'{name}={value}' for name, value in self.config.items())})"
+
+
+class _NumericSDE(SDE):
+    """The SDE of a direction on a problem."""
+
+    def __init__(self, of: Made):
+        problem = of.problem
+        self._set(
+            of.kernel,
+            of.params,
+            of.noise_shape,
+            problem.x0,
+            problem,
+            of.config,
+            of.working_bytes,
+            problem.rest,
+        )
 
 
 def _dtype(x: PyTree) -> Any:
