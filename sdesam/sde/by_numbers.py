@@ -27,6 +27,7 @@ from sdesam._precision import like, of_sums, precisely, wide
 from sdesam.problems import FiniteSum, check_problem, fold_samples
 from sdesam.problems.arrays import describe, numeric, shapes
 from sdesam.sampling import (
+    Hyperparameters,
     Sampling,
     count_micro_batches,
     list_micro_batches,
@@ -118,11 +119,13 @@ class DirectionNumbers(NamedTuple):
 
 @dataclass(frozen=True)
 class DirectionKernel:
-    """The SDE of a direction `F_I(x; rho)`, a mean over micro-batches:
+    """The SDE of a direction `F_I(x; rho)`, by means over micro-batches.
+
+    The drift is, with the powers that are kept,
 
         B = -sum_j rho^j Gbar_j - (eta/2) sum_j rho^j sum_k (D Gbar_k) Gbar_(j-k)
 
-    over the powers that are kept. The noise has one of two forms.
+    The noise has one of two forms.
 
     * Where `F_(I,0)` is the mean over `I` of the directions of single samples, as it is for each
       rule that is SGD at `rho = 0`, `Cov(G)` to `rho^1` is that of the first Hoeffding projection:
@@ -144,13 +147,16 @@ class DirectionKernel:
     draw: FreshBatches | None
 
     def now(self) -> DirectionKernel:
+        """The kernel with what its direction reads at present."""
         return replace(self, direction=self.direction.now())
 
     def drift(self, params: DirectionNumbers, x: PyTree) -> PyTree:
+        """The drift `B(x)`."""
         listed = self._listed(params, self.powers.drift)
         return self._drift(params, x, listed, listed)
 
     def step_drift(self, params: DirectionNumbers, x: PyTree, key: jax.Array) -> PyTree:
+        """An unbiased draw of `B(x)`; `B(x)` itself where all micro-batches are listed."""
         if self.draw is None:
             return self.drift(params, x)
         first, second = jax.random.split(key)
@@ -161,11 +167,15 @@ class DirectionKernel:
         return self._drift(params, x, fresh, other)
 
     def apply_noise(self, params: DirectionNumbers, x: PyTree, xi: jax.Array) -> PyTree:
+        """`A(x) xi`."""
         return self._noise(params, x, xi, self._listed(params, self.powers.noise))
 
     def step_noise(
         self, params: DirectionNumbers, x: PyTree, xi: jax.Array, key: jax.Array
     ) -> PyTree:
+        """A draw of noise of the covariance `A A^T`, up to what drawn micro-batches add; for a
+        noise of samples it is unbiased given `xi`.
+        """
         return self._noise(
             params, x, xi, params.micro_batches if self.draw is None else self.draw(key)
         )
@@ -178,6 +188,7 @@ class DirectionKernel:
         xi: jax.Array,
         keys: tuple[jax.Array, jax.Array],
     ) -> PyTree:
+        """`dt` times a draw of `B(x)`, plus one of `A(x) xi`."""
         return step_apart(self, params, x, dt, xi, keys)
 
     def coefficients(
@@ -193,9 +204,7 @@ class DirectionKernel:
         size = len(jax.tree.leaves(samples)[0])
         what = f"direction(x0, {size} sample{'s' * (size > 1)}, rho)"
         try:
-            value = bare(
-                self.direction.filled(params.arrays)(x, samples, rho), self.direction.rest
-            )
+            value = bare(self.direction.filled(params.arrays)(x, samples, rho), self.direction.rest)
         except Exception as error:
             raise failure(what, error) from error
         if shapes(value) != shapes(x):
@@ -238,70 +247,70 @@ class DirectionKernel:
         """`Gbar_0 .. Gbar_highest`."""
         dtype = of_sums(jnp.result_type(*jax.tree.leaves(x)))
         n = len(jax.tree.leaves(params.data)[0])
-        weights = None if batches is None else jnp.asarray(batches.probabilities, dtype)
-        return self._sums(params, x, jnp.full(n, 1 / n, dtype), batches, weights, highest)
+        weighted = None
+        if batches is not None:
+            weighted = batches.indices, jnp.asarray(batches.probabilities, dtype)
+        return self._sums(params, x, jnp.full(n, 1 / n, dtype), weighted, highest)
 
     def _noise(
         self, params: DirectionNumbers, x: PyTree, xi: jax.Array, batches: MicroBatches | None
     ) -> PyTree:
-        highest, xi = self.powers.noise, wide(xi) * params.noise_scale
-        if not self.of_samples:
-            assert batches is not None
-            p = jnp.asarray(batches.probabilities, xi.dtype)
-            each = xi * jnp.sqrt(p)
-            if batches.drawn:  # deviations from the mean of q draws have (q - 1)/q of the variance
-                each = each * jnp.sqrt(p.size / (p.size - 1))
-            # sum_I each_I (F_I - Gbar)
-            weights = each - p * jnp.sum(each)
-            parts = self._over_micro_batches(params, x, batches, weights, highest)
-            return like(_polynomial(parts, params.rho), x)
-        w, weights = xi - jnp.mean(xi), None
+        xi, weighted = wide(xi) * params.noise_scale, None
+        w = xi - jnp.mean(xi)
         if batches is not None:
-            # a covariance, estimated as one: see `sdesam.sde.compile.evaluate_trees`
-            W = xi.size * jnp.mean(w[batches.indices], axis=1)
-            q = W.size
-            W = (W - jnp.mean(W)) * (q / (q - 1)) if batches.drawn else W
-            weights = params.influence * jnp.asarray(batches.probabilities, W.dtype) * W
-        parts = self._sums(params, x, w, batches, weights, highest)
+            p = jnp.asarray(batches.probabilities, xi.dtype)
+            q = p.size
+            if self.of_samples:
+                # sum_i w_i h(i) is a covariance of W_I and F_I, and is estimated as one
+                W = xi.size * jnp.mean(w[batches.indices], axis=1)
+                W = (W - jnp.mean(W)) * (q / (q - 1)) if batches.drawn else W
+                weighted = batches.indices, params.influence * p * W
+            else:
+                each = xi * jnp.sqrt(p)
+                # deviations from the mean of q draws have (q - 1)/q of the variance
+                each = each * sqrt(q / (q - 1)) if batches.drawn else each
+                # sum_I each_I (F_I - Gbar)
+                weighted = batches.indices, each - p * jnp.sum(each)
+        parts = self._sums(params, x, w, weighted, self.powers.noise)
         return like(_polynomial(parts, params.rho), x)
 
     def _sums(
         self,
         params: DirectionNumbers,
         x: PyTree,
-        sample_weights: jax.Array,
-        batches: MicroBatches | None,
-        weights: jax.Array | None,
+        of_samples: jax.Array,
+        weighted: tuple[Any, jax.Array] | None,
         highest: int,
     ) -> list[PyTree]:
-        """`sum_I weights_I F_(I,j)` for each `j`; where micro-batches are drawn, and `F_(I,0)` need
-        not be, `sum_i sample_weights_i F_(i,0)` for `j = 0`.
+        """`sum_I v_I F_(I,j)` for each `j`, `weighted` the indices of micro-batches and `v`.
+
+        Where micro-batches are drawn, and `F_(I,0)` need not be, the sum for `j = 0` is
+        `sum_i of_samples_i F_(i,0)`.
         """
         if self.draw is None or not self.of_samples:
-            assert batches is not None and weights is not None
-            return self._over_micro_batches(params, x, batches, weights, highest)
-        first = self._over_samples(params, x, sample_weights)
+            return self._over_micro_batches(params, x, weighted, highest)
+        first = self._over_samples(params, x, of_samples)
         if not highest:
             return [first]
-        assert batches is not None and weights is not None
-        return [first, *self._over_micro_batches(params, x, batches, weights, highest)[1:]]
+        return [first, *self._over_micro_batches(params, x, weighted, highest)[1:]]
 
     def _over_micro_batches(
         self,
         params: DirectionNumbers,
         x: PyTree,
-        batches: MicroBatches,
-        weights: jax.Array,
+        weighted: tuple[Any, jax.Array] | None,
         highest: int,
     ) -> list[PyTree]:
+        assert weighted is not None
+
         def part(some: tuple[jax.Array, jax.Array]) -> list[PyTree]:
             indices, weights = some
             each = jax.vmap(
                 lambda one: self.coefficients(params, x, _taken(params.data, one), highest)
             )(indices)
-            return _weighted(weights, each)
+            return [_weighted(weights, value) for value in each]
 
-        sums: list[PyTree] = fold_samples(part, (jnp.asarray(batches.indices), weights), self.chunk)
+        sums: list[PyTree] = fold_samples(part, jax.tree.map(jnp.asarray, weighted), self.chunk)
         return sums
 
     def _over_samples(self, params: DirectionNumbers, x: PyTree, weights: jax.Array) -> PyTree:
@@ -361,7 +370,7 @@ def _weighted(weights: jax.Array, values: PyTree) -> PyTree:
     return jax.tree.map(lambda v: jnp.tensordot(weights.astype(v.dtype), v, 1), wide(values))
 
 
-def _taken(data: PyTree, indices: jax.Array) -> PyTree:
+def _taken(data: PyTree, indices: Any) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[indices], data)
 
 
@@ -388,7 +397,7 @@ class Made(NamedTuple):
 def made(
     direction: Callable[..., PyTree],
     problem: FiniteSum,
-    step: tuple[float, float | None, Any, Any, Any],
+    step: Hyperparameters,
     order: tuple[int, int],
     expectation: str,
     micro_batches: int | None,
@@ -398,7 +407,7 @@ def made(
     Args:
         direction: the function.
         problem: the finite sum.
-        step: `lr, rho, batch, micro, replace`.
+        step: learning rate, radius and sizes.
         order: `(alpha, beta)`.
         expectation: `"sampled"` or `"exact"`.
         micro_batches: how many are drawn.
@@ -410,7 +419,7 @@ def made(
             " one micro-batch"
         )
     alpha, beta = check_order(order)
-    lr, rho, sampling = _checked_step(problem.n, *step)
+    lr, rho, sampling = _checked_step(step, problem.n)
     if expectation not in ("exact", "sampled"):
         raise ValueError(f"expectation={expectation!r}: choose 'exact' or 'sampled'")
     listed, draw = _micro_batches(sampling, problem.n, expectation, micro_batches)
@@ -464,22 +473,20 @@ def made(
     return Made(kernel, params, (n,) if kernel.of_samples else (q,), problem, config)
 
 
-def _checked_step(
-    n: int, lr: Any, rho: Any, batch: Any, micro: Any, replace: Any
-) -> tuple[float, float, Sampling]:
+def _checked_step(step: Hyperparameters, n: int) -> tuple[float, float, Sampling]:
     """The learning rate, the radius and the sizes, or one sentence saying which does not fit."""
-    if rho is None:
+    if step.rho is None:
         raise ValueError(
             "from_step needs rho, the number that the direction is expanded in; give rho=0 for a"
             " direction without it"
         )
-    if not isinstance(replace, bool):
+    if not isinstance(step.replace, bool):
         raise TypeError(
-            f"replace={replace!r}: it must be True (with replacement) or False (without)"
+            f"replace={step.replace!r}: it must be True (with replacement) or False (without)"
         )
-    sampling = Sampling(batch, micro, replace)
+    sampling = Sampling(step.batch, step.micro, step.replace)
     sampling.check_population(n)
-    return check_positive("lr", lr), check_nonnegative("rho", rho), sampling
+    return check_positive("lr", step.lr), check_nonnegative("rho", step.rho), sampling
 
 
 def _influence(sampling: Sampling, n: int) -> float:
@@ -624,31 +631,22 @@ def _see(
 
     Returns:
         Whether `F_(I,j)` and the part of its derivative in `x` that is used are finite, two arrays
-        `(q, j)`; and one random component of `F_(I,0)` and of the mean of `F_(i,0)`, two arrays
-        `(q, 4)`.
+        `(q, j)`; and random components of `F_(I,0)` and of the mean of `F_(i,0)`, two arrays
+        `(q, 4)`: a few of them tell two vectors apart.
     """
     highest, corrected = kernel.powers.drift, kernel.powers.correction + 1
-    # a few random components tell two vectors apart
+    rng = np.random.default_rng(0)
     probes = [
-        jax.tree.map(
-            lambda leaf, rng=np.random.default_rng(seed): rng.normal(size=leaf.shape).astype(
-                np.float32
-            ),
-            x,
-        )
-        for seed in range(4)
+        jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), x)
+        for _ in range(4)
     ]
 
     def components(vector: PyTree) -> jax.Array:
+        leaves = jax.tree.leaves(wide(vector))
         return jnp.stack(
             [
-                sum(
-                    jnp.sum(a * b)
-                    for a, b in zip(
-                        jax.tree.leaves(wide(vector)), jax.tree.leaves(probe), strict=True
-                    )
-                )
-                for probe in probes
+                jnp.stack([jnp.sum(a * b) for a, b in zip(leaves, each, strict=True)]).sum()
+                for each in map(jax.tree.leaves, probes)
             ]
         )
 
@@ -667,9 +665,9 @@ def _see(
 
         along = jax.tree.map(lambda v, leaf: jnp.asarray(v, leaf.dtype), probes[0], x)
         found, slopes = jax.jvp(values, (x,), (along,))
-        singles = jax.vmap(
-            lambda sample: components(kernel.value(params, x, _alone(sample), 0.0))
-        )(samples)
+        singles = jax.vmap(lambda sample: components(kernel.value(params, x, _alone(sample), 0.0)))(
+            samples
+        )
         return (
             finite(found),
             finite(slopes[:corrected]),

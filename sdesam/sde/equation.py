@@ -15,6 +15,7 @@ from sdesam._functions import Function, compiled
 from sdesam.engine import check_key
 from sdesam.problems import FiniteSum
 from sdesam.problems.arrays import check_structure, parameters
+from sdesam.sampling import Hyperparameters
 from sdesam.sde._kernels import Kernel, WrittenKernel
 from sdesam.sde.by_numbers import Made, made
 from sdesam.sde.written import check_written
@@ -49,7 +50,8 @@ class SDE:
         ValueError: functions of other shapes, noise that is not linear in `xi`, values at `x0` that
             are not finite.
 
-    Derived SDEs come from :meth:`sdesam.symbolic.ModifiedEquation.bind`.
+    Derived SDEs come from :meth:`sdesam.symbolic.ModifiedEquation.bind`; that of any optimizer's
+    direction comes from :meth:`from_step`.
 
     >>> ou = SDE(lambda x: -x, lambda x, xi: xi, noise_shape=(2,), x0=jax.numpy.ones(2))
     >>> ou.covariance(ou.x0)
@@ -146,9 +148,71 @@ class SDE:
         expectation: str = "sampled",
         micro_batches: int | None = None,
     ) -> SDE:
-        """DOC"""
-        numbers = (lr, rho, batch, micro, replace)
-        return _NumericSDE(made(direction, problem, numbers, order, expectation, micro_batches))
+        """The SDE of any optimizer's direction that is smooth in `rho`, by differentiating it.
+
+        It is for rules that have no trees, and a second way to the SDE of those that have.
+        One step is `x+ = x - lr G`, `G` the mean over the `b/m` micro-batches of `direction`. Its
+        Taylor coefficients `F_(I,j)` in `rho` at 0 are nested derivatives, `Gbar_j` their means
+        over all micro-batches, and
+
+            B     = -sum_j rho^j Gbar_j - (lr/2) sum_j rho^j sum_k (D Gbar_k) Gbar_(j-k)
+            A A^T = lr Cov(G)
+
+        with the powers that the order keeps, `Cov(G)` to `rho^1`. No coefficient is typed in. `lr`
+        and `rho` are runtime values: others compile nothing anew.
+
+        Args:
+            direction: `(x, samples, rho) -> F_I(x)`, a jax function: the parameters, with the
+                structure of `problem.x0`; the samples of ONE micro-batch, `problem.data` with a
+                leading axis of any length `m`; a number. It returns a vector like `x`, the
+                direction of that micro-batch, for example `g(x + rho * g(x, samples), samples)`
+                with `g` the gradient of the mean loss of the samples. It is called with `rho` near
+                0 alone, must be smooth in `x` and `rho` there, and deterministic; it may read more,
+                such as `problem.grad`.
+            problem: the finite sum.
+            lr: `eta`.
+            rho: the radius; 0 for a direction without one.
+            batch: `b`.
+            micro: `m`; left out, the mini-batch.
+            replace: whether mini-batches are drawn with replacement.
+            order: `(alpha, beta)`, as for :func:`sdesam.derive`.
+            expectation: `"exact"` lists all micro-batches; `"sampled"` lists them where they are no
+                more than the samples (or 64), else each step draws fresh ones, unbiased in drift
+                and noise, and what is known exactly at `rho^0` is not drawn.
+            micro_batches: how many fresh micro-batches a step draws for its noise, `n/2` (at least
+                64) if left out; an eighth of that for each drift.
+
+        Returns:
+            An SDE. Its noise has one normal number for each sample. Where `direction` at `rho = 0`
+            is no mean over samples, as in normalised gradient descent, it has one for each
+            micro-batch.
+
+        Raises:
+            TypeError: no function, no real numbers.
+            ValueError: a direction of another structure, that is not finite or not smooth at the
+                start, not deterministic, or not made for micro-batches of any size; a loss with
+                kinks at an order that asks for three derivatives (kinks of the direction itself are
+                not looked for); sizes that do not fit, too many micro-batches to list; `rho` left
+                out.
+
+        Source: Li, Tai & E 2019, "Stochastic modified equations and dynamics of stochastic gradient
+        algorithms I"; `docs/theory.md`, sections 2 and 4.
+
+        >>> import sdesam
+        >>> problem = sdesam.problems.quadratic()
+        >>> def gradient(x, samples):
+        ...     losses = jax.vmap(problem.sample_loss, (None, 0))
+        ...     return jax.grad(lambda x: jnp.mean(losses(x, samples)))(x)
+        >>> def two_step_ascent(x, samples, rho):
+        ...     once = gradient(x, samples)
+        ...     twice = once + gradient(x + rho * once, samples)
+        ...     return gradient(x + rho * twice, samples)
+        >>> sde = SDE.from_step(two_step_ascent, problem, lr=0.1, rho=0.1, batch=4, micro=2)
+        >>> sde.drift(sde.x0).shape, sde.noise_shape
+        ((2,), (8,))
+        """
+        step = Hyperparameters(lr, rho, batch, micro, replace)
+        return _NumericSDE(made(direction, problem, step, order, expectation, micro_batches))
 
     @property
     def kernel(self) -> Kernel:
