@@ -3,12 +3,13 @@
 A step is `x+ = x - eta G`, `G` the mean over micro-batches `I` of a direction `F_I(x; rho)`, a jax
 function. Its Taylor coefficients in `rho`, `F_I = sum_j rho^j F_(I,j)`, are nested derivatives at
 `rho = 0`. Their means over micro-batches, listed or drawn, make drift, correction and noise of the
-SDE (`docs/theory.md`, section 2). It costs more than trees where a rule has trees, and is a second,
-independent way to the same equation there.
+SDE (`docs/theory.md`, sections 2 and 9). It costs more than trees where a rule has trees, and is a
+second, independent way to the same equation there.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -334,7 +335,9 @@ class DirectionKernel:
 def taylor(fn: Callable[[Any], PyTree], highest: int) -> list[PyTree]:
     """The Taylor coefficients of `fn` at 0, by nested forward derivatives.
 
-    `jax.experimental.jet` lacks rules that losses need: softplus, logaddexp, relu, loops.
+    `jax.experimental.jet` lacks rules that losses need, such as those of softplus, logaddexp, relu
+    and loops. Where it has them it is no faster: to `rho^2` of USAM on digits (m = 16, on a CPU) it
+    took 0.121 ms against 0.111, and half as many operations again.
 
     >>> [float(c) for c in taylor(lambda r: 3 + 2 * r + 5 * r**2, 2)]
     [3.0, 2.0, 5.0]
@@ -511,7 +514,7 @@ def _micro_batches(
         if total > MOST_LISTED:
             raise ValueError(
                 f"n={n}, m={m} has {told_count(total)} micro-batches, more than the {MOST_LISTED}"
-                f" that are listed: use expectation='sampled', or at most {_largest(sampling, n)}"
+                f" that are listed: use expectation='sampled'{_largest(sampling, n)}"
             )
     if expectation == "exact" or (count is None and total <= max(n, FEW)):
         return MicroBatches(*list_micro_batches(m, n, sampling.replace)), None
@@ -521,20 +524,22 @@ def _micro_batches(
 
 
 def _largest(sampling: Sampling, n: int) -> str:
-    """The most samples for this size of micro-batches that can be listed, and the largest
-    micro-batches for these samples.
+    """What else would do: the most samples that can be listed with this size of micro-batches, and
+    the largest micro-batches with these samples.
     """
 
     def few(m: int, n: int) -> bool:
         return count_micro_batches(m, n, sampling.replace) <= MOST_LISTED
 
-    m = sampling.m
-    samples = n
-    while not few(m, samples):  # n and m are at most 5000 here but for one of them
-        samples -= 1
-    sizes = [k for k in range(1, m) if sampling.batch % k == 0 and few(k, n)]
-    told = f"n={samples} samples" if samples >= (1 if sampling.replace else m) else ""
-    return " or ".join(filter(None, [told, f"micro={max(sizes)}" if sizes else ""]))
+    m, least = sampling.m, 1 if sampling.replace else sampling.batch
+    # the number of micro-batches grows with n, from 1
+    samples = bisect_left(range(n), True, key=lambda n: not few(m, n)) - 1
+    # and there are more than m of them, or at most n samples in one
+    divisors = (k for k in range(1, min(m, max(n, MOST_LISTED))) if sampling.batch % k == 0)
+    sizes = [k for k in divisors if few(k, n)]
+    told = [f"n={samples} samples"] if samples >= least else []
+    told += [f"micro={max(sizes)}"] if sizes else []
+    return f", or at most {' or '.join(told)}" if told else ""
 
 
 def _check_loss(problem: FiniteSum, alpha: int, beta: int) -> None:
@@ -583,9 +588,11 @@ def _of_samples(kernel: DirectionKernel, params: DirectionNumbers, problem: Fini
     """Whether `F_(I,0)` is the mean over `I` of the directions of single samples; a direction that
     is not smooth at the start is refused.
     """
-    batches = kernel.draw(jax.random.key(0)) if kernel.draw is not None else params.micro_batches
-    assert batches is not None
-    indices = np.asarray(batches.indices)
+    if kernel.draw is None:
+        assert params.micro_batches is not None
+        indices = np.asarray(params.micro_batches.indices)
+    else:
+        indices = np.asarray(kernel.draw(jax.random.key(0)).indices[:FEW])
     away = jax.tree.map(lambda leaf: leaf + (1 + abs(leaf)) / 8, problem.x0)
     at_start, beside = (_seen(kernel, params, x, jnp.asarray(indices)) for x in (problem.x0, away))
     _check_smooth(at_start, indices)

@@ -196,7 +196,7 @@ class SDE:
                 out.
 
         Source: Li, Tai & E 2019, "Stochastic modified equations and dynamics of stochastic gradient
-        algorithms I"; `docs/theory.md`, sections 2 and 4.
+        algorithms I"; `docs/theory.md`, section 9.
 
         >>> import sdesam
         >>> problem = sdesam.problems.quadratic()
