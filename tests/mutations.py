@@ -1928,10 +1928,108 @@ VERDICTS = (
     ),
 )
 
+BY_NUMBERS = of(
+    "sde.by_numbers",
+    "tests/sde/test_by_numbers.py",
+    (
+        "Powers.kept",
+        "Fraction(1, alpha) + Fraction(j, beta) < 1",
+        "Fraction(1, alpha) + Fraction(j, beta) <= 1",
+        "sdesam/sde/by_numbers.py::sdesam.sde.by_numbers.Powers.kept",
+    ),
+    ("taylor", "factorial(j)", "max(j, 1) ** 2", "test_beside_the_trees[usam-1-order3-False]"),
+    (
+        "DirectionKernel._drift",
+        "params.lr / 2 * params.rho**k * b",
+        "params.lr * params.rho**k * b",
+        "test_beside_the_trees[usam-1-order3-False]",
+    ),
+    (
+        "DirectionKernel._drift",
+        "params.rho**k",
+        "params.rho ** (2 * k)",
+        "test_beside_the_trees[usam-1-order3-False]",
+    ),
+    (
+        "DirectionKernel._drift",
+        "vectors[: self.powers.correction + 1 - k]",
+        "vectors[: self.powers.correction + 1]",
+        "test_beside_the_trees[usam-1-order3-False]",
+    ),
+    (
+        "DirectionKernel.step_drift",
+        "self.draw.for_drift(second)",
+        "fresh",
+        "test_draws_of_a_rule_that_is_no_mean",
+    ),
+    ("DirectionKernel._mean", "1 / n", "1 / (n - 1)", "test_draws_are_unbiased[False]"),
+    (
+        "DirectionKernel._noise",
+        "xi - jnp.mean(xi)",
+        "xi",
+        "test_a_drawn_noise_is_a_sample_covariance",
+    ),
+    (
+        "DirectionKernel._noise",
+        "W - jnp.mean(W)",
+        "W",
+        "test_a_drawn_noise_is_a_sample_covariance",
+    ),
+    (
+        "DirectionKernel._noise",
+        "(W - jnp.mean(W)) * (q / (q - 1))",
+        "W - jnp.mean(W)",
+        "test_a_drawn_noise_is_a_sample_covariance",
+    ),
+    (
+        "DirectionKernel._noise",
+        "each * sqrt(q / (q - 1))",
+        "each",
+        "test_draws_of_a_rule_that_is_no_mean",
+    ),
+    (
+        "DirectionKernel._noise",
+        "each - p * jnp.sum(each)",
+        "each",
+        "test_rules_without_trees[normalised descent-2-2-False]",
+    ),
+    (
+        "DirectionKernel._over_samples",
+        "self.value(params, x, _alone(one), 0.0)",
+        "self.value(params, x, _alone(one), params.rho)",
+        "test_a_drawn_noise_is_a_sample_covariance",
+    ),
+    (
+        "_influence",
+        "m * (n - 1) / (n - m)",
+        "m * n / (n - m)",
+        "test_a_drawn_noise_is_a_sample_covariance",
+    ),
+    (
+        "made",
+        "sqrt(lr * float(sampling.covariance_factor(n)) / n)",
+        "sqrt(lr / m / n)",
+        "test_a_drawn_noise_is_a_sample_covariance",
+    ),
+    (
+        "made",
+        "sqrt(lr * m / b)",
+        "sqrt(lr / b)",
+        "test_rules_without_trees[normalised descent-2-2-False]",
+    ),
+    (
+        "_largest",
+        "bisect_left(range(n), True, key=lambda n: not few(m, n)) - 1",
+        "bisect_left(range(n), True, key=lambda n: not few(m, n))",
+        "test_too_many_micro_batches",
+    ),
+)
+
 KINDS = {
     "sampling": SAMPLING,
     "stepping": STEPPING,
     "noise and probes": NOISE,
+    "directions by numbers": BY_NUMBERS,
     "algebra": ALGEBRA,
     "optimizers": OPTIMIZERS,
     "networks": NETWORKS,

@@ -594,14 +594,18 @@ def _of_samples(kernel: DirectionKernel, params: DirectionNumbers, problem: Fini
     else:
         indices = np.asarray(kernel.draw(jax.random.key(0)).indices[:FEW])
     away = jax.tree.map(lambda leaf: leaf + (1 + abs(leaf)) / 8, problem.x0)
-    at_start, beside = (_seen(kernel, params, x, jnp.asarray(indices)) for x in (problem.x0, away))
-    _check_smooth(at_start, indices)
-    dtype = max((leaf.dtype for leaf in jax.tree.leaves(problem.x0)), key=lambda d: d.itemsize)
-    close = float(jnp.finfo(dtype).eps) ** 0.5  # type: ignore[no-untyped-call]
-    together, apart = (
-        np.concatenate([np.asarray(part) for part in parts])
-        for parts in zip(at_start[2:], beside[2:], strict=True)
+    at_start, beside = (
+        _Seen(*map(np.asarray, _seen(kernel, params, x, jnp.asarray(indices))))
+        for x in (problem.x0, away)
     )
+    dtype = max((leaf.dtype for leaf in jax.tree.leaves(problem.x0)), key=lambda d: d.itemsize)
+    rounding = float(jnp.finfo(dtype).eps)  # type: ignore[no-untyped-call]
+    _check_smooth(at_start, indices)
+    if kernel.powers.drift:
+        _check_taylor(at_start, indices, rounding)
+    close = rounding**0.5
+    together = np.concatenate([at_start.together, beside.together])
+    apart = np.concatenate([at_start.apart, beside.apart])
     known = np.isfinite(together).all(axis=1) & np.isfinite(apart).all(axis=1)
     F, M = together[known].astype(np.float64), apart[known].astype(np.float64)
     size = np.abs(M).max(initial=0) + np.abs(F).max(initial=0)
@@ -617,30 +621,70 @@ def _of_samples(kernel: DirectionKernel, params: DirectionNumbers, problem: Fini
     return False
 
 
-def _check_smooth(seen: tuple[jax.Array, ...], indices: np.ndarray) -> None:
+def _check_smooth(seen: _Seen, indices: np.ndarray) -> None:
     """Refuse coefficients, or derivatives of them in `x`, that are not finite at the start."""
-    for finite, of in zip(seen[:2], ("", "the derivative in x of "), strict=True):
-        bad = np.argwhere(~np.asarray(finite))
+    for finite, of in ((seen.finite, ""), (seen.slopes_finite, "the derivative in x of ")):
+        bad = np.argwhere(~finite)
         if len(bad):
             batch, j = bad[0]
-            told = str(indices[batch].tolist()) if indices.shape[1] <= 8 else f"number {batch}"
             raise ValueError(
                 f"{of}the rho^{j} coefficient of direction at x0 is not finite for the micro-batch"
-                f" {told}: a direction must be smooth in rho and x; a norm, a root or |x| has no"
-                " derivative at 0: move x0, or use sqrt(|v|^2 + eps^2) with eps > 0 for a norm"
+                f" {_name(indices, batch)}: a direction must be smooth in rho and x; a norm, a root"
+                " or |x| has no derivative at 0: move x0, or use sqrt(|v|^2 + eps^2) with eps > 0"
+                " for a norm"
             )
 
 
-def _see(
-    kernel: DirectionKernel, params: DirectionNumbers, x: PyTree, indices: jax.Array
-) -> tuple[jax.Array, ...]:
-    """What there is to see of a direction at one point, for each of some micro-batches.
+def _check_taylor(seen: _Seen, indices: np.ndarray, rounding: float) -> None:
+    """Refuse a kink in `rho` at 0, such as `max(rho, 0)`: jax gives it derivatives that are finite,
+    and not those at `rho > 0`.
 
-    Returns:
-        Whether `F_(I,j)` and the part of its derivative in `x` that is used are finite, two arrays
-        `(q, j)`; and random components of `F_(I,0)` and of the mean of `F_(i,0)`, two arrays
-        `(q, 4)`: a few of them tell two vectors apart.
+    What is left of `F_I(rho)` beside its Taylor polynomial falls with `rho`, by `4^2` at least for
+    each factor 4; beside a kink by 4.
     """
+    left = seen.left
+    least = 1000 * rounding * (np.abs(seen.together).max(initial=0) + left.max(initial=0))
+    resolved = left[:, 1:] > least
+    ratio = left[:, :-1] / np.where(resolved, left[:, 1:], 1)
+    as_kink = ~resolved | (abs(ratio / 4 - 1) < 0.1)
+    bad = np.flatnonzero(as_kink.all(axis=1) & (resolved.sum(axis=1) >= 3))
+    if len(bad):
+        raise ValueError(
+            f"direction at x0 has a kink in rho at 0 for the micro-batch {_name(indices, bad[0])}:"
+            " it must be smooth there, without max(rho, 0) and without cases such as rho > 0"
+        )
+
+
+def _name(indices: np.ndarray, batch: int) -> str:
+    """A micro-batch for a sentence."""
+    return str(indices[batch].tolist()) if indices.shape[1] <= 8 else f"number {batch}"
+
+
+_RADII = tuple(4.0**-k for k in range(6))
+"""Fractions of `rho` at which a direction is set beside its Taylor polynomial."""
+
+
+class _Seen(NamedTuple):
+    """What there is to see of a direction at one point, for each of `q` micro-batches.
+
+    Args:
+        finite: whether `F_(I,j)` is, shape `(q, j)`.
+        slopes_finite: whether the part of its derivative in `x` that is used is.
+        together: random components of `F_(I,0)`, shape `(q, 4)`: a few tell two vectors apart.
+        apart: those of the mean of `F_(i,0)` over the samples of `I`.
+        left: of `F_I` beside its Taylor polynomial at `_RADII`: the norm of the components, shape
+            `(q, 6)`.
+    """
+
+    finite: Any
+    slopes_finite: Any
+    together: Any
+    apart: Any
+    left: Any
+
+
+def _see(kernel: DirectionKernel, params: DirectionNumbers, x: PyTree, indices: jax.Array) -> _Seen:
+    """What there is to see of a direction at `x`."""
     highest, corrected = kernel.powers.drift, kernel.powers.correction + 1
     rng = np.random.default_rng(0)
     probes = [
@@ -664,7 +708,9 @@ def _see(
         ]
         return jnp.stack(each) if each else jnp.ones(1, bool)
 
-    def one(indices: jax.Array) -> tuple[jax.Array, ...]:
+    radii = jnp.where(params.rho == 0, 0.1, params.rho) * jnp.asarray(_RADII)
+
+    def one(indices: jax.Array) -> _Seen:
         samples = _taken(params.data, indices)
 
         def values(y: PyTree) -> list[PyTree]:
@@ -675,14 +721,22 @@ def _see(
         singles = jax.vmap(lambda sample: components(kernel.value(params, x, _alone(sample), 0.0)))(
             samples
         )
-        return (
+
+        def left(rho: jax.Array) -> jax.Array:
+            value = kernel.value(params, x, samples, rho)
+            rest = components(value) - components(_polynomial(found, rho))
+            return jnp.sqrt(jnp.sum(rest**2))
+
+        return _Seen(
             finite(found),
             finite(slopes[:corrected]),
             components(found[0]),
             jnp.mean(singles, axis=0),
+            jax.vmap(left)(radii),
         )
 
-    return jax.lax.map(one, indices, batch_size=kernel.chunk)  # type: ignore[no-any-return]
+    seen: _Seen = jax.lax.map(one, indices, batch_size=kernel.chunk)
+    return seen
 
 
 _seen = compiled(static=1)(_see)

@@ -191,8 +191,8 @@ class SDE:
             TypeError: no function, no real numbers.
             ValueError: a direction of another structure, that is not finite or not smooth at the
                 start, not deterministic, or not made for micro-batches of any size; a loss with
-                kinks at an order that asks for three derivatives (kinks of the direction itself are
-                not looked for); sizes that do not fit, too many micro-batches to list; `rho` left
+                kinks at an order that asks for three derivatives (kinks of the direction itself in
+                `x`, away from the start, are not looked for); sizes that do not fit, too many micro-batches to list; `rho` left
                 out.
 
         Source: Li, Tai & E 2019, "Stochastic modified equations and dynamics of stochastic gradient

@@ -653,6 +653,18 @@ BAD = {
         ValueError,
         r"rho\^1 coefficient of direction at x0 is not finite",
     ),
+    "a case": (
+        lambda x, s, rho: s["a"].mean(0) * jnp.where(rho > 0, 1 + rho, 1),
+        {},
+        ValueError,
+        r"direction at x0 has a kink in rho at 0 for the micro-batch \[0, 0\]",
+    ),
+    "a maximum": (
+        lambda x, s, rho: s["a"].mean(0) + jnp.maximum(rho, 0) * x,
+        {"order": (1, 2)},
+        ValueError,
+        r"has a kink in rho at 0",
+    ),
     "a norm of nothing": (
         lambda x, s, rho: x + rho * 0 * x / jnp.linalg.norm(0 * x),
         {},
