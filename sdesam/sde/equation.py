@@ -192,8 +192,8 @@ class SDE:
             ValueError: a direction of another structure, that is not finite or not smooth at the
                 start, not deterministic, or not made for micro-batches of any size; a loss with
                 kinks at an order that asks for three derivatives (kinks of the direction itself in
-                `x`, away from the start, are not looked for); sizes that do not fit, too many micro-batches to list; `rho` left
-                out.
+                `x`, away from the start, are not looked for); sizes that do not fit, too many
+                micro-batches to list; `rho` left out.
 
         Source: Li, Tai & E 2019, "Stochastic modified equations and dynamics of stochastic gradient
         algorithms I"; `docs/theory.md`, section 9.
