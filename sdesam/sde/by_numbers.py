@@ -534,7 +534,7 @@ def _largest(sampling: Sampling, n: int) -> str:
     m, least = sampling.m, 1 if sampling.replace else sampling.batch
     # the number of micro-batches grows with n, from 1
     samples = bisect_left(range(n), True, key=lambda n: not few(m, n)) - 1
-    # and there are more than m of them, or at most n samples in one
+    # larger sizes k are out: with replacement more than k are listed, without it k is at most n
     divisors = (k for k in range(1, min(m, max(n, MOST_LISTED))) if sampling.batch % k == 0)
     sizes = [k for k in divisors if few(k, n)]
     told = [f"n={samples} samples"] if samples >= least else []
