@@ -90,6 +90,13 @@ def _divisors(number: int) -> str:
     return ", ".join(found if len(found) <= 16 else [*found[:8], "...", *found[-4:]])
 
 
+MOST_MICRO_BATCHES = 5000
+"""More micro-batches than this are not listed for an SDE."""
+
+FEW_MICRO_BATCHES = 64
+"""So few micro-batches are listed even where they are more than the samples."""
+
+
 def count_micro_batches(m: int, n: int, replace: bool) -> int:
     """How many micro-batches of `m` of `n` samples there are, up to the order of samples."""
     return comb(n + m - 1, m) if replace else comb(n, m)

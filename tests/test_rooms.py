@@ -146,6 +146,7 @@ EDGE = {
     "sdesam.optim.makers": ["m_sam", "rw_sam", "usam"],
     "sdesam.optim.optimizer": ["Optimizer.__init__"],
     "sdesam.sde.binding": ["bind"],
+    "sdesam.sde.equation": ["SDE.from_step"],
     "sdesam.sde.stepping": ["estimate", "simulate"],
     "sdesam.symbolic.equation": ["ModifiedEquation.bind"],
 }

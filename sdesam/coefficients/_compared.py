@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from sdesam.exact.enumerate import list_batches
 from sdesam.exact.float64 import mean_step, sample_sizes, step_coefficients
 from sdesam.problems import FiniteSum
 from sdesam.sampling import Sampling
+from sdesam.symbolic import is_kept
 
 SAME, OTHER = 1e-5, 1e-3
 """A coefficient whose relative deviation is below the first is right, above the second wrong. Right
@@ -180,14 +180,10 @@ def kept_powers(order: tuple[int, int], part: str) -> list[Power]:
     # Order (2, 3) keeps eta^i rho^j in the drift where i/2 + j/3 < 1: 1, rho, rho^2, eta and eta
     # rho. On the path rho = eta^(2/3) all others are as small as the error that is allowed. In the
     # covariance, divided by eta, 1 and rho are left.
-    alpha, beta = order
-
-    def kept(i: int, j: int) -> bool:
-        return Fraction(i, alpha) + Fraction(j, beta) < 1
-
+    _, beta = order
     if part == "drift":
-        return [(i, j) for i in range(2) for j in range(beta) if kept(i, j)]
-    return [(0, j) for j in range(beta) if kept(1, j) or j == 0]
+        return [(i, j) for i in range(2) for j in range(beta) if is_kept(order, i, j)]
+    return [(0, j) for j in range(beta) if is_kept(order, 1, j) or j == 0]
 
 
 def compare_coefficients(

@@ -11,6 +11,8 @@ from sdesam._checks import check_int
 from sdesam.discrete.kernel import check_delta_on
 from sdesam.problems import FiniteSum, check_problem
 from sdesam.sampling import (
+    FEW_MICRO_BATCHES,
+    MOST_MICRO_BATCHES,
     Hyperparameters,
     Step,
     count_micro_batches,
@@ -24,12 +26,6 @@ from sdesam.symbolic import MARK, ModifiedEquation, Part, Tree, derive, evaluate
 from sdesam.variants import NormEstimate
 
 PyTree = Any
-
-MOST_MICRO_BATCHES = 5000
-"""More micro-batches than this are not listed."""
-
-_FEW = 64
-"""So few micro-batches are listed even where they are more than the samples."""
 
 
 def bind(
@@ -176,11 +172,15 @@ def _micro_batches(
                 f" {MOST_MICRO_BATCHES} that are listed: use expectation='sampled', or fewer"
                 " samples"
             )
-    if expectation == "exact" or (count is None and not random and total <= max(n, _FEW)):
+    if expectation == "exact" or (
+        count is None and not random and total <= max(n, FEW_MICRO_BATCHES)
+    ):
         indices, probability = list_micro_batches(m, n, equation.replace)
         return MicroBatches(indices, probability), None
     return None, FreshBatches(
-        check_int("micro_batches", max(_FEW, n // 2) if count is None else count, least=2),
+        check_int(
+            "micro_batches", max(FEW_MICRO_BATCHES, n // 2) if count is None else count, least=2
+        ),
         m,
         n,
         equation.replace,

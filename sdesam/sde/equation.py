@@ -16,7 +16,9 @@ from sdesam._functions import compiled
 from sdesam.engine import check_key
 from sdesam.problems import FiniteSum
 from sdesam.problems.arrays import check_structure, parameters
+from sdesam.sampling import Hyperparameters
 from sdesam.sde._kernels import Kernel, TreeKernel, WrittenKernel
+from sdesam.sde.by_numbers import DirectionKernel, from_direction
 from sdesam.sde.written import check_written
 
 PyTree = Any
@@ -67,7 +69,8 @@ class SDE:
         ValueError: functions of other shapes, noise that is not linear in `xi`, values at `x0` that
             are not finite.
 
-    Derived SDEs come from :meth:`sdesam.symbolic.ModifiedEquation.bind`.
+    Derived SDEs come from :meth:`sdesam.symbolic.ModifiedEquation.bind`; that of any optimizer's
+    direction comes from :meth:`from_step`.
 
     An SDE is a pytree: its numbers and data are leaves, and its functions and trees are its
     structure. `jax.jit(lambda sde, x: sde.drift(x))` compiles once for SDEs that differ in numbers.
@@ -113,6 +116,90 @@ class SDE:
         what jax puts together again from numbers.
         """
         return cls(kernel.drift, kernel.apply_noise, noise_shape, x0, source=source)
+
+    @classmethod
+    def from_step(
+        cls,
+        direction: Callable[[PyTree, PyTree, Any], PyTree],
+        problem: FiniteSum,
+        lr: float,
+        rho: float | None = None,
+        batch: int = 1,
+        micro: int | None = None,
+        *,
+        replace: bool = True,
+        order: tuple[int, int] = (2, 3),
+        expectation: str = "sampled",
+        micro_batches: int | None = None,
+    ) -> SDE:
+        """The SDE of any optimizer's direction that is smooth in `rho`, by differentiating it.
+
+        It is for rules that have no trees, and a second way to the SDE of those that have.
+        One step is `x+ = x - lr G`, `G` the mean over the `b/m` micro-batches of `direction`. Its
+        Taylor coefficients `F_(I,j)` in `rho` at 0 are nested derivatives, `Gbar_j` their means
+        over all micro-batches, and
+
+            B     = -sum_j rho^j Gbar_j - (lr/2) sum_j rho^j sum_k (D Gbar_k) Gbar_(j-k)
+            A A^T = lr Cov(G)
+
+        with the powers that the order keeps, `Cov(G)` to `rho^1`. No coefficient is typed in. `lr`
+        and `rho` are runtime values: others compile nothing anew.
+
+        Args:
+            direction: `(x, samples, rho) -> F_I(x)`, a jax function: the parameters, with the
+                structure of `problem.x0`; the samples of ONE micro-batch, `problem.data` with a
+                leading axis of any length `m`; a number. It returns a vector like `x`, the
+                direction of that micro-batch, for example `g(x + rho * g(x, samples), samples)`
+                with `g` the gradient of the mean loss of the samples. It is called with `rho` near
+                0 alone, must be smooth in `x` and `rho` there, and deterministic; it may read more,
+                such as `problem.grad`.
+            problem: the finite sum.
+            lr: `eta`.
+            rho: the radius; 0 for a direction without one.
+            batch: `b`.
+            micro: `m`; left out, the mini-batch.
+            replace: whether mini-batches are drawn with replacement.
+            order: `(alpha, beta)`, as for :func:`sdesam.derive`.
+            expectation: `"exact"` lists all micro-batches; `"sampled"` lists them where they are no
+                more than the samples (or 64), else each step draws fresh ones, unbiased in drift
+                and noise, and what is known exactly at `rho^0` is not drawn.
+            micro_batches: how many fresh micro-batches a step draws for its noise, `n/2` (at least
+                64) if left out; an eighth of that for each drift.
+
+        Returns:
+            An SDE. Its noise has one normal number for each sample. Where `direction` at `rho = 0`
+            is no mean over samples, as in normalised gradient descent, it has one for each
+            micro-batch.
+
+        Raises:
+            TypeError: no function, no real numbers.
+            ValueError: a direction of another structure, that is not finite or not smooth at the
+                start, not deterministic, or not made for micro-batches of any size; a loss with
+                kinks at an order that asks for three derivatives (kinks of the direction itself in
+                `x`, away from the start, are not looked for); sizes that do not fit, too many
+                micro-batches to list; `rho` left out.
+
+        Source: Li, Tai & E 2019, "Stochastic modified equations and dynamics of stochastic gradient
+        algorithms I"; `docs/theory.md`, section 9.
+
+        >>> import sdesam
+        >>> problem = sdesam.problems.quadratic()
+        >>> def gradient(x, samples):
+        ...     losses = jax.vmap(problem.sample_loss, (None, 0))
+        ...     return jax.grad(lambda x: jnp.mean(losses(x, samples)))(x)
+        >>> def two_step_ascent(x, samples, rho):
+        ...     once = gradient(x, samples)
+        ...     twice = once + gradient(x + rho * once, samples)
+        ...     return gradient(x + rho * twice, samples)
+        >>> sde = SDE.from_step(two_step_ascent, problem, lr=0.1, rho=0.1, batch=4, micro=2)
+        >>> sde.drift(sde.x0).shape, sde.noise_shape
+        ((2,), (8,))
+        """
+        step = Hyperparameters(lr, rho, batch, micro, replace)
+        kernel, noise_shape, config = from_direction(
+            direction, problem, step, order, expectation, micro_batches
+        )
+        return cls.of(kernel, noise_shape, problem.x0, Source(problem, config))
 
     @property
     def kernel(self) -> Kernel:
@@ -251,7 +338,7 @@ jax.tree_util.register_pytree_node(
 def _kernel_of(drift: Any, apply_noise: Any) -> Kernel | None:
     """The kernel whose methods both functions are; None where they are a user's."""
     owner = getattr(drift, "__self__", None)
-    if isinstance(owner, TreeKernel | WrittenKernel):
+    if isinstance(owner, TreeKernel | DirectionKernel | WrittenKernel):
         return owner if getattr(apply_noise, "__self__", None) is owner else None
     return None
 

@@ -6,7 +6,7 @@ and LaTeX, `coordinates` the cross-check in explicit coordinates.
 """
 
 from sdesam.symbolic.coordinates import coordinates
-from sdesam.symbolic.equation import ModifiedEquation, Part, check_order, derive, evaluate
+from sdesam.symbolic.equation import ModifiedEquation, Part, check_order, derive, evaluate, is_kept
 from sdesam.symbolic.potential import gradient, potential
 from sdesam.symbolic.roles import MARK
 from sdesam.symbolic.terms import Term
@@ -28,6 +28,7 @@ __all__ = [
     "eta",
     "evaluate",
     "gradient",
+    "is_kept",
     "micro",
     "potential",
     "rho",

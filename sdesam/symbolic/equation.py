@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import sympy as sp
@@ -465,11 +465,23 @@ def check_order(order: tuple[int, int]) -> tuple[int, int]:
     return alpha, beta
 
 
+def is_kept(order: tuple[int, int], i: int, j: int) -> bool:
+    """Whether an equation of the order `(alpha, beta)` keeps `eta^i rho^j` of its drift.
+
+    On the path `rho = eta^(alpha/beta)` the power has the size `eta^(i + j alpha/beta)`, and the
+    allowed error per unit of time is `eta^alpha`, so that it is kept where
+    `i/alpha + j/beta < 1`.
+
+    >>> [(i, j) for i in range(3) for j in range(4) if is_kept((2, 3), i, j)]
+    [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    """
+    alpha, beta = order
+    return Fraction(i, alpha) + Fraction(j, beta) < 1
+
+
 @cache
 def _derive(variant: Variant, alpha: int, beta: int, with_replacement: bool) -> ModifiedEquation:
-    def kept(i: int, j: int) -> bool:
-        return Fraction(i, alpha) + Fraction(j, beta) < 1
-
+    kept = partial(is_kept, (alpha, beta))
     orders = [j for j in range(beta) if variant.perturbed or j == 0]
     sizes = Sizes(batch, micro if variant.micro else batch)
     try:
