@@ -38,6 +38,8 @@ def of(module: str, tests: str, *faults: tuple[str, ...]) -> tuple[Mutation, ...
     )
 
 
+FROM_VARIANT = "tests/optim/test_from_variant.py"
+
 SAMPLING = (
     *of(
         "sampling",
@@ -754,9 +756,73 @@ OPTIMIZERS = (
         "tests/optim/test_training.py",
         (
             "_seen",
-            "jnp.where((value >= 0) & jnp.isfinite(value), value, jnp.nan)",
+            "jnp.where((value >= least) & jnp.isfinite(value), value, jnp.nan)",
             "abs(value)",
             "test_a_schedule_that_gets_negative_is_seen",
+        ),
+        (
+            "_is_mean_of_samples",
+            "isinstance(v, Gradient) and (v.at is None or v.at.scopes <= {'data'})",
+            "True",
+            f"{FROM_VARIANT}::test_a_unit_vector_of_a_mini_batch_leaves_a_choice",
+        ),
+        (
+            "check_devices",
+            "not v.scopes <= {'batch', 'data'}",
+            "False",
+            f"{FROM_VARIANT}::test_what_a_rule_is_made_with",
+        ),
+    ),
+    *of(
+        "optim.batches",
+        FROM_VARIANT,
+        (
+            "in_micro_batches",
+            "leaf.reshape(k, micro, *leaf.shape[1:])",
+            "leaf.reshape(micro, k, *leaf.shape[1:]).swapaxes(0, 1)",
+            "tests/optim/test_training.py::test_batch_statistics_of_micro_batches_are_averaged",
+        ),
+        (
+            "in_micro_batches",
+            "size != b",
+            "False",
+            "test_what_a_step_is_given",
+        ),
+        (
+            "numbered",
+            "jax.random.fold_in(key, number)",
+            "key",
+            "tests/optim/test_training.py::test_keys_of_the_passes",
+        ),
+        (
+            "by_scope",
+            "dict(zip(scopes, fresh if many else (fresh,), strict=True))",
+            "dict(zip(scopes, fresh[::-1] if many else (fresh,), strict=True))",
+            "test_a_step_is_the_rule[mine: two apart]",
+        ),
+        (
+            "Batches.losses",
+            "numbered(key, number_apart(s)) if number_apart(s) else key",
+            "key",
+            "test_dropout_of_a_batch_drawn_apart[vmap-one device]",
+        ),
+        (
+            "Batches.mini_batch.micro_batch",
+            "numbered(self.key, number)",
+            "self.key",
+            "test_dropout_of_a_shared_norm[vmap-one device]",
+        ),
+        (
+            "Batches.mini_batch",
+            "jax.checkpoint(partial(micro_batch, wider))",
+            "partial(micro_batch, wider)",
+            "test_a_shared_norm_in_turn_has_the_memory_of_one_micro_batch",
+        ),
+        (
+            "Batches.mini_batch",
+            "wide(y)",
+            "y",
+            "test_the_norm_of_a_mini_batch_in_half_precision[bfloat16-accumulate]",
         ),
     ),
     *of(
@@ -764,11 +830,52 @@ OPTIMIZERS = (
         "tests/optim/test_training.py",
         (
             "Optimizer.gradient",
-            "jax.lax.axis_index(self.axis_name) * number_of",
+            "jax.lax.axis_index(self.axis_name) * count",
             "jax.lax.axis_index(self.axis_name)",
             "tests/optim/test_devices.py::test_micro_batches_within_devices",
         ),
-        ("Optimizer.gradient", "number(state.count)", "number(0)", "test_rho_may_be_a_schedule"),
+        (
+            "Optimizer.gradient",
+            "(number(state.count) for number in (self.rho, self.eps, self.lam))",
+            "(number(0) for number in (self.rho, self.eps, self.lam))",
+            "test_rho_may_be_a_schedule",
+        ),
+        (
+            "Optimizer.gradient",
+            "{name: number(state.count) for name, number in self.own.items()}",
+            "{name: number(0) for name, number in self.own.items()}",
+            f"{FROM_VARIANT}::test_a_schedule_counts_the_steps_taken",
+        ),
+        (
+            "Optimizer.__init__",
+            "schedule(what, own[what], valid, least=-jnp.inf)",
+            "schedule(what, own[what], valid)",
+            f"{FROM_VARIANT}::test_numbers_of_the_rule[gsam-a]",
+        ),
+        (
+            "Optimizer._shared",
+            "{'batch': drawn.mini_batch}",
+            "drawn.losses({'batch': drawn.parts['micro']}, drawn.first)",
+            f"{FROM_VARIANT}::test_dropout_of_a_shared_norm[vmap-one device]",
+        ),
+        (
+            "Optimizer._shared",
+            "replace(at_x, losses={'batch': drawn.mini_batch}, together=self.axis_name)",
+            "replace(at_x, losses={'batch': drawn.mini_batch})",
+            f"{FROM_VARIANT}::test_two_devices_are_one[shared-norm-sam]",
+        ),
+        (
+            "Optimizer._own_key",
+            "number if self.together is None else 0",
+            "number",
+            f"{FROM_VARIANT}::test_two_devices_are_one[mine: ascent of a mini-batch]",
+        ),
+        (
+            "Optimizer._own_key",
+            "jax.random.fold_in(direction_key, 1)",
+            "direction_key",
+            f"{FROM_VARIANT}::test_a_step_is_the_rule[rwp]",
+        ),
         (
             "Optimizer._inner_update",
             "state.count + 1",
@@ -793,13 +900,6 @@ OPTIMIZERS = (
             "leaf",
             "test_the_gradient_of_the_data_set",
         ),
-        (
-            "Optimizer._micro_batches",
-            "leaf.reshape(b // m, m, *leaf.shape[1:])",
-            "leaf.reshape(m, b // m, *leaf.shape[1:]).swapaxes(0, 1)",
-            "test_batch_statistics_of_micro_batches_are_averaged",
-        ),
-        ("_numbered", "jax.random.fold_in(key, number)", "key", "test_keys_of_the_passes"),
     ),
 )
 

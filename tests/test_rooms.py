@@ -143,7 +143,7 @@ EDGE = {
     "sdesam.discrete.chain": ["Chain.__init__", "train"],
     "sdesam.effective": ["effective_micro_batch"],
     "sdesam.exact.weak": ["signature", "weak_error"],
-    "sdesam.optim.makers": ["m_sam", "rw_sam", "usam"],
+    "sdesam.optim.makers": ["from_variant", "m_sam", "rw_sam", "usam"],
     "sdesam.optim.optimizer": ["Optimizer.__init__"],
     "sdesam.sde.binding": ["bind"],
     "sdesam.sde.equation": ["SDE.from_step"],

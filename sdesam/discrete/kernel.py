@@ -93,34 +93,12 @@ class Perturbed(NamedTuple):
     aux: Any
 
 
-def perturbed_gradient(
-    rule: Variant,
-    norms: NormEstimate | None,
-    losses: Losses,
-    x: PyTree,
-    full_gradient: PyTree,
-    ascent: Ascent,
-    key: jax.Array | None = None,
-    together: str | None = None,
-) -> Perturbed:
-    """The direction of one micro-batch, or of the part of it that this device holds.
-
-    Args:
-        rule: the variant.
-        norms: how gradient norms are estimated, for Gibbs weights.
-        losses: per-sample losses of the micro-batch.
-        x: the parameters.
-        full_gradient: `grad f(x)` if `rule.needs_full_gradient`, else None.
-        ascent: the numbers of the perturbation.
-        key: for random directions; the same for all parts of a micro-batch.
-        together: the name of the device axis over which a micro-batch is spread, in equal parts;
-            None if one device holds it.
+def perturbed_gradient(rule: Variant, evaluation: Evaluation) -> Perturbed:
+    """The direction of one micro-batch, or of the part of it that this device holds, with its loss
+    and its auxiliary values.
     """
-    own = "micro" if rule.micro else "batch"
-    known: dict[Vector, PyTree] = {} if full_gradient is None else {Gradient("data"): full_gradient}
-    evaluation = Evaluation({own: losses}, x, ascent, known, norms, key, together=together)
     G = evaluation.direction(rule.direction)
-    loss, aux = evaluation.loss(own)
+    loss, aux = evaluation.loss("micro" if rule.micro else "batch")
     return Perturbed(G, loss, aux)
 
 
@@ -144,7 +122,8 @@ class Evaluation:
         key: for the directions of that estimate.
         own_key: for random directions of the rule.
         full_gradient: `y -> grad f(y)` of the data set, where the rule takes it at moved points.
-        together: see :func:`perturbed_gradient`.
+        together: the name of the device axis over which the samples are spread, in equal parts;
+            None if one device holds them.
     """
 
     losses: Mapping[str, Losses]
@@ -263,7 +242,7 @@ def weighted_gradient(
     at: PyTree | None = None,
 ) -> tuple[PyTree, jax.Array, Any]:
     """`sum_i p_i g_i` with Gibbs weights, the per-sample losses on the way, and the auxiliary
-    values; `together` as in `perturbed_gradient`. The gradients are those at `at`, where it is
+    values; `together` as in `Evaluation`. The gradients are those at `at`, where it is
     given, and the weights always those at `x`.
     """
     values, pull, aux = jax.vjp(losses, x, has_aux=True)

@@ -2,7 +2,18 @@
 the chains.
 """
 
-from sdesam.optim.makers import dnsam, m_sam, n_sam, rw_sam, sam, usam
+from sdesam.optim.makers import dnsam, from_variant, m_sam, n_sam, rw_sam, sam, usam
 from sdesam.optim.optimizer import Info, Optimizer, State
 
-__all__ = ["Info", "Optimizer", "State", "dnsam", "m_sam", "n_sam", "rw_sam", "sam", "usam"]
+__all__ = [
+    "Info",
+    "Optimizer",
+    "State",
+    "dnsam",
+    "from_variant",
+    "m_sam",
+    "n_sam",
+    "rw_sam",
+    "sam",
+    "usam",
+]

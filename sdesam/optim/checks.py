@@ -15,10 +15,20 @@ import optax
 from sdesam._names import unknown
 from sdesam.discrete.kernel import check_delta
 from sdesam.optim.state import State
-from sdesam.variants import NormEstimate, Variant
+from sdesam.variants import Gibbs, Gradient, NormEstimate, Sum, Variant, Vector
 
 PyTree = Any
 Together = Literal["local", "synchronised"]
+
+
+def check_rule(variant: Variant) -> None:
+    """Refuse a rule whose step needs more than an optimizer can be given."""
+    if any(v.scope == "data" and v.at is not None for v in _gradients(variant)):
+        raise ValueError(
+            f"{variant.name} takes the gradient of the data set at a moved point, and a step is"
+            " given that gradient at the parameters alone: run the rule as a sdesam.Chain, or say"
+            " fresh for 'data' and hand in a large batch"
+        )
 
 
 def check_devices(variant: Variant, axis_name: str | None, perturbation: str | None) -> str | None:
@@ -32,8 +42,15 @@ def check_devices(variant: Variant, axis_name: str | None, perturbation: str | N
                 " axis_name too"
             )
         return None
-    own = [part for part in variant.direction.walk() if getattr(part, "scope", "") == "batch"]
-    if variant.micro or len(own) < 2:
+    if variant.micro and any(
+        v.scope == "batch" and not v.scopes <= {"batch", "data"} for v in _gradients(variant)
+    ):
+        raise ValueError(
+            f"axis_name={axis_name!r}: {variant.name} takes the gradient of the whole mini-batch at"
+            " a point of each micro-batch, which no other device holds; leave axis_name out, and"
+            " let jit spread the batch over devices"
+        )
+    if variant.micro or _is_mean_of_samples(variant.direction):
         if perturbation is not None:
             raise ValueError(
                 f"perturbation={perturbation!r}: {variant.name} leaves no choice; leave"
@@ -49,26 +66,41 @@ def check_devices(variant: Variant, axis_name: str | None, perturbation: str | N
     return axis_name if perturbation == "synchronised" else None
 
 
+def _gradients(variant: Variant) -> list[Gradient | Gibbs]:
+    return [v for v in variant.direction.walk() if isinstance(v, Gradient | Gibbs)]
+
+
+def _is_mean_of_samples(v: Vector) -> bool:
+    """Whether `v` of a mini-batch is the mean of `v` of its parts, as the gradient is at one point
+    for all samples; a unit vector is not, nor a gradient at a point that the samples move.
+    """
+    if isinstance(v, Sum):
+        return all(map(_is_mean_of_samples, v.parts))
+    if v.scopes <= {"data"}:
+        return True
+    return isinstance(v, Gradient) and (v.at is None or v.at.scopes <= {"data"})
+
+
 def known(number: Any) -> Any:
     """A number to be checked now; one that is known only later has a valid one in its place."""
     return 1.0 if callable(number) or isinstance(number, jax.core.Tracer) else number
 
 
-def schedule(name: str, number: Any, checked: float) -> Callable[[Any], Any]:
-    """A number of a step as a function of the steps taken."""
+def schedule(name: str, number: Any, checked: float, least: float = 0.0) -> Callable[[Any], Any]:
+    """A number of a step as a function of the steps taken; it must not be below `least`."""
     # three kinds of number: a schedule, a number that jax traces (under vmap or grad over rho), and
     # a number that is known and has been checked already
     if callable(number):
-        return lambda count: _seen(name, number(count))
+        return lambda count: _seen(name, number(count), least)
     if isinstance(number, jax.core.Tracer):
-        seen = _seen(name, number)
+        seen = _seen(name, number, least)
         return lambda count: seen
     return lambda count: checked
 
 
-def _seen(name: str, number: Any) -> Any:
-    """A number that compiled code can refuse no more: where it is negative or not finite the step
-    is NaN, and seen.
+def _seen(name: str, number: Any, least: float) -> Any:
+    """A number that compiled code can refuse no more: where it is below `least` or not finite the
+    step is NaN, and seen.
     """
     kind = jnp.result_type(number)
     if jnp.shape(number) != () or not (
@@ -76,7 +108,7 @@ def _seen(name: str, number: Any) -> Any:
     ):
         raise TypeError(f"{name}={number!r}: it must be one real number")
     value = jnp.asarray(number, float)
-    return jnp.where((value >= 0) & jnp.isfinite(value), value, jnp.nan)
+    return jnp.where((value >= least) & jnp.isfinite(value), value, jnp.nan)
 
 
 def check_params(params: PyTree, norms: NormEstimate | None) -> None:

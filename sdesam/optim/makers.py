@@ -1,5 +1,5 @@
-"""The variants as optimizers, one maker each. The arguments that they share are described in
-:class:`sdesam.optim.Optimizer`.
+"""Rules as optimizers: a maker for any rule, and one by name for each of Luo et al.'s. The
+arguments that they share are described in :class:`sdesam.optim.Optimizer`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,111 @@ from typing import Any
 import optax
 
 from sdesam.optim.optimizer import Groups, Number, Optimizer, Together
-from sdesam.variants import NormEstimate
+from sdesam.variants import NormEstimate, Variant
 
-__all__ = ["dnsam", "m_sam", "n_sam", "rw_sam", "sam", "usam"]
+__all__ = ["dnsam", "from_variant", "m_sam", "n_sam", "rw_sam", "sam", "usam"]
 
 Loss = Callable[..., Any]
+
+
+def from_variant(
+    variant: str | Variant,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    rho: Number | None = None,
+    *,
+    micro: int | None = None,
+    eps: Number = 0.0,
+    lam: Number | None = None,
+    norms: NormEstimate | None = None,
+    groups: Groups = "vmap",
+    has_aux: bool = False,
+    has_key: bool = False,
+    axis_name: str | None = None,
+    perturbation: Together | None = None,
+    **own: Number,
+) -> Optimizer:
+    """Any rule as an optimizer, `G = mean_I F_I(x)` with the rule's direction `F_I`, an expression
+    of gradients `grad f_S(x + rho u)` of the samples `S`.
+
+    What a rule needs besides the mini-batch is given to :meth:`Optimizer.step`:
+
+    * `gradient("data")`: `whole=opt.whole_gradient(params, data)`, at the parameters. It may be an
+      older one, or a moving average of gradients of mini-batches, as in the code of F-SAM;
+    * `gradient(fresh)`: `fresh=`, another mini-batch, of as many samples where there are
+      micro-batches; a tuple of two for `fresh(2)` beside it;
+    * `random_direction()`: `key=`. Micro-batch `j`, counted over all devices, has the direction of
+      `jax.random.fold_in(jax.random.fold_in(key, 1), j)`, with the second half of
+      `jax.random.split(key)` for `key` where the loss has a key, too.
+
+    In a rule that speaks of micro-batches `gradient("batch")` is that of all micro-batches of all
+    devices, and the step on several devices is that of one.
+
+    Args:
+        variant: a name in :data:`sdesam.VARIANTS`, or a :class:`sdesam.Variant` of your own.
+        loss: `loss(params, batch)`, a mean over samples; for a rule with Gibbs weights one value
+            for each sample.
+        optimizer: any optax optimizer.
+        rho: perturbation radius, a number (which jax may trace) or an optax schedule; left out for
+            a rule without a perturbation.
+        micro: `m`, for a rule that speaks of micro-batches; left out, the batch (of a device).
+        eps: of the normaliser; at 0 a vanishing vector has the unit vector 0.
+        lam: inverse temperature of Gibbs weights.
+        norms: how gradient norms are estimated for Gibbs weights.
+        groups: `"vmap"` or `"accumulate"`.
+        has_aux: the loss gives `(loss, aux)`.
+        has_key: the loss takes a `key`.
+        axis_name: of the devices that share a batch.
+        perturbation: what they do, `"local"` or `"synchronised"`, where a rule without
+            micro-batches leaves the choice.
+        own: the rule's own numbers by name (`sigma=0.9` for `parameter("sigma")`), each a number
+            (which jax may trace) or a schedule. They may be negative; where a traced or scheduled
+            one is not finite the step is NaN.
+
+    Raises:
+        ValueError: as :class:`Optimizer`; a rule of `gradient("data", at=...)`; with `axis_name` a
+            rule of `gradient("batch", at=u)` where `u` is a micro-batch's own.
+        TypeError: as :class:`Optimizer`; a number of the rule's own that is missing, or that the
+            rule does not have.
+
+    Source: `variant.source`; the forms of rules are in `docs/theory.md`, section 1.
+
+    >>> import jax, optax, jax.numpy as jnp
+    >>> from sdesam.variants import Variant, gradient, parameter, unit
+    >>> loss = lambda params, batch: jnp.mean((batch["input"] @ params - batch["target"]) ** 2) / 2
+    >>> params, batch = jnp.array([1.0, -1.0]), {"input": jnp.eye(4, 2), "target": jnp.arange(4.0)}
+    >>> noise = gradient("micro") - parameter("sigma") * gradient("data")
+    >>> friendly = Variant("friendly", gradient("micro", at=unit(noise)))  # F-SAM
+    >>> opt = from_variant(friendly, loss, optax.sgd(0.1), rho=0.05, micro=2, sigma=0.6)
+    >>> average, state = jnp.zeros(2), opt.init(params)
+    >>> for _ in range(3):
+    ...     average = 0.9 * average + 0.1 * opt.whole_gradient(params, batch)
+    ...     params, state, info = opt.step(params, state, batch, whole=average)
+    >>> print(f"{info.loss:.3f}")
+    2.188
+
+    A rule with a batch of its own:
+
+    >>> opt = from_variant("fresh-sam", loss, optax.sgd(0.1), rho=0.05, micro=2)
+    >>> other = {"input": jnp.ones((4, 2)), "target": jnp.arange(4.0)}
+    >>> params, state, info = opt.step(params, opt.init(params), batch, fresh=other)
+    """
+    return Optimizer(
+        variant,
+        loss,
+        optimizer,
+        rho,
+        micro=micro,
+        eps=eps,
+        lam=lam,
+        norms=norms,
+        groups=groups,
+        has_aux=has_aux,
+        has_key=has_key,
+        axis_name=axis_name,
+        perturbation=perturbation,
+        own=own,
+    )
 
 
 def usam(
@@ -60,7 +160,7 @@ def usam(
     2.161
     """
     name = "usam" if micro is None else "m-usam"
-    return Optimizer(
+    return from_variant(
         name,
         loss,
         optimizer,
@@ -115,7 +215,7 @@ def sam(
     >>> print(params)
     [ 0.89... -0.89...]
     """
-    return Optimizer(
+    return from_variant(
         "sam",
         loss,
         optimizer,
@@ -181,7 +281,7 @@ def m_sam(
         raise ValueError(
             "m_sam needs micro, the samples of a micro-batch; for the whole batch use sam"
         )
-    return Optimizer(
+    return from_variant(
         "m-sam",
         loss,
         optimizer,
@@ -239,7 +339,7 @@ def n_sam(
     ...     params, state, batch, whole=opt.whole_gradient_over(params, loader)
     ... )
     """
-    return Optimizer(
+    return from_variant(
         "n-sam",
         loss,
         optimizer,
@@ -291,7 +391,7 @@ def dnsam(
     ...     params, opt.init(params), batch, whole=opt.whole_gradient(params, batch)
     ... )
     """
-    return Optimizer(
+    return from_variant(
         "dnsam",
         loss,
         optimizer,
@@ -352,7 +452,7 @@ def rw_sam(
     >>> print(f"{info.loss:.3f}")
     2.2...
     """
-    return Optimizer(
+    return from_variant(
         "rw-sam",
         loss,
         optimizer,

@@ -7,9 +7,10 @@ training: how micro-batches are run, devices, keys, auxiliary values, and the ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +21,20 @@ from sdesam._names import unknown
 from sdesam._precision import wide
 from sdesam.discrete.kernel import (
     Ascent,
+    Evaluation,
     Perturbed,
     check_delta_at,
     perturbed_gradient,
     random_key,
+    shared_vectors,
 )
 from sdesam.optim.averages import accumulated, mean_of_devices, mean_of_micro_batches, told_apart
+from sdesam.optim.batches import Batches, Groups, by_scope, in_micro_batches, numbered
 from sdesam.optim.checks import (
     Together,
     check_devices,
     check_params,
+    check_rule,
     check_state,
     check_whole,
     checked_losses,
@@ -39,14 +44,13 @@ from sdesam.optim.checks import (
     schedule,
 )
 from sdesam.optim.state import Info, State
-from sdesam.sampling import check_perturbation
-from sdesam.variants import NormEstimate, Variant
+from sdesam.sampling import check_own, check_perturbation
+from sdesam.variants import Gradient, NormEstimate, Variant, Vector
 from sdesam.variants import variant as find_variant
 
 __all__ = ["Groups", "Info", "Number", "Optimizer", "State", "Together"]
 
 PyTree = Any
-Groups = Literal["vmap", "accumulate"]
 Number = float | jax.Array | Callable[[Any], Any]
 """A number, which jax may trace, or a schedule: a function of the number of steps taken."""
 
@@ -73,12 +77,13 @@ class Optimizer:
     """A SAM variant around an optax optimizer, which is given `G = mean_I grad f_I(x + rho u_I)`
     for a gradient.
 
-    Made by :func:`usam`, :func:`sam`, :func:`m_sam`, :func:`n_sam`, :func:`dnsam`, :func:`rw_sam`.
+    Made by :func:`usam`, :func:`sam`, :func:`m_sam`, :func:`n_sam`, :func:`dnsam`, :func:`rw_sam`,
+    and for any rule by :func:`from_variant`.
     `init` and :meth:`step` are all that training needs; :meth:`update` is optax's form of the step.
     They may be compiled, scanned, and mapped over seeds.
 
     Args:
-        variant: a name in :data:`sdesam.VARIANTS`.
+        variant: a name in :data:`sdesam.VARIANTS`, or a :class:`sdesam.Variant` of your own.
         loss: `loss(params, batch, *args)`, the mean loss of a batch or, shape (b,), the loss of
             each of its samples (rw-sam needs these); `args` are those given to :meth:`step`, the
             same for every micro-batch. It must be a mean over samples: micro-batches are averaged.
@@ -87,7 +92,7 @@ class Optimizer:
             To leave one alone, keep it out of `params`, in `args`.
         rho: perturbation radius, a number (jax may trace it: `vmap` and `grad` over it work) or an
             optax schedule, a function of the number of steps taken. A traced or scheduled number
-            that is negative makes the step NaN.
+            that is negative makes the step NaN. Left out for a rule without a perturbation.
         micro: `m`, the samples of a micro-batch: the first `m` of the batch (of a device's, under
             `axis_name`), the next `m`, and so on.
         eps: of the normaliser `sqrt(|.|^2 + eps^2)`, as `rho` a number or a schedule; at `eps = 0`
@@ -111,6 +116,8 @@ class Optimizer:
         perturbation: with `axis_name`: `"local"`, each device has its own perturbation (which makes
             sam m-sam, with m the samples of a device), or `"synchronised"`, all have that of the
             whole mini-batch.
+        own: the rule's own numbers by name, each as `rho` a number or a schedule; they may be
+            negative.
 
     Raises:
         ValueError: numbers that do not fit the variant, `lam < 0`, an unknown name, `axis_name`
@@ -129,7 +136,7 @@ class Optimizer:
         variant: str | Variant,
         loss: Callable[..., Any],
         optimizer: optax.GradientTransformation,
-        rho: Number,
+        rho: Number | None = None,
         *,
         micro: int | None = None,
         eps: Number = 0.0,
@@ -140,8 +147,10 @@ class Optimizer:
         has_key: bool = False,
         axis_name: str | None = None,
         perturbation: Together | None = None,
+        own: Mapping[str, Number] | None = None,
     ):
         self.variant = find_variant(variant)
+        check_rule(self.variant)
         name = self.variant.name
         if not callable(loss):
             raise TypeError(f"loss={loss!r}: it must be a function (params, batch) -> loss")
@@ -160,6 +169,12 @@ class Optimizer:
         self.rho, self.eps, self.lam = (
             schedule(what, number, valid) for what, number, valid in given
         )
+        own = {} if own is None else own
+        valid_own = check_own(self.variant, {what: known(number) for what, number in own.items()})
+        self.own = {
+            what: schedule(what, own[what], valid, least=-jnp.inf)
+            for what, valid in valid_own.items()
+        }
         if micro is not None and not self.variant.micro:
             raise ValueError(
                 f"micro={micro!r}: {name} has no micro-batches; leave micro out, or use m_sam"
@@ -196,6 +211,7 @@ class Optimizer:
         *args: Any,
         key: Any = None,
         whole: PyTree = None,
+        fresh: PyTree = None,
         **extra: Any,
     ) -> tuple[PyTree, State, Info]:
         """One step: `(params, state, info)` after it.
@@ -207,8 +223,12 @@ class Optimizer:
                 loss; with micro-batches a pytree of arrays whose leading axis is the sample.
             args: for the loss, beside `params` and `batch`.
             key: a jax random key of any implementation, for a loss with `has_key` and for rw-sam's
-                random directions; the same on every device.
-            whole: `grad f(x)` over the data set, for n-sam and dnsam: see :meth:`whole_gradient`.
+                random directions, or those of a rule; the same on every device.
+            whole: `grad f(x)` over the data set, for n-sam, dnsam and other rules of
+                `gradient("data")`: see :meth:`whole_gradient`.
+            fresh: for a rule of `gradient(fresh)` another mini-batch, of as many samples where
+                there are micro-batches: each has the samples at its own places. For `fresh(2)`
+                beside it a tuple of two. In a loss with `has_key` they have keys of their own.
             extra: further arguments of the optax optimizer; `value`, the loss at `params`, is given
                 to it anyway. A line search (`optax.lbfgs`) needs the function that it searches
                 along `G`, `value_fn=lambda params: ...`; the value and the gradient of that
@@ -222,7 +242,7 @@ class Optimizer:
             NotImplementedError: jax cannot batch the loss, a grouped convolution on a mesh of
                 devices; the message says what can.
         """
-        found = self.gradient(params, state, batch, *args, key=key, whole=whole)
+        found = self.gradient(params, state, batch, *args, key=key, whole=whole, fresh=fresh)
         updates, state = self._inner_update(found, params, state, extra)
         return optax.apply_updates(params, updates), state, Info(found.loss, found.aux)
 
@@ -236,6 +256,7 @@ class Optimizer:
         args: tuple[Any, ...] = (),
         key: Any = None,
         whole: PyTree = None,
+        fresh: PyTree = None,
         **extra: Any,
     ) -> tuple[PyTree, State]:
         """The step in optax's form:
@@ -252,6 +273,7 @@ class Optimizer:
             args: for the loss, as a tuple.
             key: a jax random key.
             whole: `grad f(x)`.
+            fresh: a mini-batch drawn apart.
             extra: further arguments of the optax optimizer.
 
         >>> opt = Optimizer(
@@ -266,7 +288,7 @@ class Optimizer:
             raise ValueError(
                 f"update needs the parameters: {self.variant.name} takes its gradient beside them"
             )
-        found = self.gradient(params, state, batch, *args, key=key, whole=whole)
+        found = self.gradient(params, state, batch, *args, key=key, whole=whole, fresh=fresh)
         return self._inner_update(found, params, state, extra)
 
     @property
@@ -284,6 +306,7 @@ class Optimizer:
         *args: Any,
         key: Any = None,
         whole: PyTree = None,
+        fresh: PyTree = None,
     ) -> Perturbed:
         """What the optax optimizer is given: `G`, with the loss and the auxiliary values at
         `params`. Arguments as in :meth:`step`.
@@ -296,44 +319,46 @@ class Optimizer:
         params = _moving(params)
         check_whole(whole, self.variant, params)
         # schedules count the steps taken before this one: the first step has number 0
-        ascent = Ascent(*(number(state.count) for number in (self.rho, self.eps, self.lam)))
-        parts, number_of = self._micro_batches(batch)
+        own = {name: number(state.count) for name, number in self.own.items()}
+        rho, eps, lam = (number(state.count) for number in (self.rho, self.eps, self.lam))
+        parts, count = in_micro_batches(
+            by_scope(self.variant, batch, fresh), self.micro, self.axis_name
+        )
         # micro-batches are numbered over all devices, so that each has a key of its own: with 4 of
         # them on each of 2 devices, the second device begins with number 4
         first: Any = 0
         x = params
         if self.axis_name is not None:
             first, x = (
-                jax.lax.axis_index(self.axis_name) * number_of,
+                jax.lax.axis_index(self.axis_name) * count,
                 told_apart(params, self.axis_name),
             )
+        losses = partial(self._losses, args=args)
+        drawn = Batches(losses, parts, count, first, loss_key, self.groups)
+        known: dict[Vector, PyTree] = {} if whole is None else {Gradient("data"): whole}
+        at_x = Evaluation({}, x, Ascent(rho, eps, lam, own), known, self.norms, direction_key)
 
-        def micro_batch(part: PyTree, number: Any) -> Perturbed:
-            losses = partial(self._losses, batch=part, args=args, key=_numbered(loss_key, number))
-            return perturbed_gradient(
-                self.variant,
-                self.norms,
-                losses,
-                x,
-                whole,
-                ascent,
-                direction_key,
+        def micro_batch(parts: dict[str, PyTree], number: Any) -> Perturbed:
+            evaluation = replace(
+                shared,
+                losses={**shared.losses, **drawn.losses(parts, number)},
+                known=dict(shared.known),
+                own_key=self._own_key(direction_key, number),
                 together=self.together,
+                seen={},
+                parts={},
             )
+            return perturbed_gradient(self.variant, evaluation)
 
         try:
-            # a single micro-batch is run as it came: reshaped to one group it would ask for arrays
-            # with a common leading axis, which a batch need not be
-            if number_of == 1:
-                found = micro_batch(batch, first)
+            shared = self._shared(at_x, drawn)
+            if count == 1:
+                found = micro_batch(parts, first)
+            elif self.groups == "vmap":
+                each = jax.vmap(micro_batch)(parts, drawn.numbers)
+                found = jax.tree.map(mean_of_micro_batches, each)
             else:
-                numbers = first + jnp.arange(number_of)
-                if self.groups == "vmap":
-                    found = jax.tree.map(
-                        mean_of_micro_batches, jax.vmap(micro_batch)(parts, numbers)
-                    )
-                else:
-                    found = accumulated(micro_batch, x, parts, numbers)
+                found = accumulated(micro_batch, x, parts, drawn.numbers)
         except NotImplementedError as error:
             if str(error):
                 raise
@@ -343,6 +368,26 @@ class Optimizer:
             if self.axis_name is None
             else jax.tree.map(partial(mean_of_devices, axis_name=self.axis_name), found)
         )
+
+    def _shared(self, at_x: Evaluation, drawn: Batches) -> Evaluation:
+        """`at_x` with the vectors of the whole mini-batch, over all devices, for a rule that speaks
+        of micro-batches, too: `grad f_gamma` of shared-norm-sam.
+        """
+        if not self.variant.micro or "batch" not in self.variant.direction.scopes:
+            return at_x
+        shared = replace(at_x, losses={"batch": drawn.mini_batch}, together=self.axis_name)
+        for v in shared_vectors(self.variant.direction):
+            shared.vector(v)
+        return shared
+
+    def _own_key(self, direction_key: Any, number: Any) -> Any:
+        """The key of the rule's random directions in one micro-batch, apart from that of norms;
+        devices that perturb together have one.
+        """
+        if not self._own_directions:
+            return None
+        own_key = jax.random.fold_in(direction_key, 1)
+        return numbered(own_key, number if self.together is None else 0)
 
     def whole_gradient(
         self, params: PyTree, data: PyTree, *args: Any, chunk: int = 256, key: Any = None
@@ -382,7 +427,7 @@ class Optimizer:
         )
 
         def part(data: PyTree, number: Any) -> PyTree:
-            return self._summed(x, data, args, _numbered(loss_key, number))
+            return self._summed(x, data, args, numbered(loss_key, number))
 
         # seven samples in chunks of three: a scan over two full chunks, and one sample left. Each
         # chunk adds the SUM of its gradients, so that the last one weighs 1/7 and not 1/3
@@ -437,7 +482,7 @@ class Optimizer:
         loss_key, _ = self._keys(key, directions=False)
         total, n = jax.tree.map(jnp.zeros_like, wide(params)), 0
         for number, batch in enumerate(batches):
-            total = _add_batch(self, total, params, batch, args, _numbered(loss_key, number))
+            total = _add_batch(self, total, params, batch, args, numbered(loss_key, number))
             n += samples(batch)
         if n == 0:
             raise ValueError(
@@ -459,27 +504,12 @@ class Optimizer:
         out = self.loss(y, batch, *args, key=key) if self.has_key else self.loss(y, batch, *args)
         return checked_losses(out, self.has_aux, self.variant, self.norms, batch)
 
-    def _micro_batches(self, batch: PyTree) -> tuple[PyTree, int]:
-        """The batch with its leading axis split, and the number of parts."""
-        if self.micro is None:
-            return batch, 1
-        b, m = samples(batch), self.micro
-        if b % m:
-            where = (
-                "in the batch"
-                if self.axis_name is None
-                else f"that a device holds of the batch (axis {self.axis_name!r})"
-            )
-            divisors = ", ".join(str(k) for k in range(1, b + 1) if b % k == 0)
-            raise ValueError(
-                f"micro={m} does not divide the {b} samples {where}: choose one of {divisors}"
-            )
-        return jax.tree.map(lambda leaf: leaf.reshape(b // m, m, *leaf.shape[1:]), batch), b // m
-
     def _keys(self, key: Any, directions: bool = True) -> tuple[Any, Any]:
         """The keys of the loss and of the random directions; None where there is no use for one."""
-        directions = directions and self.norms is not None and self.norms.random
+        directions = directions and self.draws_directions
         if key is None:
+            if directions and self._own_directions:
+                raise ValueError(f"{self.variant.name} draws random directions: give a key")
             if directions:
                 raise ValueError(
                     f"{self.variant.name} estimates norms along random directions: give a key, or"
@@ -520,6 +550,15 @@ class Optimizer:
             raise missing from error
         return updates, State(state.count + 1, inner, state.variant)
 
+    @property
+    def draws_directions(self) -> bool:
+        """Whether a step needs a key for random directions, of the rule or of rw-sam's norms."""
+        return self._own_directions or (self.norms is not None and self.norms.random)
+
+    @property
+    def _own_directions(self) -> bool:
+        return "direction" in self.variant.direction.scopes
+
     def __repr__(self) -> str:
         return f"Optimizer({self.variant.name!r})"
 
@@ -534,10 +573,6 @@ _NOT_BATCHED = (
 def _moving(params: PyTree) -> PyTree:
     """The parameters that a gradient is taken by; `optax.lookahead` has slow ones beside them."""
     return params.fast if isinstance(params, optax.LookaheadParams) else params
-
-
-def _numbered(key: Any, number: Any) -> Any:
-    return None if key is None else jax.random.fold_in(key, number)
 
 
 @partial(jax.jit, static_argnums=0)

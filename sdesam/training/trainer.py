@@ -215,7 +215,7 @@ class Trainer:
             groups=groups,
             has_aux=True,
         )
-        self._random = self.optimizer.norms is not None and self.optimizer.norms.random
+        self._random = self.optimizer.draws_directions
         # the state is given away: old and new parameters need not be in memory together
         self._steps = jax.jit(self._some_steps, donate_argnums=0)
 

@@ -39,6 +39,7 @@ _RESERVED = frozenset(
         *("lr", "rho", "eps", "lam", "norms", "batch", "micro", "replace", "momentum", "nesterov"),
         *("weight_decay", "schedule", "variant", "problem", "expectation", "order", "key"),
         *("micro_batches", "eta", "epsilon", "b", "m", "n"),
+        *("loss", "optimizer", "groups", "has_aux", "has_key", "axis_name", "perturbation"),
     )
 )
 """Names that stand for something else wherever a rule's own numbers are given."""
