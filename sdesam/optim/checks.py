@@ -27,7 +27,7 @@ def check_rule(variant: Variant) -> None:
         raise ValueError(
             f"{variant.name} takes the gradient of the data set at a moved point, and a step is"
             " given that gradient at the parameters alone: run the rule as a sdesam.Chain, or say"
-            " fresh for 'data' and hand in a large batch"
+            " 'batch' for 'data' there"
         )
 
 

@@ -313,8 +313,8 @@ class Optimizer:
         """
         check_params(params, self.norms)
         check_state(state, self.variant, self.inner, params)
-        # one key for the loss, which may drop units, and one for rw-sam's random directions: were
-        # they one, the directions would depend on which units are dropped
+        # one key for the loss, which may drop units, and one for random directions: were they one,
+        # the directions would depend on which units are dropped
         loss_key, direction_key = self._keys(key)
         params = _moving(params)
         check_whole(whole, self.variant, params)
