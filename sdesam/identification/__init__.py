@@ -7,7 +7,7 @@ trees at all. Exact fractions give formulas in the sizes (`docs/theory.md`, sect
 """
 
 from sdesam.identification._candidates import candidates
-from sdesam.identification._formulas import Size, named, told
+from sdesam.identification._formulas import Size, named, population, told
 from sdesam.identification._identify import identify
 from sdesam.identification._moments import tree_values
 from sdesam.identification._result import IN_SPAN, Coefficient, Identification, Power
@@ -23,6 +23,7 @@ __all__ = [
     "combination",
     "identify",
     "named",
+    "population",
     "rational",
     "told",
     "tree_values",

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from itertools import combinations
 from typing import NamedTuple
 
+import numpy as np
 import sympy as sp
 
-from sdesam.symbolic import batch, evaluate, micro, samples
+from sdesam.symbolic import batch, evaluate, micro, printing, samples
 from sdesam.symbolic.expectation import falling
-from sdesam.symbolic.printing import coefficient as printed
+
+
+def in_words(formula: sp.Expr, latex: bool = False) -> str:
+    """A formula as text, or as LaTeX.
+
+    >>> in_words(micro**-2), in_words((samples - micro) / samples)
+    ('1/m^2', '(n - m)/n')
+    """
+    text = printing.coefficient(sp.factor(formula), latex)
+    return text if latex else re.sub(r"^(\w)\^\(-(\d)\)$", r"1/\1^\2", text)
 
 
 class Size(NamedTuple):
@@ -26,6 +37,8 @@ class Size(NamedTuple):
 
 
 Values = Mapping[Size, Fraction]
+_CLOSE = 1e-6
+"""Coefficients of a stated SDE are read to about 1e-9; formulas differ by a tenth at least."""
 
 
 def at(formula: sp.Expr, size: Size) -> Fraction:
@@ -46,11 +59,11 @@ def named(replace: bool, sizes: frozenset[sp.Symbol]) -> tuple[sp.Expr, ...]:
     """
     found: list[sp.Expr] = [sp.Integer(1)]
     for size in sorted(sizes, key=str):
-        found += [1 / size, 1 - 1 / size, size**-2]
+        found += [1 / size, 1 - 1 / size]
         found += [] if replace else [population(size), 1 - population(size)]
     if sizes == {batch, micro}:
         found += [2 / batch, micro / batch, 1 / micro - 1 / batch, 1 / (batch - micro)]
-    return tuple(found)
+    return (*found, *(size**-2 for size in sorted(sizes, key=str)))
 
 
 def agreeing(formulas: Sequence[sp.Expr], sizes: Sequence[Size]) -> tuple[sp.Expr, sp.Expr] | None:
@@ -192,22 +205,39 @@ def _eliminated(rows: Sequence[Sequence[Fraction]]) -> tuple[list[list[Fraction]
 # (4, 1) the values 1/2, 2/3, 1/2 are 2/b: no other formula of `named` times a number has them.
 
 
-def told(values: Values, formulas: Sequence[sp.Expr]) -> str | None:
-    """Values at several sizes as a number times one formula, in words; None where no formula, or
-    more than one, has them.
+def told(values: Mapping[Size, float], formulas: Sequence[sp.Expr]) -> str | None:
+    """Values at several sizes as a number times one formula, in words; None where no formula has
+    them, or more than one.
 
     >>> sizes = [Size(5, b, m) for b, m in ((4, 2), (3, 1), (4, 1))]
-    >>> told({size: Fraction(2, size.b) for size in sizes}, [sp.Integer(1), 1 / batch, 1 / micro])
+    >>> formulas = named(True, frozenset([batch, micro]))
+    >>> told({size: 2 / size.b for size in sizes}, formulas)
     '2/b'
+    >>> told({size: 1.01 / size.m for size in sizes}, formulas)
+    '1.01/m'
     """
-    if not any(values.values()):
+    largest = max(map(abs, values.values()))
+    if largest < _CLOSE:
         return "0"
-    found: dict[sp.Expr, None] = {}
+    found: dict[str, None] = {}
     for formula in formulas:
-        ratios = set()
-        for size, value in values.items():
-            unit = _value(formula, size)
-            ratios.add(value / unit if unit else None)
-        if len(ratios) == 1 and (ratio := ratios.pop()) is not None:
-            found[sp.factor(sp.Rational(ratio.numerator, ratio.denominator) * formula)] = None
-    return printed(next(iter(found))) if len(found) == 1 else None
+        units = [_value(formula, size) for size in values]
+        if None in units or not any(units):
+            continue
+        v, u = np.array(list(values.values())), np.array(units, np.float64)
+        number = float(v @ u / (u @ u))
+        if np.abs(v - number * u).max() < _CLOSE * largest:
+            found[_times(number, formula)] = None
+    return next(iter(found)) if len(found) == 1 else None
+
+
+def _times(number: float, formula: sp.Expr) -> str:
+    """A number times a formula, as text; simple fractions as such, other numbers as decimals."""
+    fraction = Fraction(number).limit_denominator(12)
+    if abs(float(fraction) - number) < _CLOSE * abs(number):
+        return in_words(sp.Rational(fraction.numerator, fraction.denominator) * formula)
+    text = in_words(formula)
+    decimal = f"{number:.4g}"
+    if text.startswith("1/"):
+        return decimal + text[1:]
+    return decimal if text == "1" else f"{decimal}*{text}"

@@ -79,11 +79,11 @@ def identify(
     >>> print(found)
     usam, batches with replacement, order (1, 2): what its steps consist of, 4 sizes listed
     <BLANKLINE>
-    power                   tree             at n=4, b=4, m=4   formula
-    mean step, rho^0        gbar             1                  1
-    mean step, rho^1        Hbar gbar        3/4                (b - 1)/b
-                            mean_i(H_i g_i)  1/4                1/b
-    influence h(i), rho^0   g_i              1                  1
+    power                   tree              at n=4, b=4, m=4   formula
+    mean step, rho^0        gbar              1                  1
+    mean step, rho^1        mean_i(H_i g_i)   1/4                1/b
+                            Hbar gbar         3/4                (b - 1)/b
+    influence h(i), rho^0   g_i               1                  1
     <BLANKLINE>
     trees that are not shown have the coefficient 0
     residual: ... of a power's own size; plain trees leave less than 1e-08

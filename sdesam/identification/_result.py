@@ -9,7 +9,7 @@ from typing import Any
 
 import sympy as sp
 
-from sdesam.identification._formulas import Size
+from sdesam.identification._formulas import Size, in_words
 from sdesam.problems import FiniteSum
 from sdesam.sde import SDE
 from sdesam.symbolic import ModifiedEquation, Part, Term, Tree, TreeSum, printing
@@ -30,7 +30,7 @@ class Coefficient:
 
     Args:
         tree: the tree.
-        values: at each size, a fraction where it is rational to 1e-8; NaN where the problem does
+        values: at each size, a fraction where it is rational to 1e-10; NaN where the problem does
             not tell the tree from others.
         formula: in the sizes; None where none was found.
     """
@@ -53,7 +53,7 @@ class Coefficient:
     def told(self) -> str:
         """The formula, or the values that no formula was found for."""
         if self.formula is not None:
-            return printing.coefficient(self.formula)
+            return in_words(self.formula)
         each = (f"{_number(value)} at {size}" for size, value in self.values.items())
         return f"no formula: {', '.join(each)}"
 
@@ -250,7 +250,7 @@ class Identification:
         for power in self.powers:
             for c in _shown(power):
                 body = (
-                    printing.coefficient(c.formula, latex=True)
+                    in_words(c.formula, latex=True)
                     if c.formula is not None
                     else rf"\text{{{c.told}}}"
                 )

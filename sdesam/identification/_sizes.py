@@ -8,11 +8,10 @@ from typing import Any
 import sympy as sp
 
 from sdesam.exact.enumerate import MOST_BATCHES
-from sdesam.identification._formulas import Size, agreeing, basis, named, rank
+from sdesam.identification._formulas import Size, agreeing, basis, in_words, named, rank
 from sdesam.identification._step import Step, few
 from sdesam.sampling import Sampling
 from sdesam.symbolic import batch, micro, samples
-from sdesam.symbolic.printing import coefficient as printed
 
 _MOST_SAMPLES = 7
 """Of the problems that are made here; eight samples without replacement would add nothing."""
@@ -60,7 +59,11 @@ def chosen_sizes(step: Step, nodes: int, n: int | None) -> list[Size]:
                 found.append(size)
     # m between 1 and b first: there most formulas differ
     spare = sorted(pool, key=lambda size: not 1 < size.m < size.b)
-    found += [size for size in spare if size not in found][:_SPARE]
+    spare = [size for size in spare if size not in found]
+    found += spare[:_SPARE]
+    for size in spare[_SPARE:]:
+        if agreeing(named(step.replace, step.symbols), found):
+            found.append(size)
     if len(found) < 2 or agreeing(named(step.replace, step.symbols), found):
         raise ValueError(_too_large(step, nodes, n or 0))
     return sorted(found)
@@ -136,10 +139,9 @@ def checked_sizes(sizes: Any, step: Step, nodes: int, n: int | None) -> list[Siz
     same = agreeing(_apart(step), found)
     if same is not None or len(found) < 2:
         told = ", ".join(f"({size})" for size in found)
-        both = " and ".join(map(printed, same)) if same is not None else "any two formulas"
+        both = " and ".join(map(in_words, same)) if same is not None else "any two formulas"
         raise ValueError(
-            f"the sizes {told} do not tell {both} apart, up to a number: give one size more, with"
-            " another ratio b/m"
+            f"the sizes {told} do not tell {both} apart: give one size more, with another ratio b/m"
         )
     return found
 
@@ -154,7 +156,8 @@ def _too_many(step: Step, size: Size) -> str:
     def largest(sizes: Sequence[Size]) -> Size | None:
         return next((one for one in sizes if few(step, one)), None)
 
-    samples = largest([size._replace(n=n) for n in range(min(size.n, MOST_BATCHES), size.b, -1)])
+    least = 0 if step.replace else size.b
+    samples = largest([size._replace(n=n) for n in range(min(size.n, MOST_BATCHES), least, -1)])
     batches = largest([size._replace(b=b, m=b) for b in range(min(size.b, MOST_BATCHES), 0, -1)])
     told = [f"n={samples.n} samples"] if samples else []
     told += [f"b={batches.b}"] if batches else []
