@@ -366,6 +366,10 @@ def test_formulas_are_fitted_exactly_or_not_at_all():
     sizes = [Size(n, m, m) for n in (4, 5, 6) for m in (1, 2, 3)]
     functions = basis(2, False, False, frozenset([micro, samples]))
     assert rank(functions, sizes) == 4
+    given = basis(2, True, False, frozenset([micro, samples]))
+    own = (samples - 2 * micro) / (micro * (samples - 2))
+    values = {size: exactly(own, size.b, size.m, size.n) for size in sizes}
+    assert fitted(values, given) == sp.factor(own)
     values = {size: exactly(c_m, size.b, size.m, size.n) for size in sizes}
     assert fitted(values, functions) == sp.factor(c_m)
     assert fitted({**values, sizes[0]: Fraction(1, 7)}, functions) is None
@@ -375,6 +379,8 @@ def test_formulas_are_fitted_exactly_or_not_at_all():
     assert fitted(product, powers) == 1 / (micro * batch)
     odd = dict(zip(SIZES, map(Fraction, (1, 10, 17)), strict=True))
     assert fitted(odd, powers) is None
+    # three functions always have the values of three sizes, and nothing tests them
+    assert fitted(odd, [sp.Integer(1), 1 / micro, 1 / batch]) is None
     assert fitted(dict.fromkeys(SIZES, Fraction(0)), powers) == 0
 
 
