@@ -2279,7 +2279,7 @@ IDENTIFICATION = (
         "coefficients._naming",
         "tests/test_hypothesis.py",
         ("name_terms", "r + gap", "r - gap", "test_wrong_terms_are_named[double]"),
-        ("_of_drift", "np.linalg.inv(change)", "change", "test_wrong_terms_are_named[mean]"),
+        ("_centred", "np.linalg.inv(change)", "change", "test_wrong_terms_are_named[mean]"),
         (
             "_of_covariance",
             "v + np.swapaxes(v, 1, 2)",

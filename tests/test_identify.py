@@ -266,6 +266,10 @@ def test_bad_directions(direction, told):
         sdesam.identify(direction, problem=TORUS)
 
 
+KINKED = sdesam.FiniteSum(lambda x, s: jnp.sum(jnp.maximum(x, s)), np.ones((4, 2)), np.ones(2))
+STEEP = sdesam.FiniteSum(lambda x, s: jnp.sqrt(s * (1 + x**2)), np.arange(4.0), 0.0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "told"),
     [
@@ -286,6 +290,8 @@ def test_bad_directions(direction, told):
         (("usam",), {"sizes": [(5, 3, 3), (4, 2, 2)], "problem": TORUS}, "n=4, and the problem"),
         (("m-usam",), {"problem": sdesam.problems.digits(width=2)}, "at most n=70 samples"),
         (("m-usam",), {"order": (3, 3)}, "no SDE driven by Brownian motion"),
+        (("usam",), {"problem": KINKED}, "not smooth enough for order"),
+        (("usam",), {"problem": STEEP}, "is not finite at some points near x0"),
     ],
 )
 def test_bad_calls(arguments, options, told):
@@ -319,6 +325,18 @@ def test_few_samples_do_not_tell_colours_apart():
     assert (OWN_MEAN, PLAIN_MEAN) in found.indistinguishable
 
 
+def test_samples_that_are_alike_have_no_noise():
+    """What is left of a difference of equal numbers is rounding, and no noise outside of trees."""
+    alike = sdesam.FiniteSum(
+        lambda x, s: jnp.sum(jnp.cos(3 * x - s)), np.ones((4, 2)), np.array([0.3, 0.1])
+    )
+    found = sdesam.identify("m-usam", (1, 2), alike)
+    assert found.residual < 1e-8
+    assert found.left < 1e-8
+    assert (Tree(0),) in found.indistinguishable
+    assert found.powers[-1].in_span
+
+
 def test_combinations():
     rows = np.array([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 2, 0, 0], [0, 0, 0, 0]])
     found = combination(np.array([3.0, 4, 12, 0]), rows)
@@ -329,6 +347,12 @@ def test_combinations():
     # a vector that is nothing beside the others is measured by them
     nothing = combination(np.array([1e-9, 0, 0, 0]), 0 * rows + np.eye(4) * 2)
     assert nothing.scale == pytest.approx(2e-3)
+    # differences of numbers of size 1e4 that are rounding of it
+    rounding = combination(np.array([1e-12, 0, 0, 0]), 1e-12 * np.eye(4), before=1e4)
+    assert rounding.together == ((0,), (1,), (2,), (3,))
+    assert rounding.residual == pytest.approx(1e-12)
+    # more vectors than equations
+    assert combination(np.ones(2), np.array([[1.0, 0], [0, 1], [1, 1]])).together == ((0, 1, 2),)
 
 
 def test_rational_numbers():

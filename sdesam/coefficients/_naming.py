@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -139,9 +140,17 @@ def _written(expansion: Expansion, power: Power) -> _Written:
 
 def _of_drift(setting: Setting, power: Power) -> _Basis:
     """All trees of a power of the drift, in centred moments, with the sign of the drift."""
-    i, j = power
-    trees = candidates(i + j + 1)
+    trees, labels, inverse = _centred(*power)
     plain = tree_values(setting.problem, setting.points, trees)
+    return _Basis(labels, -np.einsum("ck,k...->c...", inverse, plain))
+
+
+@cache
+def _centred(i: int, j: int) -> tuple[tuple[Tree, ...], tuple[tuple[str, str], ...], np.ndarray]:
+    """The trees of a power, their labels in centred moments, and the values of centred moments in
+    those of trees.
+    """
+    trees = candidates(i + j + 1)
     # a coefficient of [1 [1]] in plain means is one of the variance part, and as much of the mean
     # part: so the value of the mean part in centred moments is that of [1 [2]], and that of the
     # variance part [1 [1]] less [1 [2]]
@@ -149,8 +158,7 @@ def _of_drift(setting: Setting, power: Power) -> _Basis:
     for k, tree in enumerate(trees):
         for part, c in printing.centred(TreeSum({tree: sp.Integer(1)})).items():
             change[k, trees.index(part)] = float(c)
-    values = -np.einsum("ck,k...->c...", np.linalg.inv(change), plain)
-    return _Basis(tuple(_label(tree, i, j) for tree in trees), values)
+    return trees, tuple(_label(tree, i, j) for tree in trees), np.linalg.inv(change)
 
 
 def _label(tree: Tree, i: int, j: int) -> tuple[str, str]:

@@ -98,7 +98,7 @@ def identify(
         )
     step = _step(rule, (alpha, beta), problem, replace, (eps, lam, own))
     if problem is not None:
-        check_problem(problem)
+        _check_smooth(check_problem(problem), alpha, beta)
     kept = Powers.kept(alpha, beta)
     nodes = kept.drift + 1
     n = None if problem is None else problem.n
@@ -154,6 +154,18 @@ def _step(
     return DirectionStep(rule, replace, order)
 
 
+def _check_smooth(problem: FiniteSum, alpha: int, beta: int) -> None:
+    """Refuse third derivatives of a loss with kinks, which are not what the theory means by
+    them.
+    """
+    if (alpha == 2 or beta > 2) and problem.nonsmooth:
+        raise ValueError(
+            f"the loss of problem {problem.name!r} is not smooth enough for order"
+            f" {(alpha, beta)}: it contains {', '.join(problem.nonsmooth)}; use tanh, gelu or"
+            " softplus, or order (1, 2)"
+        )
+
+
 class _Seen:
     """A step on its problems, with trees at the same points; trees are evaluated once a problem."""
 
@@ -175,6 +187,12 @@ class _Seen:
         """Mean step and influence at one size."""
         problem, points = self.at(size.n)
         found, batches = self.step.expanded(problem, size, points, self.kept.drift)
+        if not np.isfinite(found).all():
+            raise ValueError(
+                f"the step of {self.step.name} is not finite at some points near x0 of problem"
+                f" {problem.name!r}: a step must be smooth in x and rho; eps > 0 keeps a norm from"
+                " vanishing, and another x0 may"
+            )
         return moments(found, batches, size.n, self.kept.noise)
 
     def power(
@@ -188,7 +206,8 @@ class _Seen:
             if marked and not self.step.replace and size.b == size.n:
                 continue  # no noise, and so no influence
             vector = one.influence[j] if marked else one.mean[j]
-            found[size] = combination(vector, self._values(size.n, trees))
+            before = float(one.size[j]) * (np.sqrt(size.n) if marked else 1)
+            found[size] = combination(vector, self._values(size.n, trees), before)
         together = dict.fromkeys(group for one in found.values() for group in one.together)
         families = [
             basis(j + 1, marked, self.step.replace, symbols)
@@ -216,7 +235,13 @@ class _Seen:
 
     def _values(self, n: int, trees: tuple[Tree, ...]) -> np.ndarray:
         if (n, trees) not in self._trees:
-            self._trees[n, trees] = tree_values(*self.at(n), trees)
+            found = tree_values(*self.at(n), trees)
+            if not np.isfinite(found).all():
+                raise ValueError(
+                    f"problem {self.at(n)[0].name!r}: derivatives of the loss are not finite near"
+                    " x0"
+                )
+            self._trees[n, trees] = found
         return self._trees[n, trees]
 
 

@@ -20,6 +20,11 @@ from sdesam.sde.by_numbers import taylor
 from sdesam.sde.compile import Samples, evaluate_trees
 from sdesam.symbolic import MARK, Tree
 
+_AT_ONCE = 2**22
+"""Numbers of gradients that are there at once, 32 MB: of one batch, those of each sample at each
+point.
+"""
+
 
 class Batches(NamedTuple):
     """All batches of some size, listed.
@@ -47,11 +52,13 @@ class Moments(NamedTuple):
         mean: the mean step, shape `(k, p, d)`.
         influence: `h(i)` for each sample, of mean 0 over the samples, shape `(l, n, p, d)`.
         left: the largest part of a power of the covariance that is not the covariance of `h`.
+        size: the length of a batch's step over all points, root mean square, shape `(k,)`.
     """
 
     mean: np.ndarray
     influence: np.ndarray
     left: float
+    size: np.ndarray
 
 
 # A worked example: a step is the mean g_I of two of the three numbers g = (0, 3, 6), drawn without
@@ -79,11 +86,12 @@ def moments(coefficients: np.ndarray, batches: Batches, n: int, highest: int) ->
     """
     probability, b = batches.probability, batches.size
     mean = np.einsum("q,qkpd->kpd", probability, coefficients)
+    squares = np.einsum("q,qkpd->k", probability, coefficients**2)
     away = (coefficients - mean)[:, : highest + 1]
     flat = batches.indices.reshape(len(probability), -1)
     counts = (flat[:, :, None] == np.arange(n)).sum(axis=1)
     if not batches.replace and b == n:
-        return Moments(mean, np.zeros((highest + 1, n, *mean.shape[1:])), 0.0)
+        return Moments(mean, np.zeros((highest + 1, n, *mean.shape[1:])), 0.0, np.sqrt(squares))
     scale = 1.0 if batches.replace else (n - 1) / (n - b)
     influence = scale * n * np.einsum("q,qi,qkpd->kipd", probability, counts, away)
     # c_b, times 1/n for the mean over i
@@ -92,9 +100,10 @@ def moments(coefficients: np.ndarray, batches: Batches, n: int, highest: int) ->
     for power in range(highest + 1):
         own = _covariance(np.moveaxis(away, 1, 0), probability, power)
         projected = _covariance(influence, np.full(n, share), power)
-        size = float(np.linalg.norm(own))
+        # a covariance that is rounding is none
+        size = max(float(np.linalg.norm(own)), 1e-8 * float(squares[: power + 1].max()))
         left = max(left, float(np.linalg.norm(own - projected)) / size if size else 0.0)
-    return Moments(mean, influence, left)
+    return Moments(mean, influence, left, np.sqrt(squares))
 
 
 def _covariance(away: np.ndarray, weights: np.ndarray, power: int) -> np.ndarray:
@@ -171,7 +180,13 @@ def _expanded_fn(
     def one(x: jax.Array, batch: jax.Array) -> jax.Array:
         return jnp.stack(taylor(lambda rho: direction(rho, x, batch), highest))
 
-    found: jax.Array = jax.vmap(jax.vmap(one, (0, None), 1), (None, 0))(points, indices)
+    at_points = jax.vmap(one, (0, None), 1)
+    numbers = points.size * int(np.prod(indices.shape[1:]))
+    found: jax.Array = jax.lax.map(
+        lambda batch: at_points(points, batch),
+        indices,
+        batch_size=min(len(indices), max(1, _AT_ONCE // numbers)),
+    )
     return found
 
 

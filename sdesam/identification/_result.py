@@ -118,7 +118,7 @@ class Identification:
     replace: bool
     problem: str
     sizes: tuple[Size, ...]
-    powers: tuple[Power, ...]
+    powers: tuple[Power, ...] = field(repr=False)
     left: float
     rule: Variant | None = field(default=None, repr=False)
     micro: bool = True

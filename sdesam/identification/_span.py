@@ -16,6 +16,8 @@ SMALL = 1e-3
 """A vector below this part of the largest of those that it is written in counts as zero: what is
 left of it is then measured by this part.
 """
+_DIFFERENCE = 1e-4
+"""A difference below this part of its terms counts as zero: rounding of them is up to 1e-14."""
 _RATIONAL = 1e-10
 _MOST_DENOMINATOR = 20_000
 """Falling factorials of sizes up to 7 have no larger denominators. By chance a number lies as near
@@ -47,12 +49,14 @@ class Combination(NamedTuple):
 # 1.5 c are the same, and neither has a coefficient. Nothing is left, so the residual is 0.
 
 
-def combination(vector: np.ndarray, others: np.ndarray) -> Combination:
+def combination(vector: np.ndarray, others: np.ndarray, before: float = 0.0) -> Combination:
     """A vector as a combination of others, by least squares.
 
     Args:
         vector: any shape.
         others: the same shape behind a leading axis.
+        before: the length of what was subtracted to get them, where they are differences: below
+            1e-10 of it the others vanish, and what is left is measured by 1e-4 of it at least.
 
     >>> found = combination(np.array([2.0, 3.0]), np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 2.0]]))
     >>> found.coefficients, found.together
@@ -61,15 +65,16 @@ def combination(vector: np.ndarray, others: np.ndarray) -> Combination:
     y, rows = vector.ravel(), others.reshape(len(others), -1)
     lengths = np.linalg.norm(rows, axis=1)
     longest = float(lengths.max(initial=0.0))
-    present = lengths > DEPENDENT * longest
+    present = lengths > DEPENDENT * max(longest, before)
     units = np.where(present[:, None], rows, 0) / np.where(present, lengths, 1)[:, None]
-    left, values, right = np.linalg.svd(units, full_matrices=True)
-    values = np.concatenate([values, np.zeros(len(units) - len(values))])
+    # with fewer equations than vectors, equations 0 = 0 beside them, so that `left` is square
+    more = max(0, len(units) - units.shape[1])
+    left, values, right = np.linalg.svd(np.pad(units, ((0, 0), (0, more))), full_matrices=False)
     kept = values > DEPENDENT
     null = left[:, ~kept]
-    inner = right[: int(kept.sum())] @ y
+    inner = right[kept] @ np.pad(y, (0, more))
     coefficients = left[:, kept] @ (inner / values[kept]) / np.where(present, lengths, 1)
-    scale = max(float(np.linalg.norm(y)), SMALL * longest)
+    scale = max(float(np.linalg.norm(y)), SMALL * longest, _DIFFERENCE * before)
     rest = float(np.linalg.norm(y - coefficients @ np.where(present[:, None], rows, 0)))
     projection = null @ null.T
     together = _groups(abs(projection) > 1e-6)
