@@ -85,8 +85,8 @@ MEAN, VARIANCE = "(of -rho Hbar gbar)", "(of -rho mean_i(H~_i g~_i))"
         (
             with_mean(0.5, lambda b, m: 1 / b),
             [
-                f"rho^1 variance: stated 1/b, right 1/m {VARIANCE}",
                 f"rho^1: stated 1/2, right 1 {MEAN}",
+                f"rho^1 variance: stated 1/b, right 1/m {VARIANCE}",
             ],
         ),
         (

@@ -32,6 +32,8 @@ that 1e-5 of a difference of one per cent is left at most.
 """
 _SAME = 1e-5
 """Coefficients that differ by less are the same; the smallest wrong theory is off by 1e-2."""
+_SMALL = 1e-4
+"""So are those that differ by less than this part of the largest difference of a power."""
 
 
 # A worked example: the modified loss f + (rho/2) |gbar|^2 + (rho/(2 b)) tr V for m-USAM. Its drift
@@ -77,9 +79,10 @@ def name_terms(
     sizes = [one.size for one in written]
     formulas = _formulas(expansions, power)
     sentences = []
+    least = max(_SAME, _SMALL * max(float(np.abs(one.gap).max()) for one in written))
     for k, (name, tree) in enumerate(written[0].labels):
         gaps = [float(one.gap[k]) for one in written]
-        if max(map(abs, gaps)) < _SAME:
+        if max(map(abs, gaps)) < least:
             continue
         if any(one.right is None for one in written):
             found = _in_words(dict(zip(sizes, gaps, strict=True)), formulas)
@@ -91,7 +94,7 @@ def name_terms(
         sentences.append(f"{name}: stated {both[0]}, right {both[1]} (of {tree})")
     if len(sentences) > _MOST_NAMED:
         rest = len(sentences) - _MOST_NAMED
-        return (*sentences[:_MOST_NAMED], f"and {rest} more terms of this power")
+        return (*sentences[:_MOST_NAMED], f"and {rest} more")
     return tuple(sentences)
 
 
@@ -150,7 +153,7 @@ def _centred(i: int, j: int) -> tuple[tuple[Tree, ...], tuple[tuple[str, str], .
     """The trees of a power, their labels in centred moments, and the values of centred moments in
     those of trees.
     """
-    trees = candidates(i + j + 1)
+    trees = tuple(sorted(candidates(i + j + 1), key=_has_variance))  # means first
     # a coefficient of [1 [1]] in plain means is one of the variance part, and as much of the mean
     # part: so the value of the mean part in centred moments is that of [1 [2]], and that of the
     # variance part [1 [1]] less [1 [2]]
@@ -161,9 +164,14 @@ def _centred(i: int, j: int) -> tuple[tuple[Tree, ...], tuple[tuple[str, str], .
     return trees, tuple(_label(tree, i, j) for tree in trees), np.linalg.inv(change)
 
 
+def _has_variance(tree: Tree) -> bool:
+    """Whether samples that are not independent make the tree."""
+    return independent(tree) != tree
+
+
 def _label(tree: Tree, i: int, j: int) -> tuple[str, str]:
     term = Term("correction" if i else "drift", j)
-    name = f"{term} variance" if independent(tree) != tree else str(term)
+    name = f"{term} variance" if _has_variance(tree) else str(term)
     total = TreeSum({tree: -(eta**i) * rho**j})
     return name, printing.text(total, deviations=True)
 

@@ -202,12 +202,12 @@ class _Seen:
         marked = part == "influence"
         trees = candidates(j + 1, marked)
         found: dict[Size, Combination] = {}
+        squares = []
         for size, one in known.items():
-            if marked and not self.step.replace and size.b == size.n:
-                continue  # no noise, and so no influence
             vector = one.influence[j] if marked else one.mean[j]
             before = float(one.size[j]) * (np.sqrt(size.n) if marked else 1)
             found[size] = combination(vector, self._values(size.n, trees), before)
+            squares.append(np.mean(vector**2))
         together = dict.fromkeys(group for one in found.values() for group in one.together)
         families = [
             basis(j + 1, marked, self.step.replace, symbols)
@@ -220,16 +220,12 @@ class _Seen:
         for k, tree in enumerate(trees):
             values = {size: rational(one.coefficients[k]) for size, one in found.items()}
             coefficients.append(Coefficient(tree, values, _formula(values, families)))
-        entries = sum(
-            one.mean[j].size if not marked else one.influence[j].size for one in known.values()
-        )
-        size = np.sqrt(sum(one.scale**2 for one in found.values()) / max(entries, 1))
         return Power(
             part,
             j,
             tuple(coefficients),
             max(one.residual for one in found.values()),
-            float(size),
+            float(np.sqrt(np.mean(squares))),
             tuple(tuple(trees[k] for k in group) for group in together),
         )
 

@@ -66,10 +66,9 @@ class Power:
         part: `"mean"` or `"influence"`.
         power: of `rho`.
         coefficients: of all candidate trees.
-        residual: the largest part, over the sizes, that no combination of trees explains, relative
-            to `scale`.
-        scale: the length of what was explained, over all points (and samples), root mean square
-            over the sizes.
+        residual: the largest part of it, over the sizes, that no combination of trees explains,
+            relative to its own size.
+        scale: its size, the root mean square of its entries over sizes, points and samples.
         indistinguishable: trees that the problem cannot tell apart, in groups.
     """
 

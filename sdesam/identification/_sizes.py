@@ -132,6 +132,11 @@ def checked_sizes(sizes: Any, step: Step, nodes: int, n: int | None) -> list[Siz
                 f"sizes has b={one.b}, m={one.m}, but the rule has no micro-batches: give m = b"
             )
         sampling.check_population(population)
+        if not step.replace and sampling.batch == population:
+            raise ValueError(
+                f"sizes has b={sampling.batch} of n={population} samples: without replacement such"
+                " a mini-batch is the data set, and has no noise to identify; choose b < n"
+            )
         if not few(step, one):
             raise ValueError(_too_many(step, one))
         found.append(one if batch in step.symbols else one._replace(b=one.m))
