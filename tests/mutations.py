@@ -2229,8 +2229,8 @@ IDENTIFICATION = (
         ),
         (
             "fitted",
-            "range(1, len(sizes))",
-            "range(1, len(sizes) + 1)",
+            "min(len(sizes), _MOST_TERMS + 1)",
+            "_MOST_TERMS + 1",
             "test_formulas_are_fitted_exactly_or_not_at_all",
         ),
         ("told", "_CLOSE * largest", "largest", "test_stated_formulas_are_recognised"),

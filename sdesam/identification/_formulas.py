@@ -37,6 +37,10 @@ class Size(NamedTuple):
 
 
 Values = Mapping[Size, Fraction]
+_MOST_TERMS = 3
+"""Combinations of more functions are not looked for where the sizes do not determine all of
+them.
+"""
 _CLOSE = 1e-6
 """Coefficients of a stated SDE are read to about 1e-9; formulas differ by a tenth at least."""
 
@@ -148,7 +152,7 @@ def fitted(values: Values, functions: Sequence[sp.Expr]) -> sp.Expr | None:
     if len(sizes) > len(functions) and rank(functions, sizes) == len(functions):
         found = _solved([table[f] for f in functions], goal)
         return None if found is None else _sum(found, functions)
-    for count in range(1, len(sizes)):
+    for count in range(1, min(len(sizes), _MOST_TERMS + 1)):
         answers = {
             _sum(found, chosen)
             for chosen in combinations(functions, count)

@@ -13,8 +13,10 @@ from sdesam.identification._step import Step, few
 from sdesam.sampling import Sampling
 from sdesam.symbolic import batch, micro, samples
 
-_MOST_SAMPLES = 7
-"""Of the problems that are made here; eight samples without replacement would add nothing."""
+_POPULATIONS = 4
+"""Numbers of samples, without replacement: a formula for trees of `k` nodes has powers of `n` up to
+`k - 1`.
+"""
 _SPARE = 2
 """Sizes beyond those that determine a formula: each is a test of it."""
 
@@ -46,10 +48,12 @@ def chosen_sizes(step: Step, nodes: int, n: int | None) -> list[Size]:
     varying = {samples} if n is None and not step.replace else set()
     wanted = [basis(nodes, False, step.replace, step.symbols | varying)]
     if varying and batch in step.symbols and micro in step.symbols:
-        # 1/b and 1/m beside n to the second power are too many for the sizes that can be listed
+        # 1/b and 1/m beside n to the second power are many functions, and so many sizes: all of
+        # them only for a rule that speaks of both batches
+        most = nodes if step.of_both else min(nodes, 2)
         wanted = [
             basis(nodes, False, False, frozenset([micro, samples])),
-            basis(min(nodes, 2), False, False, frozenset([batch, micro, samples])),
+            basis(most, False, False, frozenset([batch, micro, samples])),
         ]
     pool = list(_pool(step, nodes, n))
     found: list[Size] = []
@@ -73,7 +77,9 @@ def _pool(step: Step, nodes: int, n: int | None) -> Iterator[Size]:
     """Sizes that can be listed, the cheapest first."""
     populations = [n]
     if n is None:
-        populations = [max(nodes, 4)] if step.replace else [*range(nodes + 1, _MOST_SAMPLES + 1)]
+        populations = (
+            [max(nodes, 4)] if step.replace else [nodes + k + 1 for k in range(_POPULATIONS)]
+        )
     found = []
     for population in populations:
         assert population is not None

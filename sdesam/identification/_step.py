@@ -45,6 +45,11 @@ class Step(Protocol):
         """The sizes that the step is told: the mini-batch, the micro-batch."""
         ...
 
+    @property
+    def of_both(self) -> bool:
+        """Whether gradients of the micro-batch and of its mini-batch meet in the step."""
+        ...
+
     def count(self, size: Size) -> int:
         """How many batches there are to list, in order."""
         ...
@@ -86,7 +91,7 @@ class RuleStep:
                 f"{self.variant.name} draws random directions, which cannot be listed, so that its"
                 " step cannot be identified; sdesam.derive averages over them"
             )
-        if self.variant.draws and {"micro", "batch"} <= self.variant.direction.scopes:
+        if self.variant.draws and self.of_both:
             raise ValueError(
                 f"{self.variant.name} draws fresh batches beside gradients of the micro-batch and"
                 " of its mini-batch: these are not listed together; write it for one of the two"
@@ -106,6 +111,11 @@ class RuleStep:
         if not self.variant.micro:
             return frozenset([batch])
         return frozenset([micro] if self.variant.draws else [batch, micro])
+
+    @property
+    def of_both(self) -> bool:
+        """Whether gradients of the micro-batch and of its mini-batch meet in the step."""
+        return {"micro", "batch"} <= self.variant.direction.scopes
 
     def count(self, size: Size) -> int:
         """How many batches there are to list, in order."""
@@ -205,6 +215,11 @@ class DirectionStep:
     def symbols(self) -> frozenset[sp.Symbol]:
         """The size that the step is told: it sees one micro-batch."""
         return frozenset([micro])
+
+    @property
+    def of_both(self) -> bool:
+        """Never: the direction sees one micro-batch, and no mini-batch."""
+        return False
 
     def count(self, size: Size) -> int:
         """How many micro-batches there are to list."""
