@@ -9,8 +9,8 @@ import numpy as np
 
 DEPENDENT = 1e-10
 """Vectors of length 1 whose combination with coefficients of square sum 1 is shorter than this are
-dependent. Rounding leaves about 1e-15; trees that a problem tells apart, on as many equations as
-are used here, are above 1e-4.
+dependent. Rounding leaves about 1e-15; the trees of up to four nodes on the problems that are made
+here are above 0.02.
 """
 SMALL = 1e-3
 """A vector below this part of the largest of those that it is written in counts as zero: what is
