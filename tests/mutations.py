@@ -2205,10 +2205,11 @@ IDENTIFICATION = (
         "tests/test_identify.py",
         (
             "combination",
-            "max(float(np.linalg.norm(y)), SMALL * longest)",
-            "float(np.linalg.norm(y))",
+            "SMALL * longest",
+            "0 * longest",
             "test_combinations",
         ),
+        ("combination", "_DIFFERENCE * before", "0 * before", "test_combinations"),
         ("combination", "abs(projection) > 1e-6", "abs(projection) > 0.9", "test_combinations"),
         ("rational", "_RATIONAL * max(1, abs(number))", "1e-6", "test_rational_numbers"),
     ),
