@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sdesam.engine import CostEstimate, Divergence, Result
     from sdesam.exact import one_step, signature, weak_error
     from sdesam.hypothesis import Hypothesis, check
+    from sdesam.identification import Identification, identify
     from sdesam.problems import FiniteSum
     from sdesam.sde import SDE, estimate, plan, simulate
 
@@ -41,6 +42,7 @@ __all__ = [
     "EffectiveMicroBatch",
     "FiniteSum",
     "Hypothesis",
+    "Identification",
     "ModifiedEquation",
     "NormEstimate",
     "Result",
@@ -54,6 +56,7 @@ __all__ = [
     "effective_micro_batch",
     "estimate",
     "exact",
+    "identify",
     "one_step",
     "optim",
     "plan",
@@ -83,6 +86,8 @@ _WITH_JAX = {
     "coupled": "sdesam.coupling",
     "Hypothesis": "sdesam.hypothesis",
     "check": "sdesam.hypothesis",
+    "Identification": "sdesam.identification",
+    "identify": "sdesam.identification",
     "one_step": "sdesam.exact",
     "signature": "sdesam.exact",
     "weak_error": "sdesam.exact",

@@ -21,7 +21,7 @@ def users_own(what: str, spec: str) -> Any:
     """The object that `module:name` or `path/to/file.py:name` names.
 
     Args:
-        what: `"problem"` or `"variant"`, for the sentences.
+        what: `"problem"`, `"variant"` or `"direction"`, for the sentences.
         spec: the module or file, and the name in it.
 
     Raises:

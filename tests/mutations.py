@@ -2286,6 +2286,116 @@ BY_NUMBERS = of(
     ),
 )
 
+IDENTIFICATION = (
+    *of(
+        "identification._moments",
+        "tests/test_identify.py",
+        ("moments", "(n - 1) / (n - b)", "n / (n - b)", "test_moments_of_three_numbers"),
+        ("moments", "1 / (b * scale * n)", "1 / (b * n)", "test_moments_of_three_numbers"),
+        ("_covariance", "range(power + 1)", "range(power)", "test_moments_of_three_numbers"),
+        (
+            "_tree_values_fn",
+            "jnp.eye(n) - 1 / n",
+            "jnp.eye(n)",
+            "test_rules_are_recovered[usam-{}]",
+        ),
+    ),
+    *of(
+        "identification._span",
+        "tests/test_identify.py",
+        (
+            "combination",
+            "SMALL * longest",
+            "0 * longest",
+            "test_combinations",
+        ),
+        ("combination", "_DIFFERENCE * before", "0 * before", "test_combinations"),
+        ("combination", "abs(projection) > 1e-6", "abs(projection) > 0.9", "test_combinations"),
+        ("rational", "_RATIONAL * max(1, abs(number))", "1e-6", "test_rational_numbers"),
+    ),
+    *of(
+        "identification._formulas",
+        "tests/test_identify.py",
+        (
+            "population",
+            "size * (samples - 1)",
+            "size * samples",
+            "tests/test_hypothesis.py::test_wrong_terms_of_the_covariance_are_named",
+        ),
+        (
+            "basis",
+            "samples - 2",
+            "samples - 1",
+            "test_formulas_are_fitted_exactly_or_not_at_all",
+        ),
+        (
+            "fitted",
+            "min(len(sizes), _MOST_TERMS + 1)",
+            "_MOST_TERMS + 1",
+            "test_formulas_are_fitted_exactly_or_not_at_all",
+        ),
+        ("told", "_CLOSE * largest", "largest", "test_stated_formulas_are_recognised"),
+    ),
+    *of(
+        "identification._step",
+        "tests/test_identify.py",
+        (
+            "RuleStep._with_fresh",
+            "probability[places[:, 1:]]",
+            "probability[places[:, :1]]",
+            "test_rules_are_recovered[fresh-usam-{}]",
+        ),
+    ),
+    *of(
+        "identification._candidates",
+        "tests/test_identify.py",
+        (
+            "candidates",
+            "MARK if k == here else k + 1",
+            "k + 1",
+            "test_candidates_are_all_trees",
+        ),
+    ),
+    *of(
+        "identification._sizes",
+        "tests/test_identify.py",
+        (
+            "chosen_sizes",
+            "spare[_SPARE:]",
+            "spare[:0]",
+            "test_chosen_sizes_tell_all_functions_apart[fresh-usam-False]",
+        ),
+    ),
+    *of(
+        "identification._result",
+        "tests/test_identify.py",
+        (
+            "Identification.equation",
+            "sp.Rational(-1, 2)",
+            "sp.Rational(1, 2)",
+            "test_rules_are_recovered[usam-{}]",
+        ),
+    ),
+    *of(
+        "coefficients._naming",
+        "tests/test_hypothesis.py",
+        ("name_terms", "r + gap", "r - gap", "test_wrong_terms_are_named[double]"),
+        ("_centred", "np.linalg.inv(change)", "change", "test_wrong_terms_are_named[mean]"),
+        (
+            "_of_covariance",
+            "v + np.swapaxes(v, 1, 2)",
+            "2 * v",
+            "test_wrong_terms_of_order_2_are_named",
+        ),
+        (
+            "_formulas",
+            "1 / batch",
+            "1 / micro",
+            "test_wrong_terms_of_order_2_are_named",
+        ),
+    ),
+)
+
 KINDS = {
     "sampling": SAMPLING,
     "stepping": STEPPING,
@@ -2301,6 +2411,7 @@ KINDS = {
     "statistics": STATISTICS,
     "exact expectations": EXACT,
     "verdicts": VERDICTS,
+    "identification": IDENTIFICATION,
 }
 
 ARGUED = (

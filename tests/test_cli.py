@@ -48,6 +48,65 @@ def test_derive():
     assert data["results"]["noise"] == []
 
 
+def test_identify(tmp_path):
+    out = invoke("identify", "usam", "--order", "1,2")
+    assert out.exit_code == 0
+    assert "(b - 1)/b" in out.stdout
+    file = tmp_path / "found.json"
+    out = invoke("identify", "n-sam", "--order", "1,2", "--eps", "0.1", "--json", file)
+    assert out.exit_code == 1, "it is no combination of plain trees"
+    assert "outside the span of plain trees" in out.stdout
+    data = json.loads(file.read_text())
+    assert data["schema"] == "sdesam.identification/1"
+    assert data["config"]["variant"] == "n-sam"
+    assert data["results"]["residual"] > 1e-3
+    out = invoke("identify", "f-usam", "--order", "1,2", "--number", "sigma=0.5", "--json", "-")
+    (_, first, _) = json.loads(out.stdout)["results"]["powers"]
+    assert [row["formula"] for row in first["trees"]] == ["1/m", "(m - 2)/(2*m)"]
+    sizes = ["--sizes", "2=2", "--sizes", "3=3", "--format", "latex"]
+    out = invoke("identify", "usam", "--order", "1,2", *sizes)
+    assert out.stdout.startswith(r"\begin{array}")
+
+
+OWN_STEP = """
+import jax, jax.numpy as jnp, sdesam
+print("printed at import")
+torus = sdesam.problems.torus(dim=2, samples=5)
+def problem():
+    return torus
+def gradient(x, samples):
+    return jax.grad(lambda y: jnp.mean(jax.vmap(torus.sample_loss, (None, 0))(y, samples)))(x)
+def usam(x, samples, rho):
+    return gradient(x + rho * gradient(x, samples), samples)
+number = 3
+"""
+
+
+def test_identify_a_step_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path("step_a.py").write_text(OWN_STEP)
+    where = ["--problem", "./step_a.py:problem", "--order", "1,2"]
+    out = invoke("identify", "--step", "./step_a.py:usam", *where)
+    assert out.exit_code == 0
+    assert "(m - 1)/m" in out.stdout
+    assert "printed at import" not in out.stdout
+    for arguments, told in [
+        (["--step", "./step_a.py:usam"], "a direction needs problem="),
+        (["--step", "./step_a.py:number", *where], "names an int: it must name a function"),
+        (["--step", "usam", *where], "write module:function"),
+        (["usam", "--step", "./step_a.py:usam", *where], "one of the two"),
+        ([], "name a VARIANT, or a direction of your own by --step"),
+        (["usam", "--problem-arg", "samples=3"], "it goes with --problem"),
+        (["m-usam", "--sizes", "4=2"], "do not tell"),
+        (["m-usam", "--sizes", "4=two"], "the size of a mini-batch and that of a micro-batch"),
+        (["rwp"], "cannot be listed"),
+    ]:
+        out = invoke("identify", *arguments)
+        assert out.exit_code == 2, out.output
+        assert told in " ".join(out.stderr.split())
+
+
 def test_simulate_and_train(tmp_path):
     for command, extra in [
         ("simulate", ["--paths", 6, "--horizon", 0.5]),

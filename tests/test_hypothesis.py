@@ -53,6 +53,131 @@ def test_a_wrong_drift_is_refuted_at_its_power_and_a_wrong_noise_by_its_factor()
     assert "it is 2 times the right one" in str(verdict)
 
 
+def told(verdict, part="drift"):
+    """The sentences about wrong terms."""
+    return [term for finding in getattr(verdict, part).findings for term in finding.terms]
+
+
+def with_mean(strength, variance=lambda b, m: 1 / m):
+    return sdesam.Hypothesis(
+        potential=lambda p, x, lr, rho, b, m: (
+            p.loss(x)
+            + strength * rho / 2 * p.grad_norm2(x)
+            + rho / 2 * variance(b, m) * p.trace_cov(x)
+        )
+    )
+
+
+MEAN, VARIANCE = "(of -rho Hbar gbar)", "(of -rho mean_i(H~_i g~_i))"
+
+
+@pytest.mark.parametrize(
+    ("hypothesis", "sentences"),
+    [
+        (stated(lambda b, m: 1 / b), [f"rho^1 variance: stated 1/b, right 1/m {VARIANCE}"]),
+        (stated(lambda b, m: 0.5 / m), [f"rho^1 variance: stated 1/(2*m), right 1/m {VARIANCE}"]),
+        (stated(lambda b, m: 2 / m), [f"rho^1 variance: stated 2/m, right 1/m {VARIANCE}"]),
+        (stated(lambda b, m: 1.01 / m), [f"rho^1 variance: stated 1.01/m, right 1/m {VARIANCE}"]),
+        (stated(lambda b, m: -1 / m), [f"rho^1 variance: stated -1/m, right 1/m {VARIANCE}"]),
+        (stated(lambda b, m: 0), [f"rho^1 variance: stated 0, right 1/m {VARIANCE}"]),
+        (with_mean(2), [f"rho^1: stated 2, right 1 {MEAN}"]),
+        (with_mean(-1), [f"rho^1: stated -1, right 1 {MEAN}"]),
+        (
+            with_mean(0.5, lambda b, m: 1 / b),
+            [
+                f"rho^1: stated 1/2, right 1 {MEAN}",
+                f"rho^1 variance: stated 1/b, right 1/m {VARIANCE}",
+            ],
+        ),
+        (
+            stated(lambda b, m: 1 / m**2 + 0.3),
+            [
+                "rho^1 variance: stated 0.55 at b=4, m=2, 1.3 at b=3, m=1, 1.3 at b=4, m=1, right"
+                f" 1/m {VARIANCE}"
+            ],
+        ),
+    ],
+    ids=["1/b", "half", "double", "percent", "sign", "lost", "mean", "mean sign", "two", "odd"],
+)
+def test_wrong_terms_are_named(hypothesis, sentences):
+    verdict = sdesam.check(hypothesis, "m-usam")
+    assert told(verdict) == sentences
+    for sentence in sentences:
+        assert f"\n    {sentence}\n" in str(verdict)
+
+
+def test_wrong_terms_of_the_covariance_are_named():
+    of_v = "(of eta Cov_i(g_i))"
+    double = sdesam.check(stated(lambda b, m: 1 / m, noise=lambda b, m: 2 / b), "m-usam")
+    assert told(double, "covariance") == [f"noise: stated 2/b, right 1/b {of_v}"]
+    second_moment = sdesam.Hypothesis(
+        covariance=lambda p, x, lr, rho, b, m: (
+            lr / b * (variance(p, x) + jnp.outer(p.grad(x), p.grad(x)))
+        )
+    )
+    (sentence,) = told(sdesam.check(second_moment, "m-usam"), "covariance")
+    assert sentence == "noise: stated 1/b, right 0 (of eta gbar (gbar)^T)"
+    subsets = sdesam.check(stated(lambda b, m: 1 / m), "m-usam", replace=False)
+    assert told(subsets) == [f"rho^1 variance: stated 1/m, right (n - m)/(m*(n - 1)) {VARIANCE}"]
+    assert told(subsets, "covariance") == [f"noise: stated 1/b, right (n - b)/(b*(n - 1)) {of_v}"]
+
+
+def test_wrong_terms_of_order_2_are_named():
+    """The correction of SGD is a quarter of `eta |grad f|^2`; twice that is a classical mistake.
+    The noise of USAM at rho^1 has three parts, of which this covariance keeps one.
+    """
+    double = sdesam.Hypothesis(
+        potential=lambda p, x, lr, rho, b, m: p.loss(x) + lr / 2 * p.grad_norm2(x)
+    )
+    verdict = sdesam.check(double, "sgd", order=(2, 2))
+    assert told(verdict) == ["eta: stated 1, right 1/2 (of -eta Hbar gbar)"]
+
+    def own_part(p, x, lr, rho, b, m):
+        def of_sample(s):
+            g = jax.grad(p.sample_loss)
+            return jnp.stack([g(x, s), jax.jvp(lambda y: g(y, s), (x,), (g(x, s),))[1]])
+
+        first, second = jnp.moveaxis(jax.vmap(of_sample)(p.data), 1, 0)
+        first, second = first - first.mean(axis=0), second - second.mean(axis=0)
+        cross = first.T @ second / p.n
+        return lr / b * (first.T @ first / p.n + rho * (cross + cross.T))
+
+    verdict = sdesam.check(sdesam.Hypothesis(covariance=own_part), "usam", order=(2, 3))
+    found = told(verdict, "covariance")
+    head = "of eta*rho Cov_i(g_i, "
+    assert f"noise rho^1: stated 1/b, right 1/b^2 ({head}H_i g_i) + transpose)" in found
+    assert f"noise rho^1: stated 0, right (b - 1)/b^2 ({head}H_i gbar) + transpose)" in found
+    assert len(found) == 3
+
+
+def test_a_difference_outside_of_the_trees_is_told():
+    norm = sdesam.Hypothesis(
+        potential=lambda p, x, lr, rho, b, m: (
+            p.loss(x) + rho * jnp.sqrt(p.grad_norm2(x) + 0.1) + rho / (2 * m) * p.trace_cov(x)
+        )
+    )
+    (sentence,) = told(sdesam.check(norm, "m-usam"))
+    assert sentence.startswith("stated less right is no combination of plain trees")
+    # a multiple of a coefficient that is no combination of trees is told as a multiple
+    double = sdesam.Hypothesis(
+        potential=lambda p, x, lr, rho, b, m: p.loss(x) + 2 * rho * jnp.sqrt(p.grad_norm2(x) + 0.01)
+    )
+    verdict = sdesam.check(double, "n-sam", eps=0.1)
+    assert "it is 2 times the right one" in str(verdict)
+    assert told(verdict) == []
+
+
+def test_what_a_normalised_rule_is_wrong_by_is_named():
+    """The right coefficient of n-SAM is no combination of trees, what is added to it is one."""
+    more = sdesam.Hypothesis(
+        potential=lambda p, x, lr, rho, b, m: (
+            p.loss(x) + rho * jnp.sqrt(p.grad_norm2(x) + 0.01) + rho / (2 * b) * p.trace_cov(x)
+        )
+    )
+    verdict = sdesam.check(more, "n-sam", eps=0.1)
+    assert told(verdict) == [f"rho^1 variance: stated less right is 1/b {VARIANCE}"]
+
+
 def test_a_wrong_covariance_is_never_confirmed_at_order_1():
     """The drift is right and the weak rate is that of order 1; only the one-step covariance
     tells.

@@ -1,5 +1,5 @@
-"""The command line: `sdesam derive`, `simulate`, `train`, `compare`, `verify`, `reproduce`,
-`figures`, `bench`.
+"""The command line: `sdesam derive`, `identify`, `simulate`, `train`, `compare`, `verify`,
+`reproduce`, `figures`, `bench`.
 
 A command checks its arguments and the names of its files, does its work, writes its files, and
 prints last. It returns its exit status.
@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sdesam.cli import algebra, benchmarks, experiments, runs, verification
+from sdesam.cli import algebra, benchmarks, experiments, identification, runs, verification
 from sdesam.cli._group import cli
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "benchmarks",
     "cli",
     "experiments",
+    "identification",
     "main",
     "runs",
     "use_all_cores",

@@ -128,6 +128,21 @@ def load_variant(name: str) -> Variant:
     return found
 
 
+def load_direction(name: str) -> Callable[..., Any]:
+    """A direction `(x, samples, rho)` of the user's own by `module:function`."""
+    if not is_users_own(name):
+        raise ValueError(f"--step {name}: write module:function or path/to/file.py:function")
+    _look_here()
+    with own_output():
+        found = users_own("direction", name)
+    if not callable(found):
+        raise ValueError(
+            f"direction {name!r} names {with_article(type(found).__name__)}: it must name a"
+            " function (x, samples, rho)"
+        )
+    return found  # type: ignore[no-any-return]
+
+
 def load_problem(name: str, arguments: tuple[tuple[str, Any], ...]) -> FiniteSum:
     """A ready-made problem by its name, or one of the user's own by `module:function`."""
     from sdesam.problems.loading import load

@@ -18,6 +18,7 @@ from sdesam.coefficients._compared import (
     nearer_than_read,
     summarised,
 )
+from sdesam.coefficients._naming import name_terms
 from sdesam.coefficients._reading import Field, Power, Read, differentiated, interpolated
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "expand",
     "interpolated",
     "kept_powers",
+    "name_terms",
     "nearer_than_read",
     "summarised",
 ]

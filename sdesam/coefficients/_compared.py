@@ -66,6 +66,7 @@ class Finding:
         setting: the problem and sizes.
         error: how far the deviation may be wrong, because the stated coefficient was still moving.
         vanishes: whether the right coefficient is zero.
+        terms: what is wrong in it, a sentence for each term, where the terms are known.
     """
 
     part: str
@@ -75,6 +76,7 @@ class Finding:
     setting: str
     error: float = 0.0
     vanishes: bool = False
+    terms: tuple[str, ...] = ()
 
     @property
     def status(self) -> Status:

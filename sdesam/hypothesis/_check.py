@@ -8,8 +8,11 @@ from functools import partial
 from typing import Any
 
 from sdesam.coefficients import (
+    SAME,
     Expansion,
+    Finding,
     expand,
+    name_terms,
     nearer_than_read,
     summarised,
 )
@@ -61,7 +64,9 @@ def check(
 
     Returns:
         A :class:`Verdict`: `confirmed`, `refuted` (at which powers, by how much, and by which
-        factor where there is one), or `inconclusive`.
+        factor where there is one), or `inconclusive`. Where what is stated differs from what is
+        right by a combination of coloured trees, the wrong terms are named, with the stated and the
+        right coefficient as formulas in the sizes.
 
     Raises:
         ValueError: an order that does not exist, an `eps` or `lam` that the variant does not take,
@@ -76,6 +81,7 @@ def check(
     drift: refuted
       leading: right (relative deviation ...)
       rho^1: off by 1 of the right coefficient, on torus2d ...; it is 2 times the right one
+        rho^1: stated 2, right 1 (of -rho Hbar gbar)
       weak error falls like eta^0.4...; order asks for 1
     covariance: not stated
     """
@@ -104,7 +110,10 @@ def check(
         expand(s.setting, *s.fields(), chain, (alpha, beta))
         for s, chain in zip(stated, chains, strict=True)
     ]
-    findings = summarised([expansion for parts in expanded for expansion in parts])
+    findings = [
+        _with_terms(finding, (expanded[: len(ours)], expanded[len(ours) :]))
+        for finding in summarised([expansion for parts in expanded for expansion in parts])
+    ]
     drift = covariance = None
     if stated[0].has_drift:
         found = tuple(f for f in findings if f.part == "drift")
@@ -135,6 +144,21 @@ def check(
     if declared.weighted:
         config["lam"] = numbers.lam
     return Verdict(drift, covariance, config)
+
+
+def _with_terms(finding: Finding, groups: Sequence[Sequence[Sequence[Expansion]]]) -> Finding:
+    """A refuted finding with the terms that are wrong, as seen in the first group of settings, all
+    of one problem, in which the coefficient is refuted.
+    """
+    missing = finding.factor is not None and abs(finding.factor) < SAME
+    if finding.status != "refuted" or missing:
+        return finding
+    for group in groups:
+        same = [e for parts in group for e in parts if e.part == finding.part]
+        found = [f for e in same for f in e.findings() if f.power == finding.power]
+        if any(f.status == "refuted" for f in found):
+            return replaced(finding, terms=name_terms(same, finding.power, finding.factor))
+    return finding
 
 
 def _contradiction(

@@ -73,7 +73,9 @@ class Part:
         )
 
     def __str__(self) -> str:
-        lines = [self.status, *(f"  {finding}" for finding in self.findings)]
+        lines: list[str] = [self.status]
+        for finding in self.findings:
+            lines += [f"  {finding}", *(f"    {term}" for term in finding.terms)]
         if self.slope is not None:
             lines.append(
                 f"  weak error falls like eta^{self.slope:.2f}; order asks for {self.needed:g}"
