@@ -159,12 +159,8 @@ def assert_equals_trees(name, d, order, with_replacement, leaves=False, change=l
             (name, d, order, replaced): (name, d, order, replaced)
             in {
                 ("usam", 1, (2, 3), False),
-                ("m-usam", 2, (2, 3), True),
                 ("m-usam", 3, (1, 2), False),
-                ("n-usam", 2, (2, 3), False),
                 ("m-sam", 2, (2, 3), False),
-                ("sam", 3, (1, 2), True),
-                ("dnsam", 1, (2, 3), True),
             }
             for name in KNOWN
             for d in (1, 2, 3)
@@ -180,7 +176,7 @@ def test_beside_the_trees(name, d, order, with_replacement):
 @pytest.mark.parametrize(
     ("name", "with_replacement"),
     some_slow(
-        {("m-usam", False): True, ("m-sam", True): True, ("dnsam", False): False},
+        {("m-usam", False): True, ("m-sam", True): False, ("dnsam", False): False},
     ),
 )
 def test_parameters_in_several_leaves(name, with_replacement):
@@ -308,12 +304,12 @@ def assert_equals_brute_force(rule, b, m, with_replacement, n=4, change=lambda s
             ("penalty", 4, 2, False): True,
             ("penalty", 4, 2, True): False,
             ("penalty", 2, 1, True): False,
-            ("two-step", 4, 2, True): True,
+            ("two-step", 4, 2, True): False,
             ("two-step", 2, 2, False): False,
             ("two-step", 4, 4, False): False,
             ("friendly", 2, 1, False): True,
             ("friendly", 3, 3, True): False,
-            ("normalised descent", 4, 2, True): True,
+            ("normalised descent", 4, 2, True): False,
             ("normalised descent", 2, 2, False): True,
         }
     ),
