@@ -25,6 +25,21 @@ ASKED = {
     "L-RW1",
     "L-RW2",
     "L-RW3",
+    "WML-4d",
+    "BLB",
+    "LB-edge",
+    "AF-diag",
+    "LUO-3",
+    "F-SAM",
+    "VaSSO",
+    "ASYNC",
+    "PGN",
+    "RWP",
+    "MC26",
+    "EDGE",
+    "HB",
+    "SGDM",
+    "RR",
 }
 
 
