@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from sdesam import reproduce, statistics
+from sdesam._bundled import bundled
 from sdesam.claims._base import Control, Measurement, Outcome, Preset
 from sdesam.statistics import ALPHA
 
@@ -148,8 +149,7 @@ def from_experiment(
 
 def _folder(name: str) -> Path:
     """The folder with the stored results of an experiment: `figures` where one works, or that of
-    the checkout.
+    this project.
     """
     here = Path("figures")
-    checkout = Path(__file__).resolve().parents[2] / "figures"
-    return next((place for place in (here, checkout) if reproduce.drawable(name, place)), here)
+    return here if reproduce.drawable(name, here) else bundled("figures")
