@@ -137,7 +137,7 @@ _RANGES = ((-1.5, 0.0), (-1.5, 0.0), (0.2, 1.0))
 
 
 def _growth(lr: float, rho: float, size: float, curvature: float) -> float:
-    """By how much a step of the package's SAM lengthens a gradient of this size."""
+    """The share by which a step of the package's SAM lengthens a gradient of this size."""
     x = np.array([size / curvature])
     after = _step(np.array([[curvature]]), lr, rho, x)
     return float(abs(curvature * after[0]) / size - 1)
