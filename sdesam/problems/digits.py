@@ -197,3 +197,6 @@ def _split(
 def _accuracy(data: Any, params: Any) -> jax.Array:
     scores = jax.vmap(_network, (None, 0))(params, data["image"])
     return jnp.mean((jnp.argmax(scores, axis=-1) == data["label"]).astype(scores.dtype))
+
+
+PROBLEMS = {"digits": digits}
