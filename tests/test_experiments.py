@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import sdesam
-from sdesam import reproduce
-from sdesam.runs import Numbers, Run, key
+from sdesam import lab as reproduce
+from sdesam.lab.runs import Numbers, Run, key
 
 digits = pytest.importorskip("experiments._digits")
 from experiments import (  # noqa: E402

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from sdesam import reproduce
+from sdesam import lab as reproduce
 from sdesam.cli import cli
+from sdesam.lab.runs import Numbers, Run, RunStore
 from sdesam.problems.cifar10 import Images
-from sdesam.runs import Numbers, Run, RunStore
 
 cifar = pytest.importorskip("experiments._cifar10")
 
@@ -27,7 +27,7 @@ SMALL = {"seeds": 2, "epochs": 1, "train": 256, "width": 2, "micro": "64,32"}
 
 def small(name, monkeypatch):
     monkeypatch.setattr(cifar, "BLOCKS", (1,))
-    monkeypatch.setattr("sdesam.training.throughput._SECONDS", 0)
+    monkeypatch.setattr("sdesam.networks.throughput._SECONDS", 0)
     return dataclasses.replace(reproduce.experiment(name, "full"), data=lambda path: IMAGES)
 
 

@@ -20,10 +20,11 @@ import pytest
 from click.testing import CliRunner
 
 import sdesam
-from sdesam import reproduce, store
+from sdesam import lab as reproduce
+from sdesam._util import store
 from sdesam.cli import cli
-from sdesam.reproduce import Experiment, _data, _workers
-from sdesam.runs import Numbers, RunStore, key
+from sdesam.lab import Experiment, _data, _workers
+from sdesam.lab.runs import Numbers, RunStore, key
 
 # an experiment of its own package, so that other processes find it: one random walk per seed, and a
 # start that all of a seed need
@@ -31,8 +32,8 @@ TINY = """
 import os, time
 from pathlib import Path
 import numpy as np
-from sdesam.reproduce import Experiment
-from sdesam.runs import Numbers
+from sdesam.lab import Experiment
+from sdesam.lab.runs import Numbers
 
 def runs(preset, seeds=6, pause=0.0):
     return [
@@ -381,8 +382,8 @@ def fake_wait(futures, timeout, return_when):
 def fake(monkeypatch):
     import distributed
 
-    monkeypatch.setattr("sdesam.reproduce._workers._POLL_SECONDS", 0.02)
-    monkeypatch.setattr("sdesam.reproduce._workers._WORKERLESS_SECONDS", 0.1)
+    monkeypatch.setattr("sdesam.lab._workers._POLL_SECONDS", 0.02)
+    monkeypatch.setattr("sdesam.lab._workers._WORKERLESS_SECONDS", 0.1)
     monkeypatch.setattr(distributed, "wait", fake_wait)
 
     def make(finish, threads=lambda look: 0):

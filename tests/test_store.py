@@ -20,7 +20,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from sdesam import _files, store
+from sdesam._util import files as _files
+from sdesam._util import store
 
 ROOT = Path(store.__file__).parent.parent
 FOREIGN = (

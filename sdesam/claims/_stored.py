@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from sdesam import reproduce, statistics
+from sdesam import lab as reproduce
 from sdesam.claims._base import Control, Measurement, Outcome, Preset
-from sdesam.statistics import ALPHA
+from sdesam.verify import statistics
+from sdesam.verify.statistics import ALPHA
 
 _BASIS = (
     "a p-value of the order (Page's exact test, paired by seed, Holm over all tests of the"

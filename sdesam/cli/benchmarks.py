@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from sdesam._terminal import checking, deliver
+from sdesam._util.terminal import checking, deliver
 from sdesam.cli import _options as option
 from sdesam.cli import _shared as shared
 from sdesam.cli._group import cli
@@ -53,7 +53,7 @@ def bench(workloads: tuple[str, ...], quick: bool, output: str, json_file: str |
                 "the benchmarks are not part of the installed package: run this from a checkout of"
                 " the source"
             )
-        from sdesam.reproduce import import_folder
+        from sdesam.lab import import_folder
 
         benchmark = import_module(f"{import_folder(folder).__name__}.bench")
 

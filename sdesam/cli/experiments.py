@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from sdesam._terminal import checking, deliver, say
+from sdesam._util.terminal import checking, deliver, say
 from sdesam.cli import _options as option
 from sdesam.cli import _shared as shared
 from sdesam.cli._group import cli
@@ -90,8 +90,8 @@ def reproduce(
     Example: sdesam reproduce escape --preset quick
              sdesam reproduce escape --preset full --data cifar-10-python.tar.gz --minutes 60
     """
-    from sdesam import reproduce as work
-    from sdesam.runs import RunStore
+    from sdesam import lab as work
+    from sdesam.lab.runs import RunStore
 
     with checking():
         known = work.names()
@@ -174,7 +174,7 @@ def figures(names: tuple[str, ...], output: str) -> None:
     \b
     Example: sdesam figures escape
     """
-    from sdesam import reproduce as work
+    from sdesam import lab as work
 
     folder = Path(output)
     with checking():

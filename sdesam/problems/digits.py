@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sdesam._checks import check_int
-from sdesam._precision import precisely
+from sdesam._util.checks import check_int
+from sdesam._util.precision import precisely
 from sdesam.problems.arrays import check_structure
 from sdesam.problems.finite_sum import FiniteSum
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sdesam._loading import is_users_own, told, users_own, with_article
-from sdesam._names import unknown
+from sdesam._util.loading import is_users_own, told, users_own, with_article
+from sdesam._util.names import unknown
 from sdesam.problems.finite_sum import FiniteSum
 
 READY: dict[str, Callable[..., FiniteSum]] = {

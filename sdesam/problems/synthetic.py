@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from sdesam._checks import check_int, check_nonnegative
+from sdesam._util.checks import check_int, check_nonnegative
 from sdesam.problems.finite_sum import FiniteSum
 
 

@@ -30,10 +30,11 @@ import ml_dtypes
 import numpy as np
 
 import sdesam
-from sdesam import reproduce, store
-from sdesam.engine import Divergence, Result
+from sdesam import lab as reproduce
+from sdesam._util import store
+from sdesam.ensemble import Divergence, Result
+from sdesam.lab.runs import Numbers, RunStore, key
 from sdesam.problems import cifar10
-from sdesam.runs import Numbers, RunStore, key
 from tests.campaigns import _damage
 from tests.campaigns._tries import Outcome, arguments, fault_of, report, seeds, tell, tries, wrong
 
@@ -52,7 +53,7 @@ ROWS, LABELS = RNG.integers(0, 256, (30, 3072), np.uint8), np.tile(np.arange(10)
 TWO = """
 import sys, numpy as np
 from sdesam import store
-from sdesam.runs import Numbers, RunStore
+from sdesam.lab.runs import Numbers, RunStore
 for k in range(15):
     RunStore(sys.argv[1] + "/runs").save(
         {"seed": k}, Numbers({"k": k}, {"a": np.full(2000, k)}), 1.0, {}
@@ -64,7 +65,7 @@ FULL = """
 import sys, numpy as np
 from pathlib import Path
 from sdesam import store
-from sdesam.runs import Numbers, RunStore
+from sdesam.lab.runs import Numbers, RunStore
 place = Path(sys.argv[1])
 store.write_arrays(place / "old.npz", {"a": np.ones(100)}, {})
 for write in (

@@ -5,8 +5,10 @@ those about V, Fisher matrix and Hessian as they are.
 import numpy as np
 import pytest
 
-from sdesam import claims, reproduce, statistics
+from sdesam import claims
+from sdesam import lab as reproduce
 from sdesam.claims import Outcome, _stored
+from sdesam.verify import statistics
 
 
 @pytest.mark.parametrize("name", ["L-FIM", "L-FIMn"])
