@@ -221,7 +221,7 @@ def test_a_mark_that_is_none(content, tmp_path):
 
 _SAVES = """
 import os, signal, sys, time
-from sdesam import runs, store
+from sdesam._util import store; from sdesam.lab import runs
 real = store.write_json
 def slow(path, value):
     if path.name == "run.json":

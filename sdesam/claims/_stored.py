@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sdesam import lab as reproduce
+from sdesam import lab
 from sdesam.claims._base import Control, Measurement, Outcome, Preset
 from sdesam.verify import statistics
 from sdesam.verify.statistics import ALPHA
@@ -115,9 +115,9 @@ def from_experiment(
     def run(preset: Preset, seed: int) -> Outcome:
         del seed  # the seeds are those of the stored runs
         place = _folder(name)
-        stored = preset if preset in reproduce.drawable(name, place) else "quick"
+        stored = preset if preset in lab.drawable(name, place) else "quick"
         try:
-            data = reproduce.read(name, place, stored)
+            data = lab.read(name, place, stored)
         except ValueError as error:
             return Outcome((), (), str(error))
         measurements: list[Measurement] = []
@@ -153,4 +153,4 @@ def _folder(name: str) -> Path:
     """
     here = Path("figures")
     checkout = Path(__file__).resolve().parents[2] / "figures"
-    return next((place for place in (here, checkout) if reproduce.drawable(name, place)), here)
+    return next((place for place in (here, checkout) if lab.drawable(name, place)), here)

@@ -394,7 +394,7 @@ def test_what_a_killed_run_left_goes_when_it_starts_again(tmp_path):
 
 _HOLDS = """
 import sys
-from sdesam import store
+from sdesam._util import store
 with store.lock(sys.argv[1], ""):
     print("held", flush=True)
     sys.stdin.read()
