@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: help demo test test-slow campaigns calibration mutation lint bench overhead figures reproduce clean
+.PHONY: help demo test test-slow wheel-test campaigns calibration mutation lint bench overhead figures reproduce clean
 
 help:
 	@echo "make demo       derive, simulate and compare on handwritten digits (about a minute)"
 	@echo "make test       linters, types and the test suite (about seven minutes)"
 	@echo "make test-slow  digits at full size, twenty seeds of every claim and mutant (about half an hour)"
+	@echo "make wheel-test build wheel and sdist, install the wheel into an empty environment, play the README there (about five minutes)"
 	@echo "make campaigns  random calls, kills, damaged files and many problems, seeded, until something fails (about an hour)"
 	@echo "make calibration  200 random right theorems, none to be refuted, and each with one coefficient off, all to be (about an hour)"
 	@echo "make mutation   plant faults in the source, one at a time, and see that the fast tests notice (about an hour)"
@@ -37,6 +38,9 @@ test: lint
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -n 2 -m slow
+
+wheel-test: $(READY)
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_wheel.py
 
 campaigns: $(READY)
 	$(BIN)/python -m tests.campaigns.command_line --count 300

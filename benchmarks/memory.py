@@ -12,6 +12,15 @@ import sys
 import time
 from pathlib import Path
 
+import sdesam
+
+_CHILD = """
+import importlib, sys
+from sdesam._util.bundled import bundled, import_folder
+name = import_folder(bundled('benchmarks')).__name__
+importlib.import_module(name + '.memory').main(sys.argv[1], *map(int, sys.argv[2:]))
+"""
+
 
 def measure(what: str, paths: int = 0, few: int = 0, steps: int = 0) -> dict[str, float]:
     """What a child uses that does `what`: "idle", or "w1", a run of `few` steps and then one of
@@ -21,12 +30,13 @@ def measure(what: str, paths: int = 0, few: int = 0, steps: int = 0) -> dict[str
         `peak`, resident memory in bytes after the first; with "w1" also `long`, after the second,
         and `seconds`, the time of this.
     """
-    root = Path(__file__).resolve().parents[1]
+    # the folder that the package `sdesam` of this process lies in comes first in the child, too
+    found_in = str(Path(sdesam.__file__).resolve().parents[1])
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join([found_in, os.environ.get("PYTHONPATH", "")]),
     }
-    command = [sys.executable, "-m", "benchmarks.memory", what, str(paths), str(few), str(steps)]
+    command = [sys.executable, "-c", _CHILD, what, str(paths), str(few), str(steps)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(
@@ -68,7 +78,3 @@ def high_water() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
         1 if sys.platform == "darwin" else 1024
     )
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], *(int(word) for word in sys.argv[2:]))

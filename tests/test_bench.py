@@ -137,9 +137,8 @@ def test_peers_that_are_missing_are_told():
     assert taking_part([there], True) == ([], {"numpy": "not for a GPU"})
 
 
-def test_outside_a_checkout_one_sentence_says_so(tmp_path, monkeypatch):
-    place = tmp_path / "sdesam" / "cli" / "benchmarks.py"
-    monkeypatch.setattr("sdesam.cli.benchmarks.__file__", str(place))
+def test_an_incomplete_installation_is_told_in_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr("sdesam._util.bundled._PACKAGE", tmp_path / "sdesam")
     out = CliRunner().invoke(cli, ["bench", "--output", str(tmp_path)])
     assert out.exit_code == 2
-    assert "run this from a checkout of the source" in " ".join(out.output.split())
+    assert "lacks its folder 'benchmarks'" in " ".join(out.output.split())

@@ -75,24 +75,22 @@ EXPERIMENT = Experiment("tiny", "Walks", "nothing", runs, execute, summarise, fi
 
 @pytest.fixture
 def tiny(tmp_path):
-    """A folder with the package `experiments`, and the environment in which other processes find
-    it.
-    """
+    """A folder with experiments of one's own in it, and the environment of other processes."""
     package = tmp_path / "code" / "experiments"
     package.mkdir(parents=True)
-    (package / "__init__.py").write_text("")
     (package / "tiny.py").write_text(TINY)
     root = Path(sdesam.__file__).parent.parent
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(package.parent), str(root)]),
+        "PYTHONPATH": str(root),
         "TINY_LOG": str(tmp_path / "log"),
     }
     return tmp_path, environment
 
 
 def command(*words):
-    return [sys.executable, "-m", "sdesam.cli", "reproduce", "tiny", *map(str, words)]
+    own = ("--experiments", "code/experiments")
+    return [sys.executable, "-m", "sdesam.cli", "reproduce", "tiny", *own, *map(str, words)]
 
 
 def contents(folder):
@@ -165,15 +163,32 @@ def test_a_package_of_somebody_else_is_never_loaded(tmp_path, monkeypatch):
     assert Path(found) == Path(sdesam.__file__).parent.parent / "experiments" / "escape.py"
 
 
-def test_two_folders_in_one_process_are_refused(tmp_path):
+def test_two_folders_of_one_name_in_one_process(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name / "of_mine").mkdir(parents=True)
         (tmp_path / name / "of_mine" / "__init__.py").write_text(f"NAME = {name!r}")
-    found = lab.import_folder(tmp_path / "one" / "of_mine")
-    assert (found.NAME, found.__name__) == ("one", "sdesam_of_mine")
-    assert lab.import_folder(tmp_path / "one" / "of_mine") is found
-    with pytest.raises(ValueError, match=r"has the folder '.*one.*' in use, and not '.*two"):
-        lab.import_folder(tmp_path / "two" / "of_mine")
+    first, second = (lab.import_folder(tmp_path / name / "of_mine") for name in ("one", "two"))
+    assert (first.NAME, second.NAME) == ("one", "two")
+    assert first.__name__.startswith("sdesam_of_mine_")
+    assert lab.import_folder(tmp_path / "one" / "of_mine") is first
+
+
+def test_a_folder_of_ones_own(tiny):
+    folder, _ = tiny
+    own = folder / "code" / "experiments"
+    assert lab.names(own) == ["tiny"]
+    assert lab.experiment("tiny", folder=own).folder == own
+    with pytest.raises(ValueError, match="unknown experiment 'tiny'"):  # it is not looked for
+        lab.experiment("tiny")
+    with pytest.raises(ValueError, match="unknown experiment 'escape'"):
+        lab.experiment("escape", folder=own)
+    with pytest.raises(ValueError, match=r"there is no folder '.*/no'"):
+        lab.names(folder / "no")
+    with pytest.raises(ValueError, match=r"holds no experiments: a module of it must have an EXP"):
+        lab.names(folder)
+    (own / "other.py").write_text((own / "tiny.py").read_text())
+    with pytest.raises(ValueError, match=r"other.py: EXPERIMENT must be .* with name='other'"):
+        lab.experiment("other", folder=own)
 
 
 def undisturbed(folder, **options):
@@ -195,9 +210,7 @@ def undisturbed(folder, **options):
 
 @pytest.fixture
 def cluster(tiny):
-    """Starts a scheduler and workers that find the package `experiments`; gives `start` and the
-    scheduler's address.
-    """
+    """Starts a scheduler and workers; gives `start` and the scheduler's address."""
     folder, environment = tiny
     begun = []
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from sdesam import lab
+from sdesam._util.bundled import bundled
 from sdesam.claims._base import Control, Measurement, Outcome, Preset
 from sdesam.verify import statistics
 from sdesam.verify.statistics import ALPHA
@@ -149,8 +150,7 @@ def from_experiment(
 
 def _folder(name: str) -> Path:
     """The folder with the stored results of an experiment: `figures` where one works, or that of
-    the checkout.
+    this project.
     """
     here = Path("figures")
-    checkout = Path(__file__).resolve().parents[2] / "figures"
-    return next((place for place in (here, checkout) if lab.drawable(name, place)), here)
+    return here if lab.drawable(name, here) else bundled("figures")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from sdesam._util.bundled import bundled, import_folder
 from sdesam._util.terminal import checking, deliver
 from sdesam.cli import _options as option
 from sdesam.cli import _shared as shared
@@ -37,8 +38,8 @@ def bench(workloads: tuple[str, ...], quick: bool, output: str, json_file: str |
     """Measure speed beside diffrax, torchsde, numpy and floors, in turn on this machine; some
     minutes.
 
-    Targets of the project are printed as reached or not. Run it from a checkout, on a machine that
-    does nothing else.
+    Targets of the project are printed as reached or not. Run it on a machine that does nothing
+    else. Peers that are not installed do not take part; the extra `sdesam[bench]` has them.
 
     \b
     Example: sdesam bench --workload W1
@@ -47,15 +48,7 @@ def bench(workloads: tuple[str, ...], quick: bool, output: str, json_file: str |
         shared.check_outputs(
             json_file, output=shared.with_suffixes(output, "bench", ".json", ".md", ".pdf", ".png")
         )
-        folder = Path(__file__).resolve().parents[2] / "benchmarks"
-        if not (folder / "bench.py").exists():
-            raise ValueError(
-                "the benchmarks are not part of the installed package: run this from a checkout of"
-                " the source"
-            )
-        from sdesam.lab import import_folder
-
-        benchmark = import_module(f"{import_folder(folder).__name__}.bench")
+        benchmark = import_module(f"{import_folder(bundled('benchmarks')).__name__}.bench")
 
     data = benchmark.run(
         workloads or tuple(benchmark.WORKLOADS), quick, lambda what: click.echo(what, err=True)

@@ -14,6 +14,15 @@ from sdesam.cli import _options as option
 from sdesam.cli import _shared as shared
 from sdesam.cli._group import cli
 
+own_folder = click.option(
+    "--experiments",
+    "own",
+    default=None,
+    metavar="FOLDER",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="A folder of your own with experiments, in place of those of the package.",
+)
+
 
 @cli.command()
 @click.argument("names", metavar="NAME...", nargs=-1)
@@ -68,6 +77,7 @@ from sdesam.cli._group import cli
     type=option.Folder(),
     help="Folder for the pictures and their data.",
 )
+@own_folder
 def reproduce(
     *,
     names: tuple[str, ...],
@@ -79,12 +89,13 @@ def reproduce(
     scheduler: str | None,
     store_folder: str,
     output: str,
+    own: Path | None,
 ) -> None:
     """Reproduce figures and tables of a paper: make the runs that the store lacks, test, draw.
 
     NAME is an experiment, or `all`. Runs are stored one by one, so a sweep that was stopped goes on
     where it was. Verdicts are printed, whichever they are: a finished reproduction ends with status
-    0. Dask workers need this package and the folder `experiments` at hand.
+    0. Dask workers need this package, and a folder of your own under the same path.
 
     \b
     Example: sdesam reproduce escape --preset quick
@@ -94,13 +105,13 @@ def reproduce(
     from sdesam.lab.runs import RunStore
 
     with checking():
-        known = lab.names()
+        known = lab.names(own)
         if listing:
             for name in known:
-                quick, full = lab.experiment(name), lab.experiment(name, "full")
+                quick, full = (lab.experiment(name, which, own) for which in ("quick", "full"))
                 more = (
                     "the same with more seeds"
-                    if quick is full
+                    if quick.full is None
                     else f"{full.title}; options: {shared.listed(full.defaults)}"
                 )
                 say(
@@ -111,7 +122,7 @@ def reproduce(
         if not names:
             raise ValueError(f"nothing to reproduce: name experiments, or all ({', '.join(known)})")
         chosen = [
-            lab.experiment(name, preset)  # type: ignore[arg-type]
+            lab.experiment(name, preset, own)  # type: ignore[arg-type]
             for name in (known if "all" in names else dict.fromkeys(names))
         ]
         if data is not None and not any(what.data for what in chosen):
@@ -151,6 +162,7 @@ def reproduce(
         command = (
             f"sdesam reproduce {what.name} --preset"
             f" {preset}{given}{' --data PATH' if what.data else ''}"
+            f"{'' if own is None else f' --experiments {own}'}"
         )
         found = lab.collect(what, configs, runs, preset, command, left_out)  # type: ignore[arg-type]
         deliver(f"{what.name}: {done}\n{lab.text(found)}", partial(lab.write, what, found, folder))
@@ -165,7 +177,8 @@ def reproduce(
     type=option.Folder(),
     help="Folder of the data and the pictures.",
 )
-def figures(names: tuple[str, ...], output: str) -> None:
+@own_folder
+def figures(names: tuple[str, ...], output: str, own: Path | None) -> None:
     """Draw the pictures of experiments from their stored data, and from nothing else; without NAME,
     all whose data are there.
 
@@ -177,14 +190,15 @@ def figures(names: tuple[str, ...], output: str) -> None:
     folder = Path(output)
     with checking():
         presets = {
-            lab.experiment(name).name: lab.drawable(name, folder) for name in names or lab.names()
+            lab.experiment(name, folder=own).name: lab.drawable(name, folder)
+            for name in names or lab.names(own)
         }
         if not any(presets.values()) and not names:
             raise ValueError(
                 f"there are no data in {output!r}: make them with `sdesam reproduce all`"
             )
         drawn = [
-            (lab.experiment(name, preset), preset, lab.read(name, folder, preset))
+            (lab.experiment(name, preset, own), preset, lab.read(name, folder, preset))
             for name in presets
             for preset in presets[name]
             or (["quick"] if names else [])  # without data: the sentence that says so

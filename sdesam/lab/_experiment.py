@@ -7,6 +7,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from sdesam._util.checks import check_int, check_positive
@@ -47,6 +48,7 @@ class Experiment:
             The measured run is the first configuration, with the seconds of what it needs; the
             second is one that `epoch_seconds` can measure.
         full: the full preset, where it is another experiment and not only more seeds.
+        folder: the user's own folder that it was found in; None: that of this project.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Experiment:
         | None
     ) = None
     full: Experiment | None = None
+    folder: Path | None = None
 
     @property
     def defaults(self) -> dict[str, Any]:

@@ -1,101 +1,66 @@
-"""The folder `experiments`: where it is, and what lies in it."""
+"""The folder `experiments`: what lies in it."""
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import pkgutil
-import sys
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
+from sdesam._util.bundled import bundled, import_folder
 from sdesam._util.names import unknown
 from sdesam.lab._experiment import Experiment, Preset
 
 
-def names() -> list[str]:
+def names(folder: Path | None = None) -> list[str]:
     """The experiments there are.
 
+    Args:
+        folder: a folder of the user's own with experiments; left out, that of this project.
+
     Raises:
-        ValueError: the folder `experiments` is not at hand.
+        ValueError: there is no such folder, or no module in it has an `EXPERIMENT`.
     """
-    folder = _package()
+    place = bundled("experiments") if folder is None else folder
+    if not place.is_dir():
+        raise ValueError(f"there is no folder {str(place)!r}: name one that holds experiments")
     modules = sorted(
-        m.name for m in pkgutil.iter_modules(folder.__path__) if not m.name.startswith("_")
+        m.name for m in pkgutil.iter_modules([str(place)]) if not m.name.startswith("_")
     )
-    return [
-        name for name in modules if "EXPERIMENT" in _text(Path(folder.__path__[0]) / f"{name}.py")
-    ]
+    # Files are read as text for this, because importing a module runs it.
+    found = [name for name in modules if "EXPERIMENT" in _text(place / f"{name}.py")]
+    if not found:
+        raise ValueError(
+            f"the folder {str(place)!r} holds no experiments: a module of it must have an"
+            " EXPERIMENT = sdesam.lab.Experiment(...)"
+        )
+    return found
 
 
-def experiment(name: str, preset: Preset = "quick") -> Experiment:
+def experiment(name: str, preset: Preset = "quick", folder: Path | None = None) -> Experiment:
     """The experiment called `name`, as it is in a preset.
+
+    Args:
+        name: the name of its module.
+        preset: `"quick"` or `"full"`.
+        folder: a folder of the user's own with experiments; left out, that of this project.
 
     Raises:
         ValueError: no such experiment; the message lists them.
     """
-    if name not in names():
-        raise unknown("experiment", name, names())
-    found = importlib.import_module(f"{_package().__name__}.{name}").EXPERIMENT
-    assert isinstance(found, Experiment)
-    assert found.name == name
-    return found.full if preset == "full" and found.full is not None else found
-
-
-def import_folder(place: Path) -> ModuleType:
-    """The package in a folder, loaded from there under a name of ours.
-
-    `experiments/` becomes the module `sdesam_experiments`, and `experiments/escape.py` the module
-    `sdesam_experiments.escape`. So neither Python's path nor a package of somebody else's that is
-    called `experiments` has a say in what is loaded. Modules of the folder import each other by
-    `from . import ...`.
-
-    Raises:
-        ValueError: this process has another folder of that name in use.
-    """
-    name = f"sdesam_{place.name}"
-    if (known := sys.modules.get(name)) is not None:
-        used = Path(str(known.__file__)).resolve().parent
-        if used == place.resolve():
-            return known
+    known = names(folder)
+    if name not in known:
+        raise unknown("experiment", name, known)
+    package = import_folder(bundled("experiments") if folder is None else folder)
+    module = importlib.import_module(f"{package.__name__}.{name}")
+    found = getattr(module, "EXPERIMENT", None)
+    if not isinstance(found, Experiment) or found.name != name:
         raise ValueError(
-            f"this process has the folder {str(used)!r} in use, and not {str(place)!r}: start a new"
-            " process for that one"
+            f"{module.__file__}: EXPERIMENT must be a sdesam.lab.Experiment with"
+            f" name={name!r}, like its module"
         )
-    spec = importlib.util.spec_from_file_location(
-        name, place / "__init__.py", submodule_search_locations=[str(place)]
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _package() -> ModuleType:
-    """The folder `experiments`: the first on Python's path, in the checkout or in the current
-    folder that holds experiments.
-    """
-    for place in (*map(Path, sys.path), Path(__file__).resolve().parents[2], Path.cwd()):
-        if _holds_experiments(place / "experiments"):
-            return import_folder(place / "experiments")
-    raise ValueError(
-        "the folder `experiments` is not at hand: run this in a checkout of sdesam, where it lies"
-    )
-
-
-# A folder called `experiments` is common. It is ours, or a user's made for this program, if one of
-# its files has the words EXPERIMENT and sdesam in it. Files are read as text for this, because
-# importing somebody's file would run it.
-def _holds_experiments(folder: Path) -> bool:
-    """Whether a package holds an experiment of this project; it is read and not run, for it may be
-    anyone's.
-    """
-    if not (folder / "__init__.py").is_file():
-        return False
-    return any(
-        "EXPERIMENT" in text and "sdesam" in text for text in map(_text, folder.glob("*.py"))
-    )
+    chosen = found.full if preset == "full" and found.full is not None else found
+    return chosen if folder is None else replace(chosen, folder=folder.resolve())
 
 
 def _text(file: Path) -> str:

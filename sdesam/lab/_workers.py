@@ -6,6 +6,7 @@ import queue
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Any
 
 from sdesam._util import store
@@ -106,7 +107,7 @@ class Cluster(Here):
         """Send a run to the cluster."""
         return self.client.submit(
             _remote,
-            self.what.name,
+            (self.what.name, self.what.folder),
             dict(config),
             list(needed),
             self.data,
@@ -183,12 +184,13 @@ class Cluster(Here):
 
 
 def _remote(
-    name: str, config: Config, needed: Sequence[Run], data: str | None
+    named: tuple[str, Path | None], config: Config, needed: Sequence[Run], data: str | None
 ) -> tuple[Numbers, float, dict[str, Any]]:
     import jax
 
+    name, folder = named
     return timed(
-        experiment(name, "quick" if data is None else "full"),
+        experiment(name, "quick" if data is None else "full", folder),
         config,
         needed,
         jax.devices()[0],

@@ -579,7 +579,6 @@ def work() -> None:
         for name in ("__init__", "sums", "failing", "stored"):
             text = "" if name == "__init__" else EXPERIMENT.replace("NAME", name)
             (Path(home) / "experiments" / f"{name}.py").write_text(text)
-        sys.path.insert(0, home)
         path, data = list(sys.path), _stored(Path(home))
         for number, line in enumerate(sys.stdin):
             asked = json.loads(line)
@@ -609,20 +608,26 @@ def _stored(home: Path) -> bytes:
 
     from sdesam.cli import cli
 
-    done = CliRunner().invoke(
-        cli,
-        ["reproduce", "stored", "--store", str(home / "runs"), "--output", str(home / "pictures")],
-    )
+    words = ["reproduce", "stored", "--store", str(home / "runs")]
+    done = CliRunner().invoke(cli, _own([*words, "--output", str(home / "pictures")], home))
     assert done.exit_code == 0, done.output
     return (home / "pictures" / "stored" / "stored.json").read_bytes()
 
 
+def _own(arguments: list[str], home: Path) -> list[str]:
+    """The arguments, with the folder of the experiments made above where a command takes one."""
+    if arguments[:1] not in (["reproduce"], ["figures"]):
+        return arguments
+    return [arguments[0], "--experiments", str(home / "experiments"), *arguments[1:]]
+
+
 def _call(arguments: list[str], folder: Path, *, apart: bool, experiments: Path) -> dict:
     before = _listing(folder)
+    arguments = _own(arguments, experiments)
     os.chdir(folder)
     begun = time.monotonic()
     if apart:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(experiments)])}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
             [sys.executable, "-m", "sdesam", *arguments],
             env=environment,
