@@ -86,7 +86,7 @@ from pathlib import Path
 from click.testing import CliRunner
 import sdesam
 assert Path(sdesam.__file__).is_relative_to(sys.argv[1]), sdesam.__file__
-from sdesam import claims, reproduce
+from sdesam import claims, lab
 from sdesam.cli import cli
 from sdesam._util.bundled import bundled, import_folder
 assert "escape" in lab.names()
