@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdesam import plots, store
+from sdesam._util import store
+from sdesam.lab import plots
 
 from . import memory, w1, w2, w3
 from .timing import Timing, in_turn, taking_part

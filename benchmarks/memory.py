@@ -16,7 +16,7 @@ import sdesam
 
 _CHILD = """
 import importlib, sys
-from sdesam._bundled import bundled, import_folder
+from sdesam._util.bundled import bundled, import_folder
 name = import_folder(bundled('benchmarks')).__name__
 importlib.import_module(name + '.memory').main(sys.argv[1], *map(int, sys.argv[2:]))
 """

@@ -23,8 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sdesam import NormEstimate, optim, store
-from sdesam.discrete import kernel
+from sdesam import NormEstimate, optim
+from sdesam._util import store
+from sdesam.optim import kernel
 
 BATCH = 64
 RHO, LR, LAM = 0.05, 0.1, 1.0

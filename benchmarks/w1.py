@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import sdesam
-from sdesam._keys import seed_key
+from sdesam._util.keys import seed_key
 
 from . import floors
 from .timing import Contender, Run, Statistics, on_all_devices, wide_vectors

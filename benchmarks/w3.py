@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import sdesam
-from sdesam._keys import seed_key
+from sdesam._util.keys import seed_key
 
 from .timing import Contender, Run, Statistics, on_all_devices
 from .w1 import moments, per_path

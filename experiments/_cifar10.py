@@ -1,4 +1,4 @@
-"""What the full presets share: ResNet-18 on CIFAR-10, trained with `sdesam.training`, within the
+"""What the full presets share: ResNet-18 on CIFAR-10, trained with `sdesam.networks`, within the
 minutes that are given.
 
 All optimizers of an experiment share batch-norm statistics among as many images, the smallest m:
@@ -20,12 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdesam.lab import Experiment
+from sdesam.lab.runs import Numbers, Run
+from sdesam.networks import Recipe, ResNet, State, Trainer, measure, steps_in_turn
+from sdesam.networks.throughput import PLAIN
 from sdesam.optim.optimizer import Groups
 from sdesam.problems import cifar10
-from sdesam.reproduce import Experiment
-from sdesam.runs import Numbers, Run
-from sdesam.training import Recipe, ResNet, State, Trainer, measure, steps_in_turn
-from sdesam.training.throughput import PLAIN
 
 from . import _digits as digits
 

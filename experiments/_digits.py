@@ -15,9 +15,10 @@ import jax
 import numpy as np
 
 import sdesam
-from sdesam import plots, statistics
-from sdesam._keys import seed_key
-from sdesam.runs import Numbers, Run
+from sdesam._util.keys import seed_key
+from sdesam.lab import plots
+from sdesam.lab.runs import Numbers, Run
+from sdesam.verify import statistics
 
 SETTING = {
     "train": 1000,

@@ -17,7 +17,8 @@ def main() -> None:
     """Compare at each micro-batch size and draw the curves."""
     cli.use_all_cores()
     import sdesam
-    from sdesam import plots, store
+    from sdesam._util import store
+    from sdesam.lab import plots
 
     problem = sdesam.problems.digits()
     for m, runs in RUNS.items():

@@ -17,7 +17,8 @@ def main() -> None:
     """Compare at each learning rate, with the `rho^2` terms ablated, and draw the gaps."""
     cli.use_all_cores()
     import sdesam
-    from sdesam import plots, store
+    from sdesam._util import store
+    from sdesam.lab import plots
 
     problem = sdesam.problems.digits()
     fixed = sdesam.compare(

@@ -16,9 +16,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sdesam import plots
-from sdesam.reproduce import Experiment
-from sdesam.runs import Run
+from sdesam.lab import Experiment, plots
+from sdesam.lab.runs import Run
 
 from . import _cifar10 as cifar
 from . import _digits as digits

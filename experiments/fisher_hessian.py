@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import sdesam
-from sdesam import curvature, plots, statistics
-from sdesam._keys import seed_key
-from sdesam.reproduce import Experiment
-from sdesam.runs import Numbers, Run
+from sdesam._util.keys import seed_key
+from sdesam.lab import Experiment, plots
+from sdesam.lab.runs import Numbers, Run
+from sdesam.verify import curvature, statistics
 
 from . import _digits as digits
 

@@ -82,8 +82,8 @@ def main() -> None:
     import numpy as np
 
     import sdesam
-    from sdesam import store
-    from sdesam._keys import seed_key
+    from sdesam._util import store
+    from sdesam._util.keys import seed_key
 
     problem = sdesam.problems.digits()
     rows = []

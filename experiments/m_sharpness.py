@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 import sdesam
-from sdesam import plots, statistics
-from sdesam._keys import seed_key
-from sdesam.reproduce import Experiment
-from sdesam.runs import Numbers, Run
+from sdesam._util.keys import seed_key
+from sdesam.lab import Experiment, plots
+from sdesam.lab.runs import Numbers, Run
+from sdesam.verify import statistics
 
 from . import _cifar10 as cifar
 from . import _digits as digits

@@ -39,8 +39,9 @@ def main() -> None:
     import jax
 
     import sdesam
-    from sdesam import plots, store
-    from sdesam._keys import seed_key
+    from sdesam._util import store
+    from sdesam._util.keys import seed_key
+    from sdesam.lab import plots
 
     estimates = {
         "exact": sdesam.NormEstimate("exact"),

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 import sdesam
-from sdesam import plots
-from sdesam.reproduce import Experiment
-from sdesam.runs import Numbers, Run
+from sdesam.lab import Experiment, plots
+from sdesam.lab.runs import Numbers, Run
 
 SETTING = {"train": 256, "width": 16, "batch": 16, "lr": 0.1, "steps": 60, "judged": "trace_cov"}
 FAMILIES = {

@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from sdesam import plots, statistics
-from sdesam.reproduce import Experiment
-from sdesam.runs import Run
+from sdesam.lab import Experiment, plots
+from sdesam.lab.runs import Run
+from sdesam.verify import statistics
 
 from . import _digits as digits
 

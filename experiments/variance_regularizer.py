@@ -24,10 +24,10 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import sdesam
-from sdesam import plots, statistics
-from sdesam._keys import seed_key
-from sdesam.reproduce import Experiment
-from sdesam.runs import Numbers, Run
+from sdesam._util.keys import seed_key
+from sdesam.lab import Experiment, plots
+from sdesam.lab.runs import Numbers, Run
+from sdesam.verify import statistics
 
 SIZES = (1, 2, 4, 16, 64, 128)
 SAMPLINGS = {True: "with replacement", False: "without replacement"}

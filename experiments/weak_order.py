@@ -14,9 +14,8 @@ import jax
 import numpy as np
 
 import sdesam
-from sdesam import plots
-from sdesam.reproduce import Experiment
-from sdesam.runs import Numbers, Run
+from sdesam.lab import Experiment, plots
+from sdesam.lab.runs import Numbers, Run
 
 CONDITIONS = ({"variant": "m-usam", "eps": 0.0}, {"variant": "m-sam", "eps": 0.2})
 TITLES = {"m-usam": "m-USAM", "m-sam": r"m-SAM, $\epsilon=0.2$"}

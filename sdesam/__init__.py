@@ -17,17 +17,18 @@ from sdesam.symbolic import ModifiedEquation, derive, equation
 from sdesam.variants import VARIANTS, NormEstimate, Variant
 
 if TYPE_CHECKING:
-    from sdesam import claims, exact, optim, problems
-    from sdesam.comparison import Comparison, compare
-    from sdesam.coupling import Coupled, coupled
-    from sdesam.discrete import Chain, train
-    from sdesam.effective import EffectiveMicroBatch, effective_micro_batch
-    from sdesam.engine import CostEstimate, Divergence, Result
-    from sdesam.exact import one_step, signature, weak_error
-    from sdesam.hypothesis import Hypothesis, check
-    from sdesam.identification import Identification, identify
+    from sdesam import claims, optim, problems
+    from sdesam.ensemble import CostEstimate, Divergence, Result
+    from sdesam.optim import Chain, train
     from sdesam.problems import FiniteSum
     from sdesam.sde import SDE, estimate, plan, simulate
+    from sdesam.verify import exact
+    from sdesam.verify.comparison import Comparison, compare
+    from sdesam.verify.coupling import Coupled, coupled
+    from sdesam.verify.effective import EffectiveMicroBatch, effective_micro_batch
+    from sdesam.verify.exact import one_step, signature, weak_error
+    from sdesam.verify.hypothesis import Hypothesis, check
+    from sdesam.verify.identification import Identification, identify
 
 __version__ = version("sdesam")
 
@@ -72,25 +73,32 @@ _WITH_JAX = {
     "estimate": "sdesam.sde",
     "plan": "sdesam.sde",
     "simulate": "sdesam.sde",
-    "Chain": "sdesam.discrete",
-    "train": "sdesam.discrete",
-    "EffectiveMicroBatch": "sdesam.effective",
-    "effective_micro_batch": "sdesam.effective",
-    "Divergence": "sdesam.engine",
-    "CostEstimate": "sdesam.engine",
-    "Result": "sdesam.engine",
+    "Chain": "sdesam.optim",
+    "train": "sdesam.optim",
+    "EffectiveMicroBatch": "sdesam.verify.effective",
+    "effective_micro_batch": "sdesam.verify.effective",
+    "Divergence": "sdesam.ensemble",
+    "CostEstimate": "sdesam.ensemble",
+    "Result": "sdesam.ensemble",
     "FiniteSum": "sdesam.problems",
-    "Comparison": "sdesam.comparison",
-    "compare": "sdesam.comparison",
-    "Coupled": "sdesam.coupling",
-    "coupled": "sdesam.coupling",
-    "Hypothesis": "sdesam.hypothesis",
-    "check": "sdesam.hypothesis",
-    "Identification": "sdesam.identification",
-    "identify": "sdesam.identification",
-    "one_step": "sdesam.exact",
-    "signature": "sdesam.exact",
-    "weak_error": "sdesam.exact",
+    "Comparison": "sdesam.verify.comparison",
+    "compare": "sdesam.verify.comparison",
+    "Coupled": "sdesam.verify.coupling",
+    "coupled": "sdesam.verify.coupling",
+    "Hypothesis": "sdesam.verify.hypothesis",
+    "check": "sdesam.verify.hypothesis",
+    "Identification": "sdesam.verify.identification",
+    "identify": "sdesam.verify.identification",
+    "one_step": "sdesam.verify.exact",
+    "signature": "sdesam.verify.exact",
+    "weak_error": "sdesam.verify.exact",
+}
+
+_ROOMS = {
+    "claims": "sdesam.claims",
+    "exact": "sdesam.verify.exact",
+    "optim": "sdesam.optim",
+    "problems": "sdesam.problems",
 }
 
 
@@ -105,8 +113,8 @@ equation.binder = _bind
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("claims", "exact", "optim", "problems"):
-        return importlib.import_module(f"sdesam.{name}")
+    if name in _ROOMS:
+        return importlib.import_module(_ROOMS[name])
     if name in _WITH_JAX:
         return getattr(importlib.import_module(_WITH_JAX[name]), name)
     raise AttributeError(f"module 'sdesam' has no attribute {name!r}")

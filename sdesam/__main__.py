@@ -1,6 +1,6 @@
 """`python -m sdesam` is the command `sdesam`."""
 
-from sdesam._process import leave_current_folder
+from sdesam._util.process import leave_current_folder
 
 leave_current_folder()  # before click is looked for
 

@@ -11,17 +11,18 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from sdesam import plots, store
+from sdesam._util import store
 from sdesam.claims import Claim, Outcome, registry
-from sdesam.exact.enumerate import list_batches
-from sdesam.exact.quadratic import Quadratic, check_affine
-from sdesam.exact.weak import Signature, signature, solvers
+from sdesam.lab import plots
 from sdesam.mutants import MUTANTS, RIGHT, Fate, fate
 from sdesam.problems import FiniteSum, torus
 from sdesam.sampling import Sampling
 from sdesam.symbolic import derive
 from sdesam.variants import NormEstimate, Variant
 from sdesam.variants import variant as find_variant
+from sdesam.verify.exact.enumerate import list_batches
+from sdesam.verify.exact.quadratic import Quadratic, check_affine
+from sdesam.verify.exact.weak import Signature, signature, solvers
 
 SCHEMA = "sdesam.report/1"
 _EXTRA = ("signature", "mutants")
@@ -210,7 +211,7 @@ def plan(names: Sequence[str]) -> tuple[str, ...]:
     Raises:
         ValueError: an unknown claim; the message lists the valid ids.
     """
-    from sdesam._names import unknown
+    from sdesam._util.names import unknown
 
     valid = [*registry(), *_EXTRA]
     jobs: list[str] = []

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdesam._checks import check_finite, check_int, check_nonnegative, check_positive
+from sdesam._util.checks import check_finite, check_int, check_nonnegative, check_positive
 from sdesam.variants import VARIANTS, NormEstimate, Variant
 
 _MOST_DRAWN = 2**31 - 1

@@ -80,7 +80,7 @@ SAMPLING = (
             "check_perturbation",
             "float(np.finfo(np.float32).max)",
             "float(np.finfo(np.float64).max)",
-            "tests/discrete/test_weights.py::test_a_huge_lambda_follows_the_largest[1e+300]",
+            "tests/optim/test_weights.py::test_a_huge_lambda_follows_the_largest[1e+300]",
         ),
     ),
 )
@@ -172,7 +172,7 @@ STEPPING = (
             "_warn_if_unstable",
             "dt * curvature > 2",
             "dt * curvature > 4",
-            "tests/engine/test_scale.py::test_unstable_steps_are_warned_of",
+            "tests/ensemble/test_scale.py::test_unstable_steps_are_warned_of",
         ),
     ),
     *of(
@@ -202,14 +202,14 @@ STEPPING = (
         ),
     ),
     *of(
-        "engine.placement",
+        "ensemble.placement",
         "tests/sde/test_sde.py",
         ("steps_of", "1e-6 * max(1.0, abs(ratio))", "0.2 * max(1.0, abs(ratio))", "test_bad_runs"),
         (
             "time_grid",
             "np.linspace(0, steps, 11)",
             "np.linspace(0, steps, 6)",
-            "tests/engine/test_driver.py::test_statistics_are_those_of_the_paths",
+            "tests/ensemble/test_driver.py::test_statistics_are_those_of_the_paths",
         ),
     ),
 )
@@ -572,8 +572,8 @@ ALGEBRA = (
 
 OPTIMIZERS = (
     *of(
-        "discrete.kernel",
-        "tests/discrete/test_rules.py",
+        "optim.kernel",
+        "tests/optim/test_rules.py",
         (
             "weighted_gradient",
             "jax.vjp(losses, at, has_aux=True)",
@@ -600,13 +600,13 @@ OPTIMIZERS = (
         ),
     ),
     *of(
-        "discrete.kernel",
+        "optim.kernel",
         "tests/optim/test_formula.py",
         (
             "_inverse_norm",
             "(eps / scale) ** 2",
             "eps / scale",
-            "tests/discrete/test_chain.py::test_step_of_given_batches[sam-4-0.3]",
+            "tests/optim/test_chain.py::test_step_of_given_batches[sam-4-0.3]",
         ),
         (
             "_inverse_norm",
@@ -624,7 +624,7 @@ OPTIMIZERS = (
             "gibbs",
             "lam * (nu - largest)",
             "nu - largest",
-            "tests/discrete/test_weights.py::test_gibbs_weights[1.0]",
+            "tests/optim/test_weights.py::test_gibbs_weights[1.0]",
         ),
         (
             "gibbs",
@@ -660,25 +660,25 @@ OPTIMIZERS = (
             "estimated_norms",
             "jnp.mean(jax.lax.map(along, jax.random.split(key, norms.directions)), axis=0)",
             "jnp.sum(jax.lax.map(along, jax.random.split(key, norms.directions)), axis=0)",
-            "tests/discrete/test_weights.py::test_bias_and_variance_are_the_closed_forms[rademacher-3-True]",
+            "tests/optim/test_weights.py::test_bias_and_variance_are_the_closed_forms[rademacher-3-True]",
         ),
         (
             "estimated_norms",
             "norms.square",
             "not norms.square",
-            "tests/discrete/test_weights.py::test_exact_norms",
+            "tests/optim/test_weights.py::test_exact_norms",
         ),
         (
             "direction.signs",
             "words[end - -(-leaf.size // 32) : end, None]",
             "words[: -(-leaf.size // 32), None]",
-            "tests/discrete/test_weights.py::test_entries_of_a_direction_are_independent[rademacher]",
+            "tests/optim/test_weights.py::test_entries_of_a_direction_are_independent[rademacher]",
         ),
         (
             "direction",
             "jax.random.normal(k, leaf.shape, leaf.dtype)",
             "jax.random.normal(key, leaf.shape, leaf.dtype)",
-            "tests/discrete/test_weights.py::test_entries_of_a_direction_are_independent[gaussian]",
+            "tests/optim/test_weights.py::test_entries_of_a_direction_are_independent[gaussian]",
         ),
         (
             "moved.move",
@@ -690,31 +690,31 @@ OPTIMIZERS = (
             "StepKernel._drawn",
             "jax.random.choice(key, self.n, (size,), replace=False)",
             "jax.random.choice(key, self.n, (size,), replace=True)",
-            "tests/discrete/test_chain.py::test_batches_have_their_distribution[False]",
+            "tests/optim/test_chain.py::test_batches_have_their_distribution[False]",
         ),
         (
             "StepKernel.direction_key",
             "jax.random.fold_in(key, 1)",
             "key",
-            "tests/discrete/test_weights.py::test_directions_of_a_step_have_a_key_of_their_own",
+            "tests/optim/test_weights.py::test_directions_of_a_step_have_a_key_of_their_own",
         ),
         (
             "StepKernel.step",
             "-self.numbers.lr",
             "self.numbers.lr",
-            "tests/discrete/test_chain.py::test_step_of_given_batches[sgd-4-0.0]",
+            "tests/optim/test_chain.py::test_step_of_given_batches[sgd-4-0.0]",
         ),
         (
             "StepKernel.direction",
             "leaf.mean(axis=0)",
             "leaf.sum(axis=0)",
-            "tests/discrete/test_chain.py::test_step_of_given_batches[m-usam-2-0.0]",
+            "tests/optim/test_chain.py::test_step_of_given_batches[m-usam-2-0.0]",
         ),
         (
             "StepKernel._direction_by_factors",
             "jnp.asarray(self.numbers.rho, inverses.dtype)",
             "jnp.asarray(self.numbers.rho, inverses.dtype) ** 2",
-            "tests/discrete/test_chain.py::test_step_of_a_network[m-sam-1]",
+            "tests/optim/test_chain.py::test_step_of_a_network[m-sam-1]",
         ),
     ),
     *of(
@@ -905,8 +905,8 @@ OPTIMIZERS = (
 
 NETWORKS = (
     *of(
-        "training.resnet",
-        "tests/training/test_training.py",
+        "networks.resnet",
+        "tests/networks/test_training.py",
         (
             "ResNet.init.kernel",
             "size * size * outward",
@@ -966,8 +966,8 @@ NETWORKS = (
         ("convolution_by_patches", "row + height", "row + height - 1", "test_convolutions"),
     ),
     *of(
-        "training.measuring",
-        "tests/training/test_training.py",
+        "networks.measuring",
+        "tests/networks/test_training.py",
         ("measure", "norms2.std(ddof=1)", "norms2.std()", "test_what_is_measured"),
         (
             "measure",
@@ -990,8 +990,8 @@ NETWORKS = (
         ),
     ),
     *of(
-        "training.trainer",
-        "tests/training/test_training.py",
+        "networks.trainer",
+        "tests/networks/test_training.py",
         (
             "augmented",
             "2 * PADDING + 1",
@@ -1062,12 +1062,12 @@ NETWORKS = (
             "Recipe.passes",
             "FORWARD if rule.weighted else 0",
             "0",
-            "sdesam/training/trainer.py::sdesam.training.trainer.Recipe.passes",
+            "sdesam/networks/trainer.py::sdesam.networks.trainer.Recipe.passes",
         ),
     ),
     *of(
-        "training.throughput",
-        "tests/training/test_training.py",
+        "networks.throughput",
+        "tests/networks/test_training.py",
         (
             "steps_in_turn",
             "timer(steps[name]) / steps[name]",
@@ -1113,9 +1113,14 @@ PROBLEMS = (
             "FiniteSum.curvature",
             "0.0",
             "-1e9",
-            "tests/engine/test_scale.py::test_unstable_steps_are_warned_of",
+            "tests/ensemble/test_scale.py::test_unstable_steps_are_warned_of",
         ),
-        ("_curvature", "20", "1", "tests/engine/test_scale.py::test_unstable_steps_are_warned_of"),
+        (
+            "_curvature",
+            "20",
+            "1",
+            "tests/ensemble/test_scale.py::test_unstable_steps_are_warned_of",
+        ),
         (
             "FiniteSum._check_period",
             "np.isclose(moved, start, rtol=1e-3, atol=1e-4)",
@@ -1165,7 +1170,7 @@ PROBLEMS = (
             "squared_norm_of_mean.of_layer",
             "jnp.sum(a**2) * jnp.sum(delta**2)",
             "jnp.sum(a**2) + jnp.sum(delta**2)",
-            "tests/discrete/test_chain.py::test_step_of_a_network[m-sam-1]",
+            "tests/optim/test_chain.py::test_step_of_a_network[m-sam-1]",
         ),
         (
             "loss_along.dense",
@@ -1280,7 +1285,7 @@ PROBLEMS = (
         ),
     ),
     *of(
-        "curvature",
+        "verify.curvature",
         "tests/test_curvature.py",
         (
             "hessian_trace",
@@ -1312,8 +1317,8 @@ PROBLEMS = (
 
 ENSEMBLE = (
     *of(
-        "engine.work",
-        "tests/engine/test_driver.py",
+        "ensemble.work",
+        "tests/ensemble/test_driver.py",
         (
             "Work._through",
             "bad.reshape(-1, 2).any(axis=1)",
@@ -1336,12 +1341,12 @@ ENSEMBLE = (
             "Work.result",
             "first[first >= 0] * plan.step_time",
             "(first[first >= 0] - 1) * plan.step_time",
-            "tests/engine/test_scale.py::test_the_time_of_divergence_is_exact",
+            "tests/ensemble/test_scale.py::test_the_time_of_divergence_is_exact",
         ),
     ),
     *of(
-        "engine.moments",
-        "tests/engine/test_driver.py",
+        "ensemble.moments",
+        "tests/ensemble/test_driver.py",
         (
             "Moments.add",
             "other.count / divisor",
@@ -1363,13 +1368,13 @@ ENSEMBLE = (
         ),
     ),
     *of(
-        "engine.draws",
-        "tests/engine/test_driver.py",
+        "ensemble.draws",
+        "tests/ensemble/test_driver.py",
         (
             "Draw.drawn",
             "ids // 2",
             "ids",
-            "tests/engine/test_scale.py::test_jax_normals_are_jax_normals",
+            "tests/ensemble/test_scale.py::test_jax_normals_are_jax_normals",
         ),
         (
             "Draw._mirrored",
@@ -1381,12 +1386,12 @@ ENSEMBLE = (
             "path_key",
             "jax.random.fold_in(key, path)",
             "key",
-            "tests/discrete/test_chain.py::test_train_follows_the_chain",
+            "tests/optim/test_chain.py::test_train_follows_the_chain",
         ),
     ),
     *of(
-        "engine.compiled",
-        "tests/engine/test_driver.py",
+        "ensemble.compiled",
+        "tests/ensemble/test_driver.py",
         (
             "Look.__call__",
             "good & jnp.isfinite(table)",
@@ -1415,12 +1420,12 @@ ENSEMBLE = (
             "_mark",
             "(first < 0) & ~jnp.stack(finite).all(axis=0)",
             "~jnp.stack(finite).all(axis=0)",
-            "tests/engine/test_scale.py::test_the_time_of_divergence_is_exact",
+            "tests/ensemble/test_scale.py::test_the_time_of_divergence_is_exact",
         ),
     ),
     *of(
-        "engine.normals",
-        "tests/engine/test_normals.py",
+        "ensemble.normals",
+        "tests/ensemble/test_normals.py",
         ("block", "np.uint32(k + 1)", "np.uint32(k)", "test_blocks_are_those_of_jax"),
         (
             "step_keys",
@@ -1448,8 +1453,8 @@ ENSEMBLE = (
         ),
     ),
     *of(
-        "engine.result",
-        "tests/engine/test_driver.py",
+        "ensemble.result",
+        "tests/ensemble/test_driver.py",
         (
             "Result._warning",
             "self.diverged.total - self.diverged.count",
@@ -1458,8 +1463,8 @@ ENSEMBLE = (
         ),
     ),
     *of(
-        "engine.snapshot",
-        "tests/engine/test_scale.py",
+        "ensemble.snapshot",
+        "tests/ensemble/test_scale.py",
         (
             "_differing",
             "known.get(name) != theirs.get(name)",
@@ -1471,7 +1476,7 @@ ENSEMBLE = (
 
 SWEEPS = (
     *of(
-        "runs",
+        "lab.runs",
         "tests/test_runs.py",
         (
             "_canonical",
@@ -1491,7 +1496,7 @@ SWEEPS = (
         ),
     ),
     *of(
-        "reproduce._sweep",
+        "lab._sweep",
         "tests/test_reproduce.py",
         (
             "sweep",
@@ -1508,7 +1513,7 @@ SWEEPS = (
         ),
     ),
     *of(
-        "reproduce._data",
+        "lab._data",
         "tests/test_reproduce.py",
         ("collect", "len(configs) - len(present)", "0", "test_a_budget"),
     ),
@@ -1723,7 +1728,7 @@ SUMMARIES = (
 
 STATISTICS = (
     *of(
-        "statistics",
+        "verify.statistics",
         "tests/test_statistics.py",
         ("", "0.95", "0.5", "test_interval_by_hand"),
         ("interval", "0.5 + LEVEL / 2", "LEVEL", "test_interval_by_hand"),
@@ -1767,7 +1772,7 @@ STATISTICS = (
         ),
     ),
     *of(
-        "effective",
+        "verify.effective",
         "tests/test_effective.py",
         (
             "_summary.size",
@@ -1809,7 +1814,7 @@ STATISTICS = (
         ("_measure.block", "eps**2", "eps", "test_against_all_batches_listed"),
     ),
     *of(
-        "coupling",
+        "verify.coupling",
         "tests/test_coupling.py",
         (
             "_PairStep.draw",
@@ -1876,7 +1881,7 @@ STATISTICS = (
 
 EXACT = (
     *of(
-        "exact.enumerate",
+        "verify.exact.enumerate",
         "tests/exact/test_exact.py",
         (
             "list_batches",
@@ -1887,7 +1892,7 @@ EXACT = (
         ("one_step", "G - mean", "G", "test_one_step"),
     ),
     *of(
-        "exact.quadratic",
+        "verify.exact.quadratic",
         "tests/exact/test_exact.py",
         ("Quadratic.chain_path", "chain.lr**2", "chain.lr", "test_moments_on_a_quadratic"),
         (
@@ -1899,7 +1904,7 @@ EXACT = (
         ("_expected", "factorial(len(part) - 1)", "1", "test_moments_on_a_quadratic"),
     ),
     *of(
-        "exact.torus",
+        "verify.exact.torus",
         "tests/exact/test_exact.py",
         (
             "Torus.flow",
@@ -1915,7 +1920,7 @@ EXACT = (
         ),
     ),
     *of(
-        "exact.slopes",
+        "verify.exact.slopes",
         "tests/test_verdicts.py",
         (
             "Curve.vanishes",
@@ -1964,7 +1969,7 @@ EXACT = (
         ),
     ),
     *of(
-        "exact.weak",
+        "verify.exact.weak",
         "tests/test_verdicts.py",
         ("Ablation.breaks", "2 * TOLERANCE", "3 * TOLERANCE", "test_what_is_said_of_a_term"),
         (
@@ -1997,7 +2002,7 @@ EXACT = (
 
 VERDICTS = (
     *of(
-        "coefficients._compared",
+        "verify.coefficients._compared",
         "tests/test_coefficients.py",
         (
             "Finding.status",
@@ -2037,7 +2042,7 @@ VERDICTS = (
         ),
     ),
     *of(
-        "coefficients._reading",
+        "verify.coefficients._reading",
         "tests/test_coefficients.py",
         (
             "_to_come",
@@ -2084,7 +2089,7 @@ VERDICTS = (
         ),
     ),
     *of(
-        "hypothesis._verdict",
+        "verify.hypothesis._verdict",
         "tests/test_coefficients.py",
         (
             "Part.status",
@@ -2288,7 +2293,7 @@ BY_NUMBERS = of(
 
 IDENTIFICATION = (
     *of(
-        "identification._moments",
+        "verify.identification._moments",
         "tests/test_identify.py",
         ("moments", "(n - 1) / (n - b)", "n / (n - b)", "test_moments_of_three_numbers"),
         ("moments", "1 / (b * scale * n)", "1 / (b * n)", "test_moments_of_three_numbers"),
@@ -2301,7 +2306,7 @@ IDENTIFICATION = (
         ),
     ),
     *of(
-        "identification._span",
+        "verify.identification._span",
         "tests/test_identify.py",
         (
             "combination",
@@ -2314,7 +2319,7 @@ IDENTIFICATION = (
         ("rational", "_RATIONAL * max(1, abs(number))", "1e-6", "test_rational_numbers"),
     ),
     *of(
-        "identification._formulas",
+        "verify.identification._formulas",
         "tests/test_identify.py",
         (
             "population",
@@ -2337,7 +2342,7 @@ IDENTIFICATION = (
         ("told", "_CLOSE * largest", "largest", "test_stated_formulas_are_recognised"),
     ),
     *of(
-        "identification._step",
+        "verify.identification._step",
         "tests/test_identify.py",
         (
             "RuleStep._with_fresh",
@@ -2347,7 +2352,7 @@ IDENTIFICATION = (
         ),
     ),
     *of(
-        "identification._candidates",
+        "verify.identification._candidates",
         "tests/test_identify.py",
         (
             "candidates",
@@ -2357,7 +2362,7 @@ IDENTIFICATION = (
         ),
     ),
     *of(
-        "identification._sizes",
+        "verify.identification._sizes",
         "tests/test_identify.py",
         (
             "chosen_sizes",
@@ -2367,7 +2372,7 @@ IDENTIFICATION = (
         ),
     ),
     *of(
-        "identification._result",
+        "verify.identification._result",
         "tests/test_identify.py",
         (
             "Identification.equation",
@@ -2377,7 +2382,7 @@ IDENTIFICATION = (
         ),
     ),
     *of(
-        "coefficients._naming",
+        "verify.coefficients._naming",
         "tests/test_hypothesis.py",
         ("name_terms", "r + gap", "r - gap", "test_wrong_terms_are_named[double]"),
         ("_centred", "np.linalg.inv(change)", "change", "test_wrong_terms_are_named[mean]"),
@@ -2416,7 +2421,7 @@ KINDS = {
 
 ARGUED = (
     Mutation(
-        "sdesam.engine.compiled",
+        "sdesam.ensemble.compiled",
         "Look.__call__",
         "good.reshape(-1, 2).all(axis=1)",
         "good.reshape(-1, 2).any(axis=1)",
@@ -2426,7 +2431,7 @@ ARGUED = (
         ),
     ),
     Mutation(
-        "sdesam.curvature",
+        "sdesam.verify.curvature",
         "_lanczos.body",
         "range(2)",
         "range(1)",
@@ -2436,7 +2441,7 @@ ARGUED = (
         ),
     ),
     Mutation(
-        "sdesam.curvature",
+        "sdesam.verify.curvature",
         "largest_eigenvalue",
         "int(small[0]) + 1 if len(small) else count",
         "count",

@@ -138,7 +138,7 @@ def test_peers_that_are_missing_are_told():
 
 
 def test_an_incomplete_installation_is_told_in_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr("sdesam._bundled._PACKAGE", tmp_path / "sdesam")
+    monkeypatch.setattr("sdesam._util.bundled._PACKAGE", tmp_path / "sdesam")
     out = CliRunner().invoke(cli, ["bench", "--output", str(tmp_path)])
     assert out.exit_code == 2
     assert "lacks its folder 'benchmarks'" in " ".join(out.output.split())

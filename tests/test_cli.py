@@ -12,9 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 import sdesam
-from sdesam._terminal import _no_lost_interrupts
+from sdesam._util.terminal import _no_lost_interrupts
 from sdesam.cli import cli
-from sdesam.engine import work
+from sdesam.ensemble import work
 
 SMALL = [
     "--problem",
@@ -227,7 +227,7 @@ def test_names_with_dots_do_not_collide(tmp_path):
 
 def test_interruption_is_not_a_verdict(tmp_path):
     code = (
-        "import sdesam.cli as cli, sdesam.comparison as comparison\n"
+        "import sdesam.cli as cli, sdesam.verify.comparison as comparison\n"
         "def stop(*a, **k): raise KeyboardInterrupt\n"
         "comparison.compare = stop\n"
         f"cli.main(['compare', 'sgd', '--problem', 'quadratic', '--output', {str(tmp_path)!r}])"
@@ -737,7 +737,7 @@ def test_what_could_not_be_saved_is_printed(tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("sdesam.store.write_arrays", full)
+    monkeypatch.setattr("sdesam._util.store.write_arrays", full)
     out = invoke(
         "train",
         "sgd",
@@ -798,7 +798,7 @@ def result(**means):
     ],
 )
 def test_means_that_are_no_numbers_are_no_success(bad, when, tmp_path, monkeypatch):
-    monkeypatch.setattr("sdesam.discrete.train", lambda *_, **__: result(loss=[1.0, 2.0], log=bad))
+    monkeypatch.setattr("sdesam.optim.train", lambda *_, **__: result(loss=[1.0, 2.0], log=bad))
     out = invoke("train", "sgd", *SMALL, "--json", tmp_path / "out.json")
     assert out.exit_code == 3
     assert (
@@ -808,7 +808,7 @@ def test_means_that_are_no_numbers_are_no_success(bad, when, tmp_path, monkeypat
     assert out.stdout.startswith("    time             loss")
     assert (tmp_path / "out.json").exists()
     monkeypatch.setattr(
-        "sdesam.discrete.train", lambda *_, **__: result(loss=[1.0, 2.0], log=[1.0, 3.0])
+        "sdesam.optim.train", lambda *_, **__: result(loss=[1.0, 2.0], log=[1.0, 3.0])
     )
     assert invoke("train", "sgd", *SMALL).exit_code == 0, "the control"
 
@@ -889,7 +889,7 @@ def test_the_program_itself(mine):
 def test_keys_are_of_one_kind_whatever_the_default_is(tmp_path):
     import jax
 
-    from sdesam._keys import seed_key
+    from sdesam._util.keys import seed_key
 
     for seed in (0, 1, 2**32 - 1):
         with jax.default_prng_impl("rbg"):

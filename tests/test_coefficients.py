@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import sdesam
-from sdesam.coefficients import (
+from sdesam.sampling import Sampling
+from sdesam.verify.coefficients import (
     OTHER,
     SAME,
     Finding,
@@ -23,9 +24,8 @@ from sdesam.coefficients import (
     kept_powers,
     nearer_than_read,
 )
-from sdesam.coefficients._reading import _limit
-from sdesam.hypothesis import Part
-from sdesam.sampling import Sampling
+from sdesam.verify.coefficients._reading import _limit
+from sdesam.verify.hypothesis import Part
 
 POINTS = np.random.default_rng(0).normal(size=(3, 2))
 
@@ -382,8 +382,8 @@ def test_nearer_than_read():
 @pytest.mark.parametrize("variant", ["m-usam", "m-sam"])
 def test_the_optimizers_own_coefficients_against_numbers(variant):
     """Derivatives at rho = 0 against polynomials through the enumerated step at small rho."""
-    from sdesam.exact.enumerate import list_batches, one_step
-    from sdesam.exact.float64 import mean_step, step_coefficients
+    from sdesam.verify.exact.enumerate import list_batches, one_step
+    from sdesam.verify.exact.float64 import mean_step, step_coefficients
 
     problem, numbers = (
         sdesam.problems.torus(dim=2, samples=3),
@@ -408,7 +408,7 @@ def test_the_optimizers_own_coefficients_against_numbers(variant):
 
 
 def test_scales_of_samples():
-    from sdesam.exact.float64 import sample_sizes
+    from sdesam.verify.exact.float64 import sample_sizes
 
     losses = Quadratics(3)
     g = np.einsum("nij,pj->pni", losses.H, POINTS) - losses.c
@@ -421,7 +421,7 @@ def test_a_network_in_layers_has_coefficients_too():
     """Where a step takes inner products in place of perturbed weights, its derivatives in rho are
     those of the plain step.
     """
-    from sdesam.exact.float64 import start, step_coefficients
+    from sdesam.verify.exact.float64 import start, step_coefficients
 
     def loss(x, sample):
         return -jax.nn.log_softmax(jnp.tanh(sample["input"] @ x["W"]) @ x["v"])[sample["label"]]

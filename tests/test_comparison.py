@@ -11,9 +11,10 @@ import sympy as sp
 from scipy import stats
 
 import sdesam
-from sdesam import comparison, plots
-from sdesam.comparison import ExplainedShare, _rows, judge, share_explained, with_error
-from sdesam.engine import Divergence, Result
+from sdesam.ensemble import Divergence, Result
+from sdesam.lab import plots
+from sdesam.verify import comparison
+from sdesam.verify.comparison import ExplainedShare, _rows, judge, share_explained, with_error
 
 SETTING = {"lr": 0.02, "rho": 0.05, "batch": 8, "steps": 50, "runs": 400}
 
@@ -54,7 +55,7 @@ def wrong(change):
 
 @pytest.mark.parametrize("change", [{"rho^1": 2}, {"rho^1": -1}, {"rho^0": 2}], ids=str)
 def test_a_wrong_theory_is_refuted(change, problem, monkeypatch):
-    monkeypatch.setattr("sdesam.comparison._compare.derive", wrong(change))
+    monkeypatch.setattr("sdesam.verify.comparison._compare.derive", wrong(change))
     assert sdesam.compare("m-usam", problem, micro=[1], **SETTING).status == "refuted"
 
 
@@ -63,7 +64,8 @@ def test_the_ablated_sde_itself_is_refuted(problem, monkeypatch):
     in question.
     """
     monkeypatch.setattr(
-        "sdesam.comparison._compare.derive", lambda *a: sdesam.derive(*a).without("rho^1 variance")
+        "sdesam.verify.comparison._compare.derive",
+        lambda *a: sdesam.derive(*a).without("rho^1 variance"),
     )
     assert (
         sdesam.compare("m-usam", problem, micro=[1], without="rho^1", **SETTING).status == "refuted"
@@ -265,7 +267,9 @@ def test_a_wrong_theory_stays_wrong_at_smaller_step_sizes(problem, monkeypatch):
     """A term that is too small by 30 %: beside errors of large steps it may even look right, and
     then does not.
     """
-    monkeypatch.setattr("sdesam.comparison._compare.derive", wrong({"rho^1": sp.Rational(7, 10)}))
+    monkeypatch.setattr(
+        "sdesam.verify.comparison._compare.derive", wrong({"rho^1": sp.Rational(7, 10)})
+    )
     found = sdesam.compare(
         "m-usam", problem, lr=0.02, rho=0.05, batch=8, micro=[1], steps=50, runs=1000
     )
@@ -401,7 +405,7 @@ def test_other_variants(problem):
     ],
 )
 def test_bad_input_before_any_run(problem, change, message, monkeypatch):
-    monkeypatch.setattr("sdesam.engine.driver.Work", lambda *a: pytest.fail("work was started"))
+    monkeypatch.setattr("sdesam.ensemble.driver.Work", lambda *a: pytest.fail("work was started"))
     with pytest.raises(ValueError, match=message):
         sdesam.compare("m-usam", problem, **{**SETTING, **change})
 

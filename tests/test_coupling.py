@@ -12,16 +12,16 @@ import pytest
 from scipy import stats
 
 import sdesam
-from sdesam.coupling import (
+from sdesam.sde import stepping
+from sdesam.verify.coupling import (
     _indices,
     _PairStep,
     _statistics,
     counts_and_weights,
     coupled,
 )
-from sdesam.exact.float64 import drift
-from sdesam.exact.quadratic import Quadratic
-from sdesam.sde import stepping
+from sdesam.verify.exact.float64 import drift
+from sdesam.verify.exact.quadratic import Quadratic
 
 DRAWS = 20_000
 # entries of sample covariances, two-sided: 6e-7 each, below 2e-5 for the at most 36 entries of a

@@ -6,7 +6,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import sdesam
-from sdesam import curvature, problems
+from sdesam import problems
+from sdesam.verify import curvature
 
 
 @pytest.fixture(scope="module")

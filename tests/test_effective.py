@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import sdesam
-from sdesam import effective
+from sdesam.verify import effective
 from tests.brute_force import Polynomials, batches
 from tests.sde.test_enumeration import polynomial_loss
 

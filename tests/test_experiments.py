@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import sdesam
-from sdesam import reproduce
-from sdesam.runs import Numbers, Run, key
+from sdesam import lab
+from sdesam.lab.runs import Numbers, Run, key
 
 digits = pytest.importorskip("experiments._digits")
 from experiments import (  # noqa: E402
@@ -138,13 +138,12 @@ def test_finite_population_factor():
 
 
 def test_equal_runs_are_shared():
-    trained = {key(c) for c in reproduce.experiment("m_sharpness").configurations("quick")}
-    curvature = reproduce.experiment("covariance_trace")
+    trained = {key(c) for c in lab.experiment("m_sharpness").configurations("quick")}
+    curvature = lab.experiment("covariance_trace")
     assert {key(c["of"]) for c in curvature.configurations("quick")} <= trained
     from_bad = {key(c) for c in escape.EXPERIMENT.configurations("quick")}
     assert (
-        len(from_bad & {key(c) for c in reproduce.experiment("rw_sam").configurations("quick")})
-        == 20 * 5
+        len(from_bad & {key(c) for c in lab.experiment("rw_sam").configurations("quick")}) == 20 * 5
     )
     assert not trained & {key(c) for c in label_noise.EXPERIMENT.configurations("quick")}
 

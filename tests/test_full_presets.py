@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from sdesam import reproduce
+from sdesam import lab
 from sdesam.cli import cli
+from sdesam.lab.runs import Numbers, Run, RunStore
 from sdesam.problems.cifar10 import Images
-from sdesam.runs import Numbers, Run, RunStore
 
 cifar = pytest.importorskip("experiments._cifar10")
 
@@ -27,8 +27,8 @@ SMALL = {"seeds": 2, "epochs": 1, "train": 256, "width": 2, "micro": "64,32"}
 
 def small(name, monkeypatch):
     monkeypatch.setattr(cifar, "BLOCKS", (1,))
-    monkeypatch.setattr("sdesam.training.throughput._SECONDS", 0)
-    return dataclasses.replace(reproduce.experiment(name, "full"), data=lambda path: IMAGES)
+    monkeypatch.setattr("sdesam.networks.throughput._SECONDS", 0)
+    return dataclasses.replace(lab.experiment(name, "full"), data=lambda path: IMAGES)
 
 
 def without_times(run):
@@ -51,16 +51,16 @@ def test_escape(monkeypatch, tmp_path):
     (ways,) = what.needs(configs[0])
     runs.save(ways, Numbers({"fastest": "vmap, patches"}), 1.0)
     configs = [configs[0], *(c for c in configs if c["run"] == cifar.START or c.get("micro"))]
-    done = reproduce.sweep(what, configs, runs)
+    done = lab.sweep(what, configs, runs)
     assert (done.done, done.found, done.left) == (8, 1, [])
-    data = reproduce.collect(what, configs, runs, "full", "command", ["59 of the 60 epochs wanted"])
-    written = reproduce.write(what, data, tmp_path)
+    data = lab.collect(what, configs, runs, "full", "command", ["59 of the 60 epochs wanted"])
+    written = lab.write(what, data, tmp_path)
     assert [path.name for path in written] == [
         "escape-full.json",
         "escape-full.pdf",
         "escape-full.png",
     ]
-    text = reproduce.text(data)
+    text = lab.text(data)
     assert "left out beforehand, for the minutes given: 59 of the 60 epochs wanted" in text
     assert (
         "m=32: 64 images/s; a step takes 2.00 plain ones for 2 forward-backward passes: 1.00 each"
@@ -82,11 +82,11 @@ def test_escape(monkeypatch, tmp_path):
 def test_m_sharpness_with_its_measurements(monkeypatch, tmp_path):
     what, runs = small("m_sharpness", monkeypatch), RunStore(tmp_path / "runs")
     configs = what.configurations("full", {**SMALL, "seeds": 1})
-    options, left_out = reproduce.fit(what, {**SMALL, "seeds": 1}, runs, 1000, "path")
+    options, left_out = lab.fit(what, {**SMALL, "seeds": 1}, runs, 1000, "path")
     assert (options, left_out) == ({**SMALL, "seeds": 1, "micro": (64, 32)}, [])
-    done = reproduce.sweep(what, configs, runs)
+    done = lab.sweep(what, configs, runs)
     assert (done.done, done.found, done.left) == (5, 1, [])
-    data = reproduce.collect(what, configs, runs, "full", "command")
+    data = lab.collect(what, configs, runs, "full", "command")
     assert set(data["results"]["summary"]["cost"]) == {
         "plain step of SGD",
         "SGD",
@@ -95,8 +95,8 @@ def test_m_sharpness_with_its_measurements(monkeypatch, tmp_path):
         "m=32",
         "RW-SAM λ=2",
     }
-    assert "too few whole seeds" in reproduce.text(data)
-    assert len(reproduce.write(what, data, tmp_path)) == 3
+    assert "too few whole seeds" in lab.text(data)
+    assert len(lab.write(what, data, tmp_path)) == 3
 
 
 def cost(seconds=60.0, **each):
@@ -113,7 +113,7 @@ def cost(seconds=60.0, **each):
 
 
 def plan(minutes, name="m_sharpness", run=None, **given):
-    what = reproduce.experiment(name, "full")
+    what = lab.experiment(name, "full")
     return what.fit(run or cost(), minutes, {**what.defaults, **given}, set(given))
 
 
@@ -162,7 +162,7 @@ def test_minutes_too_small_are_refused_before_any_run(monkeypatch, tmp_path):
             r"--minutes 1 is too small: one epoch of experiment 'm_sharpness' takes 10 minutes here"
         ),
     ):
-        reproduce.fit(slow, SMALL, runs, 1, "path")
+        lab.fit(slow, SMALL, runs, 1, "path")
     assert not (tmp_path / "runs").exists()
 
 

@@ -11,14 +11,14 @@ import pytest
 import sympy as sp
 
 import sdesam
-from sdesam.identification import candidates, combination, named, rational, told
-from sdesam.identification._formulas import Size, agreeing, basis, fitted, rank
-from sdesam.identification._moments import Batches, moments
-from sdesam.identification._sizes import chosen_sizes
-from sdesam.identification._step import DirectionStep, RuleStep, own_problem
 from sdesam.symbolic import Tree, batch, micro, samples
 from sdesam.symbolic import evaluate as exactly
 from sdesam.variants import Variant, gradient, parameter
+from sdesam.verify.identification import candidates, combination, named, rational, told
+from sdesam.verify.identification._formulas import Size, agreeing, basis, fitted, rank
+from sdesam.verify.identification._moments import Batches, moments
+from sdesam.verify.identification._sizes import chosen_sizes
+from sdesam.verify.identification._step import DirectionStep, RuleStep, own_problem
 
 OWN, GAMMA = gradient("micro"), gradient("batch")
 MIXED = Variant("mixed", gradient("micro", at=GAMMA))

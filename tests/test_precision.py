@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import sdesam
-from sdesam.curvature import hessian_trace, largest_eigenvalue
+from sdesam.verify.curvature import hessian_trace, largest_eigenvalue
 
 PROBLEM = sdesam.problems.digits(train=32, width=4)
 SDE = sdesam.derive("m-usam").bind(PROBLEM, lr=0.1, rho=0.1, batch=4, micro=2)

@@ -20,10 +20,11 @@ import pytest
 from click.testing import CliRunner
 
 import sdesam
-from sdesam import reproduce, store
+from sdesam import lab
+from sdesam._util import store
 from sdesam.cli import cli
-from sdesam.reproduce import Experiment, _data, _workers
-from sdesam.runs import Numbers, RunStore, key
+from sdesam.lab import Experiment, _data, _workers
+from sdesam.lab.runs import Numbers, RunStore, key
 
 # an experiment of its own package, so that other processes find it: one random walk per seed, and a
 # start that all of a seed need
@@ -31,8 +32,8 @@ TINY = """
 import os, time
 from pathlib import Path
 import numpy as np
-from sdesam.reproduce import Experiment
-from sdesam.runs import Numbers
+from sdesam.lab import Experiment
+from sdesam.lab.runs import Numbers
 
 def runs(preset, seeds=6, pause=0.0):
     return [
@@ -156,9 +157,9 @@ def test_a_package_of_somebody_else_is_never_loaded(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, "experiments", type(sys)("experiments"))
     path = list(sys.path)
-    assert reproduce.experiment("escape").name == "escape"
+    assert lab.experiment("escape").name == "escape"
     assert sys.path == path
-    found = sys.modules[reproduce.experiment("escape").runs.__module__].__file__
+    found = sys.modules[lab.experiment("escape").runs.__module__].__file__
     assert Path(found) == Path(sdesam.__file__).parent.parent / "experiments" / "escape.py"
 
 
@@ -166,30 +167,28 @@ def test_two_folders_of_one_name_in_one_process(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name / "of_mine").mkdir(parents=True)
         (tmp_path / name / "of_mine" / "__init__.py").write_text(f"NAME = {name!r}")
-    first, second = (
-        reproduce.import_folder(tmp_path / name / "of_mine") for name in ("one", "two")
-    )
+    first, second = (lab.import_folder(tmp_path / name / "of_mine") for name in ("one", "two"))
     assert (first.NAME, second.NAME) == ("one", "two")
     assert first.__name__.startswith("sdesam_of_mine_")
-    assert reproduce.import_folder(tmp_path / "one" / "of_mine") is first
+    assert lab.import_folder(tmp_path / "one" / "of_mine") is first
 
 
 def test_a_folder_of_ones_own(tiny):
     folder, _ = tiny
     own = folder / "code" / "experiments"
-    assert reproduce.names(own) == ["tiny"]
-    assert reproduce.experiment("tiny", folder=own).folder == own
+    assert lab.names(own) == ["tiny"]
+    assert lab.experiment("tiny", folder=own).folder == own
     with pytest.raises(ValueError, match="unknown experiment 'tiny'"):  # it is not looked for
-        reproduce.experiment("tiny")
+        lab.experiment("tiny")
     with pytest.raises(ValueError, match="unknown experiment 'escape'"):
-        reproduce.experiment("escape", folder=own)
+        lab.experiment("escape", folder=own)
     with pytest.raises(ValueError, match=r"there is no folder '.*/no'"):
-        reproduce.names(folder / "no")
+        lab.names(folder / "no")
     with pytest.raises(ValueError, match=r"holds no experiments: a module of it must have an EXP"):
-        reproduce.names(folder)
+        lab.names(folder)
     (own / "other.py").write_text((own / "tiny.py").read_text())
     with pytest.raises(ValueError, match=r"other.py: EXPERIMENT must be .* with name='other'"):
-        reproduce.experiment("other", folder=own)
+        lab.experiment("other", folder=own)
 
 
 def undisturbed(folder, **options):
@@ -203,8 +202,8 @@ def undisturbed(folder, **options):
     configs = what.configurations("quick", options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TINY_LOG", str(folder / "another log"))
-        assert reproduce.sweep(what, configs, whole).done == len(configs) * 3 // 2
-        again = reproduce.sweep(what, configs, whole)
+        assert lab.sweep(what, configs, whole).done == len(configs) * 3 // 2
+        again = lab.sweep(what, configs, whole)
     assert (again.done, again.found, again.left) == (0, len(configs), [])
     return contents(folder / "whole")
 
@@ -396,8 +395,8 @@ def fake_wait(futures, timeout, return_when):
 def fake(monkeypatch):
     import distributed
 
-    monkeypatch.setattr("sdesam.reproduce._workers._POLL_SECONDS", 0.02)
-    monkeypatch.setattr("sdesam.reproduce._workers._WORKERLESS_SECONDS", 0.1)
+    monkeypatch.setattr("sdesam.lab._workers._POLL_SECONDS", 0.02)
+    monkeypatch.setattr("sdesam.lab._workers._WORKERLESS_SECONDS", 0.1)
     monkeypatch.setattr(distributed, "wait", fake_wait)
 
     def make(finish, threads=lambda look: 0):
@@ -451,9 +450,9 @@ def test_no_sweep_waits_for_ever(finish, threads, told, stored, minutes, fake, t
     what, folder = experiment(), RunStore(tmp_path)
     configs = what.configurations("quick", {"seeds": 3})
     with pytest.raises(RuntimeError, match=told) as found:
-        reproduce.sweep(what, configs, folder, scheduler="tcp://here:1", minutes=minutes)
+        lab.sweep(what, configs, folder, scheduler="tcp://here:1", minutes=minutes)
     assert "\n" not in str(found.value)
-    assert isinstance(found.value, reproduce.LostCluster) == ("my own" not in told)
+    assert isinstance(found.value, lab.LostCluster) == ("my own" not in told)
     assert len(list(folder)) == stored
 
 
@@ -494,7 +493,7 @@ def test_a_failed_run_is_told_and_the_others_stay(tmp_path):
     with pytest.raises(
         RuntimeError, match=r'the run \{"seed": 2\} failed: ArithmeticError: no such number'
     ):
-        reproduce.sweep(what, what.configurations("quick"), folder)
+        lab.sweep(what, what.configurations("quick"), folder)
     assert {"seed": 2} not in folder
     assert [c["seed"] for c in what.configurations("quick") if c in folder][:1] == [0]
 
@@ -506,7 +505,7 @@ def test_a_damaged_run_is_found_before_any_work(tmp_path):
         RunStore(tmp_path),
     )
     configs = what.configurations("quick")
-    reproduce.sweep(what, configs[:2], folder)
+    lab.sweep(what, configs[:2], folder)
     (tmp_path / key(configs[1]) / "arrays.npz").write_bytes(
         (tmp_path / key(configs[0]) / "arrays.npz").read_bytes()
     )
@@ -518,7 +517,7 @@ def test_a_damaged_run_is_found_before_any_work(tmp_path):
             " again"
         ),
     ):
-        reproduce.sweep(what, configs, folder)
+        lab.sweep(what, configs, folder)
     assert not made
 
 
@@ -531,14 +530,14 @@ def test_a_budget(tmp_path):
         epoch_seconds=lambda config, device: 0.01,
     )
     folder, configs = RunStore(tmp_path), what.configurations("quick")
-    found = reproduce.sweep(what, configs, folder, minutes=0.5 / 60)
+    found = lab.sweep(what, configs, folder, minutes=0.5 / 60)
     assert 0 < found.done < 20
     assert found.done + len(found.left) == 50
     assert "LEFT OUT because the time was up" in str(found)
     assert [c in folder for c in configs] == [True] * found.done + [False] * len(found.left), (
         "in order, so that whole seeds come first"
     )
-    data = reproduce.collect(what, configs, folder, "quick", "command")
+    data = lab.collect(what, configs, folder, "quick", "command")
     assert data["results"]["left_out"] == len(found.left)
     assert data["results"]["summary"]["squares"] == [k**2 for k in range(found.done)]
     slow = experiment(epoch_seconds=lambda config, device: 120.0)
@@ -546,9 +545,9 @@ def test_a_budget(tmp_path):
         ValueError,
         match=r"--minutes 1 is too small: one epoch of experiment 'tiny' takes 2 minutes here",
     ):
-        reproduce.sweep(slow, slow.configurations("quick"), RunStore(tmp_path / "b"), minutes=1)
+        lab.sweep(slow, slow.configurations("quick"), RunStore(tmp_path / "b"), minutes=1)
     with pytest.raises(ValueError, match=r"minutes=-1: it must be a number above 0"):
-        reproduce.sweep(what, configs, folder, minutes=-1)
+        lab.sweep(what, configs, folder, minutes=-1)
 
 
 def test_a_plan_counts_what_was_spent_on_measuring(tmp_path):
@@ -562,7 +561,7 @@ def test_a_plan_counts_what_was_spent_on_measuring(tmp_path):
         return {"seeds": 2}, ["one of the 3 seeds wanted"]
 
     what = experiment(fit=fit, needs=lambda config: [{"needed": 0}] if "seed" in config else [])
-    assert reproduce.fit(what, {}, folder, 4.0) == ({"seeds": 2}, ["one of the 3 seeds wanted"])
+    assert lab.fit(what, {}, folder, 4.0) == ({"seeds": 2}, ["one of the 3 seeds wanted"])
     assert planned == [(12.0, 4.0, {"seeds": 3}, set())]
 
 
@@ -573,14 +572,14 @@ def test_collected_data(tmp_path):
         ),
     )
     folder = RunStore(tmp_path)
-    reproduce.sweep(what, what.configurations("quick"), folder)
-    data = reproduce.collect(what, what.configurations("quick"), folder, "quick", "command")
+    lab.sweep(what, what.configurations("quick"), folder)
+    data = lab.collect(what, what.configurations("quick"), folder, "quick", "command")
     run = data["results"]["runs"][0]
     assert run["curve"] == [1.0, None, 0.14286]
     assert run["config"] == {"seed": 0}
     assert "params.x" not in run
     with pytest.raises(ValueError, match="no run of experiment 'tiny' is complete"):
-        reproduce.collect(
+        lab.collect(
             what, what.configurations("quick"), RunStore(tmp_path / "none"), "quick", "command"
         )
     text = _data._lists_in_lines(json.dumps(data, indent=1))
@@ -668,14 +667,14 @@ def test_every_experiment_is_listed_and_declares_what_it_must():
         "label_noise",
         "rw_sam",
     }
-    assert set(reproduce.names()) >= wanted | {"fisher_hessian"}
+    assert set(lab.names()) >= wanted | {"fisher_hessian"}
     out = invoke("reproduce", "--list")
     assert out.exit_code == 0
-    for name in reproduce.names():
-        what = reproduce.experiment(name)
+    for name in lab.names():
+        what = lab.experiment(name)
         assert name in out.output
         configs = what.configurations("quick")
         assert len({key(c) for c in configs}) == len(configs)
         assert len(what.configurations("full")) >= len(configs)
-    trained = {c["seed"] for c in reproduce.experiment("escape").configurations("quick")}
+    trained = {c["seed"] for c in lab.experiment("escape").configurations("quick")}
     assert len(trained) >= 10

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdesam import runs, store
-from sdesam.runs import Numbers, RunStore
+from sdesam._util import store
+from sdesam.lab import runs
+from sdesam.lab.runs import Numbers, RunStore
 
 ROOT = Path(store.__file__).parent.parent
 CONFIG = {"variant": "sam", "seed": 3, "micro": [64, 1]}
@@ -220,7 +221,7 @@ def test_a_mark_that_is_none(content, tmp_path):
 
 _SAVES = """
 import os, signal, sys, time
-from sdesam import runs, store
+from sdesam._util import store; from sdesam.lab import runs
 real = store.write_json
 def slow(path, value):
     if path.name == "run.json":

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sdesam import statistics
+from sdesam.verify import statistics
 
 
 def test_interval_by_hand():

@@ -20,7 +20,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from sdesam import _files, store
+from sdesam._util import files as _files
+from sdesam._util import store
 
 ROOT = Path(store.__file__).parent.parent
 FOREIGN = (
@@ -84,7 +85,7 @@ def test_foreign_files_stay(tmp_path):
 
 _KILLED = """
 import os, signal, sys
-from sdesam import store
+from sdesam._util import store
 def write(file):
     file.write(b"half")
     file._file.flush()
@@ -278,7 +279,7 @@ def test_pipes_and_devices_are_written_into(tmp_path):
 def test_standard_output_by_its_name(path, tmp_path):
     """Into a pipe or a file, what was written before and after stays."""
     code = (
-        "import sys; from sdesam import store; print('before', flush=True);"
+        "import sys; from sdesam._util import store; print('before', flush=True);"
         " store.check_target(sys.argv[1])\n"
     )
     code += "store.write_json(sys.argv[1], 7); print('after')"

@@ -5,7 +5,7 @@ decides one case alone.
 import numpy as np
 import pytest
 
-from sdesam.runs import Numbers, Run
+from sdesam.lab.runs import Numbers, Run
 
 digits = pytest.importorskip("experiments._digits")
 from experiments import (  # noqa: E402

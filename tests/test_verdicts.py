@@ -7,12 +7,12 @@ import pytest
 
 import sdesam
 from sdesam.claims import Control, Measurement, Outcome
-from sdesam.coefficients import Finding
-from sdesam.exact import Curve
-from sdesam.exact.weak import Ablation, Signature
-from sdesam.hypothesis import Part, Verdict
 from sdesam.mutants import MUTANTS, RIGHT, Fate
 from sdesam.report import Entry, Report, kill_rate
+from sdesam.verify.coefficients import Finding
+from sdesam.verify.exact import Curve
+from sdesam.verify.exact.weak import Ablation, Signature
+from sdesam.verify.hypothesis import Part, Verdict
 
 
 def found(status):

@@ -86,11 +86,11 @@ from pathlib import Path
 from click.testing import CliRunner
 import sdesam
 assert Path(sdesam.__file__).is_relative_to(sys.argv[1]), sdesam.__file__
-from sdesam import claims, reproduce
+from sdesam import claims, lab
 from sdesam.cli import cli
-from sdesam._bundled import bundled, import_folder
-assert "escape" in reproduce.names()
-module = sys.modules[reproduce.experiment("escape").runs.__module__]
+from sdesam._util.bundled import bundled, import_folder
+assert "escape" in lab.names()
+module = sys.modules[lab.experiment("escape").runs.__module__]
 assert module.__name__ == "sdesam_experiments.escape", module
 assert Path(module.__file__).is_relative_to(sys.argv[1])
 bench = importlib.import_module(import_folder(bundled("benchmarks")).__name__ + ".bench")

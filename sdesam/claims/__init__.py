@@ -8,7 +8,7 @@ import importlib
 import pkgutil
 from functools import lru_cache
 
-from sdesam._names import unknown
+from sdesam._util.names import unknown
 from sdesam.claims._base import Claim, Control, Measurement, Outcome
 
 __all__ = ["Claim", "Control", "Measurement", "Outcome", "claim", "registry"]

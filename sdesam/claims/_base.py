@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sdesam._names import Status
+from sdesam._util.names import Status
 
 Preset = Literal["quick", "full"]
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from sdesam import reproduce, statistics
-from sdesam._bundled import bundled
+from sdesam import lab
+from sdesam._util.bundled import bundled
 from sdesam.claims._base import Control, Measurement, Outcome, Preset
-from sdesam.statistics import ALPHA
+from sdesam.verify import statistics
+from sdesam.verify.statistics import ALPHA
 
 _BASIS = (
     "a p-value of the order (Page's exact test, paired by seed, Holm over all tests of the"
@@ -115,9 +116,9 @@ def from_experiment(
     def run(preset: Preset, seed: int) -> Outcome:
         del seed  # the seeds are those of the stored runs
         place = _folder(name)
-        stored = preset if preset in reproduce.drawable(name, place) else "quick"
+        stored = preset if preset in lab.drawable(name, place) else "quick"
         try:
-            data = reproduce.read(name, place, stored)
+            data = lab.read(name, place, stored)
         except ValueError as error:
             return Outcome((), (), str(error))
         measurements: list[Measurement] = []
@@ -152,4 +153,4 @@ def _folder(name: str) -> Path:
     this project.
     """
     here = Path("figures")
-    return here if reproduce.drawable(name, here) else bundled("figures")
+    return here if lab.drawable(name, here) else bundled("figures")

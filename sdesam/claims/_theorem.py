@@ -2,8 +2,8 @@
 
 Stated drift and covariance are expanded in powers of `eta` and `rho` and set beside the
 coefficients of the optimizer's own one-step moments, all mini-batches listed
-(:mod:`sdesam.coefficients`). What is measured is the largest relative deviation: 0 for a right
-theorem, and 0.1 where a term is ten per cent off.
+(:mod:`sdesam.verify.coefficients`). What is measured is the largest relative deviation: 0 for a
+right theorem, and 0.1 where a term is ten per cent off.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import NamedTuple
 import numpy as np
 
 from sdesam.claims._base import Control, Measurement, Outcome, Preset
-from sdesam.coefficients import OTHER, SAME, Finding, Setting, compare_coefficients
-from sdesam.discrete import Chain
-from sdesam.hypothesis import Hypothesis, Stated, away_from_zero
+from sdesam.optim import Chain
 from sdesam.problems import torus
 from sdesam.sampling import Sampling
 from sdesam.variants import variant as find_variant
+from sdesam.verify.coefficients import OTHER, SAME, Finding, Setting, compare_coefficients
+from sdesam.verify.hypothesis import Hypothesis, Stated, away_from_zero
 
 BASIS = (
     "exact enumeration of all mini-batches, float64; right coefficients come out to 1e-9, so 1e-5"

@@ -10,11 +10,11 @@ import numpy as np
 from scipy.integrate import quad
 
 from sdesam.claims._base import Claim, Control, Measurement, Outcome, Preset
-from sdesam.discrete import Chain
-from sdesam.exact.enumerate import list_batches
-from sdesam.exact.float64 import directions
+from sdesam.optim import Chain
 from sdesam.problems import torus
 from sdesam.sampling import Sampling
+from sdesam.verify.exact.enumerate import list_batches
+from sdesam.verify.exact.float64 import directions
 
 _SAMPLES = 5
 _SIZES = (1, 2, 3, 4)

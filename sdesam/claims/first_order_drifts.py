@@ -18,12 +18,12 @@ from sdesam.claims.luo2025 import (
     finite_population,
     micro_batches,
 )
-from sdesam.discrete import Chain
-from sdesam.exact.enumerate import list_batches
-from sdesam.exact.float64 import to_double, with_rho
-from sdesam.hypothesis import Hypothesis
+from sdesam.optim import Chain
 from sdesam.problems import FiniteSum, torus
 from sdesam.variants import NormEstimate
+from sdesam.verify.exact.enumerate import list_batches
+from sdesam.verify.exact.float64 import to_double, with_rho
+from sdesam.verify.hypothesis import Hypothesis
 
 _EPS = 0.1
 """About the size of a gradient on the torus problems: neither the norm nor its smoothing is

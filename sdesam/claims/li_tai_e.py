@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdesam.claims._base import Claim, Control, Measurement, Outcome, Preset
-from sdesam.discrete import Chain
-from sdesam.exact import Torus
-from sdesam.exact.float64 import to_double
-from sdesam.exact.weak import RATES, TOLERANCE, fit_slope
+from sdesam.optim import Chain
 from sdesam.problems import FiniteSum, torus
 from sdesam.problems.means import SampleLoss
+from sdesam.verify.exact import Torus
+from sdesam.verify.exact.float64 import to_double
+from sdesam.verify.exact.weak import RATES, TOLERANCE, fit_slope
 
 _BATCH = 2
 _PAPER = "the paper's"

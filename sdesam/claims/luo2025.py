@@ -21,10 +21,10 @@ import numpy as np
 
 from sdesam.claims._base import Claim, Control, Measurement, Outcome, Preset
 from sdesam.claims._theorem import Case, theorem
-from sdesam.discrete import Chain
-from sdesam.exact.enumerate import one_step
-from sdesam.hypothesis import Hypothesis
+from sdesam.optim import Chain
 from sdesam.problems import FiniteSum, torus
+from sdesam.verify.exact.enumerate import one_step
+from sdesam.verify.hypothesis import Hypothesis
 
 _PAPER = "Luo, Harandi, Phung & Le 2025, arXiv 2509.18001"
 Formula = Callable[..., Any]

@@ -23,8 +23,8 @@ from sdesam.claims.luo2025 import (
     micro_covariance,
     variance,
 )
-from sdesam.hypothesis import Hypothesis
 from sdesam.problems import FiniteSum
+from sdesam.verify.hypothesis import Hypothesis
 
 _PAPER = "Luo, Harandi, Phung & Le 2025, arXiv 2509.18001"
 _EPS = 0.1

@@ -17,15 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import minimize
 
-from sdesam._keys import seed_key
+from sdesam._util.keys import seed_key
 from sdesam.claims._base import Claim, Control, Measurement, Outcome, Preset
 from sdesam.claims.first_order_drifts import first_order
-from sdesam.discrete import Chain, train
-from sdesam.discrete.kernel import gibbs
-from sdesam.effective import effective_micro_batch
-from sdesam.exact.float64 import directions, to_double
+from sdesam.optim import Chain, train
+from sdesam.optim.kernel import gibbs
 from sdesam.problems import FiniteSum, digits, torus
 from sdesam.variants import NormEstimate
+from sdesam.verify.effective import effective_micro_batch
+from sdesam.verify.exact.float64 import directions, to_double
 
 _PAPER = "Luo, Harandi, Phung & Le 2025, arXiv 2509.18001"
 _EXACT = NormEstimate("exact")

@@ -12,16 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import brentq
 
-from sdesam._keys import seed_key
+from sdesam._util.keys import seed_key
 from sdesam.claims._base import Claim, Control, Measurement, Outcome, Preset
-from sdesam.discrete import Chain, train
-from sdesam.exact import Quadratic, one_step
-from sdesam.exact.enumerate import list_batches
-from sdesam.exact.float64 import drift, mean_step
-from sdesam.exact.weak import fit_slope
+from sdesam.optim import Chain, train
 from sdesam.problems import FiniteSum
 from sdesam.sde import SDE, simulate
 from sdesam.symbolic import derive
+from sdesam.verify.exact import Quadratic, one_step
+from sdesam.verify.exact.enumerate import list_batches
+from sdesam.verify.exact.float64 import drift, mean_step
+from sdesam.verify.exact.weak import fit_slope
 
 _SOURCE = (
     "Monzio Compagnoni, Biggio, Orvieto, Proske, Kersting, Lucchi 2023 (ICML), arXiv 2301.08203"

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdesam.claims._base import Claim, Control, Measurement, Outcome, Preset
-from sdesam.discrete import Chain
-from sdesam.exact import Torus, one_step
-from sdesam.exact.enumerate import list_batches
-from sdesam.exact.float64 import directions, mean_step, to_double
-from sdesam.exact.weak import fit_slope
+from sdesam.optim import Chain
 from sdesam.problems import FiniteSum, torus
 from sdesam.problems.means import SampleLoss
 from sdesam.sampling import Sampling
+from sdesam.verify.exact import Torus, one_step
+from sdesam.verify.exact.enumerate import list_batches
+from sdesam.verify.exact.float64 import directions, mean_step, to_double
+from sdesam.verify.exact.weak import fit_slope
 
 _LR, _RHO, _BATCH = 1 / 8, 0.3, 2
 _AMPLIFICATIONS = (8, 16, 32, 64)

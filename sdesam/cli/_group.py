@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from sdesam import __version__
-from sdesam._terminal import Program
+from sdesam._util.terminal import Program
 
 _STATUS = (
     "\b\nExit status:\n"

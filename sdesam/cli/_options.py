@@ -16,7 +16,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 OBSERVABLES = "loss,grad_norm2,trace_cov"
 
 MOST_SEED = 2**32 - 1
-"""See :mod:`sdesam._keys`, which needs jax."""
+"""See :mod:`sdesam._util.keys`, which needs jax."""
 
 MOST_PATHS = 2**32
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sdesam._loading import is_users_own, users_own, with_article
-from sdesam._terminal import CouldNotFinish, check_files, deliver, own_output, say
+from sdesam._util.loading import is_users_own, users_own, with_article
+from sdesam._util.terminal import CouldNotFinish, check_files, deliver, own_output, say
 from sdesam.cli import _options as option
 from sdesam.sampling import check_own
 from sdesam.symbolic import derive as derive_symbolic
@@ -24,7 +24,7 @@ from sdesam.variants import variant as find_variant
 from sdesam.variants._base import Law
 
 if TYPE_CHECKING:
-    from sdesam.engine import Result
+    from sdesam.ensemble import Result
     from sdesam.problems import FiniteSum
 
 
@@ -231,7 +231,7 @@ def check_finite(out: Result, of: str = "") -> None:
 
 def series_table(out: Result) -> str:
     """The means at each time with their standard errors; only of observables that are numbers."""
-    from sdesam.comparison import with_error
+    from sdesam.verify.comparison import with_error
 
     names = [name for name, mean in out.mean.items() if mean.ndim == 1]
     lines = [f"{'time':>8} " + " ".join(f"{name:>16}" for name in names)]
@@ -250,7 +250,7 @@ def series_table(out: Result) -> str:
 
 def described(schema: str, config: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
     """Results with what they are and where they came from."""
-    from sdesam import store
+    from sdesam._util import store
 
     return {
         "schema": schema,
@@ -269,7 +269,7 @@ def write_result(out: Result, file: str | None) -> list[Path]:
 
 
 def write_text(file: Path, text: str) -> list[Path]:
-    from sdesam import store
+    from sdesam._util import store
 
     store.write_atomically(file, lambda stream: stream.write(text.encode()))
     return [file]
@@ -277,7 +277,7 @@ def write_text(file: Path, text: str) -> list[Path]:
 
 def write_or_print(file: str | None, data: dict[str, Any]) -> list[Path]:
     """Data as JSON to a file or, for `-`, to the standard output; the files that were written."""
-    from sdesam import store
+    from sdesam._util import store
 
     if file is None:
         return []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from sdesam._terminal import checking, say
+from sdesam._util.terminal import checking, say
 from sdesam.cli import _options as option
 from sdesam.cli import _shared as shared
 from sdesam.cli._group import cli

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from sdesam._bundled import bundled, import_folder
-from sdesam._terminal import checking, deliver
+from sdesam._util.bundled import bundled, import_folder
+from sdesam._util.terminal import checking, deliver
 from sdesam.cli import _options as option
 from sdesam.cli import _shared as shared
 from sdesam.cli._group import cli

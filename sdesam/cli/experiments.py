@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from sdesam._terminal import checking, deliver, say
+from sdesam._util.terminal import checking, deliver, say
 from sdesam.cli import _options as option
 from sdesam.cli import _shared as shared
 from sdesam.cli._group import cli
@@ -101,14 +101,14 @@ def reproduce(
     Example: sdesam reproduce escape --preset quick
              sdesam reproduce escape --preset full --data cifar-10-python.tar.gz --minutes 60
     """
-    from sdesam import reproduce as work
-    from sdesam.runs import RunStore
+    from sdesam import lab
+    from sdesam.lab.runs import RunStore
 
     with checking():
-        known = work.names(own)
+        known = lab.names(own)
         if listing:
             for name in known:
-                quick, full = (work.experiment(name, which, own) for which in ("quick", "full"))
+                quick, full = (lab.experiment(name, which, own) for which in ("quick", "full"))
                 more = (
                     "the same with more seeds"
                     if quick.full is None
@@ -122,7 +122,7 @@ def reproduce(
         if not names:
             raise ValueError(f"nothing to reproduce: name experiments, or all ({', '.join(known)})")
         chosen = [
-            work.experiment(name, preset, own)  # type: ignore[arg-type]
+            lab.experiment(name, preset, own)  # type: ignore[arg-type]
             for name in (known if "all" in names else dict.fromkeys(names))
         ]
         if data is not None and not any(what.data for what in chosen):
@@ -132,23 +132,23 @@ def reproduce(
             )
         for what in chosen:
             what.configurations(preset, dict(options))  # type: ignore[arg-type]
-            work.check(what, minutes, data)
+            lab.check(what, minutes, data)
         runs = RunStore(store_folder)
         runs.check_room()
         folder = Path(output)
         shared.check_outputs(
             None,
-            output=[file for what in chosen for file in work.files(what, folder, preset)],  # type: ignore[arg-type]
+            output=[file for what in chosen for file in lab.files(what, folder, preset)],  # type: ignore[arg-type]
         )
     # All that can be refused has been refused. From here on an experiment whose run fails ends the
     # command, and what was stored before is found by the next one.
     for what in chosen:
         begun = monotonic()
         with checking(ValueError):  # minutes, or a store in use; a run that fails is a RuntimeError
-            fitting, left_out = work.fit(what, dict(options), runs, minutes, data)
+            fitting, left_out = lab.fit(what, dict(options), runs, minutes, data)
             configs = what.configurations(preset, fitting)  # type: ignore[arg-type]
             remaining = None if minutes is None else max(minutes - (monotonic() - begun) / 60, 1e-3)
-            done = work.sweep(
+            done = lab.sweep(
                 what,
                 configs,
                 runs,
@@ -164,10 +164,8 @@ def reproduce(
             f" {preset}{given}{' --data PATH' if what.data else ''}"
             f"{'' if own is None else f' --experiments {own}'}"
         )
-        found = work.collect(what, configs, runs, preset, command, left_out)  # type: ignore[arg-type]
-        deliver(
-            f"{what.name}: {done}\n{work.text(found)}", partial(work.write, what, found, folder)
-        )
+        found = lab.collect(what, configs, runs, preset, command, left_out)  # type: ignore[arg-type]
+        deliver(f"{what.name}: {done}\n{lab.text(found)}", partial(lab.write, what, found, folder))
 
 
 @cli.command()
@@ -187,27 +185,27 @@ def figures(names: tuple[str, ...], output: str, own: Path | None) -> None:
     \b
     Example: sdesam figures escape
     """
-    from sdesam import reproduce as work
+    from sdesam import lab
 
     folder = Path(output)
     with checking():
         presets = {
-            work.experiment(name, folder=own).name: work.drawable(name, folder)
-            for name in names or work.names(own)
+            lab.experiment(name, folder=own).name: lab.drawable(name, folder)
+            for name in names or lab.names(own)
         }
         if not any(presets.values()) and not names:
             raise ValueError(
                 f"there are no data in {output!r}: make them with `sdesam reproduce all`"
             )
         drawn = [
-            (work.experiment(name, preset, own), preset, work.read(name, folder, preset))
+            (lab.experiment(name, preset, own), preset, lab.read(name, folder, preset))
             for name in presets
             for preset in presets[name]
             or (["quick"] if names else [])  # without data: the sentence that says so
         ]
         shared.check_outputs(
             None,
-            output=[file for what, preset, _ in drawn for file in work.files(what, folder, preset)],
+            output=[file for what, preset, _ in drawn for file in lab.files(what, folder, preset)],
         )
     for what, preset, _ in drawn:
-        deliver("", partial(work.draw, what, folder, preset))
+        deliver("", partial(lab.draw, what, folder, preset))

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from sdesam._terminal import checking, deliver, own_output
+from sdesam._util.terminal import checking, deliver, own_output
 from sdesam.cli import _options as option
 from sdesam.cli import _shared as shared
 from sdesam.cli._group import cli
@@ -82,7 +82,7 @@ def identify(**given: Any) -> int:
         problem = None
         if given["problem_name"] is not None:
             problem = shared.load_problem(given["problem_name"], given["problem_args"])
-        from sdesam.identification import identify as identified
+        from sdesam.verify.identification import identify as identified
 
         with own_output():
             found = identified(

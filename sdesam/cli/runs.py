@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from sdesam._terminal import checking, deliver, own_output, say
+from sdesam._util.terminal import checking, deliver, own_output, say
 from sdesam.cli import _options as option
 from sdesam.cli import _shared as shared
 from sdesam.cli._group import cli
@@ -83,7 +83,7 @@ def simulate(
             raise ValueError("--plan writes nothing: leave --json, --save and --snapshot out")
         shared.check_outputs(json_file, save=save, snapshot=snapshot)
         problem = rule.load_problem()
-        from sdesam._keys import seed_key
+        from sdesam._util.keys import seed_key
         from sdesam.sde import estimate
         from sdesam.sde import simulate as run
 
@@ -171,9 +171,9 @@ def train(
         shared.check_outputs(json_file, save=save, snapshot=snapshot)
         declared = rule.load_variant()
         problem = rule.load_problem()
-        from sdesam._keys import seed_key
-        from sdesam.discrete import Chain
-        from sdesam.discrete import train as run
+        from sdesam._util.keys import seed_key
+        from sdesam.optim import Chain
+        from sdesam.optim import train as run
 
         norms = rule.norm_estimate()
         with own_output():
@@ -287,8 +287,8 @@ def compare(
         shared.check_outputs(
             json_file, output=shared.with_suffixes(output, stem, ".json", ".pdf", ".png")
         )
-        from sdesam import plots
-        from sdesam.comparison import compare as run
+        from sdesam.lab import plots
+        from sdesam.verify.comparison import compare as run
 
         with own_output():
             found = run(

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from sdesam._terminal import checking, deliver, own_output, say, unread
+from sdesam._util.terminal import checking, deliver, own_output, say, unread
 from sdesam.cli import _options as option
 from sdesam.cli import _shared as shared
 from sdesam.cli._group import cli

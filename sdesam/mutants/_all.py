@@ -11,12 +11,12 @@ import sympy as sp
 from sdesam import symbolic
 from sdesam.claims import first_order_drifts
 from sdesam.claims import luo2025_normalised as normalised
-from sdesam.hypothesis import Hypothesis
 from sdesam.mutants._fate import EPS, LAM, Mutant
 from sdesam.mutants._optimizers import ALWAYS_PERTURBED, KERNELS, NORMALISED_KERNELS
 from sdesam.mutants._theories import not_centred, of_other_sampling, scaled, too_little, without
 from sdesam.symbolic import derive
 from sdesam.variants import variant as find_variant
+from sdesam.verify.hypothesis import Hypothesis
 
 _STATED: dict[str, Callable[[bool], Hypothesis]] = {
     "sam": lambda replace: normalised.sam(replace, EPS),

@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from sdesam.coefficients import Field, Finding, Setting, compare_coefficients, interpolated
-from sdesam.discrete import Chain
-from sdesam.discrete.kernel import StepKernel
-from sdesam.exact.float64 import covariance, drift
-from sdesam.hypothesis import Hypothesis, Stated
 from sdesam.mutants._theories import Change
+from sdesam.optim import Chain
+from sdesam.optim.kernel import StepKernel
 from sdesam.problems import FiniteSum, torus
 from sdesam.sampling import Sampling
 from sdesam.sde import SDE
 from sdesam.symbolic import derive
 from sdesam.variants import NormEstimate
 from sdesam.variants import variant as find_variant
+from sdesam.verify.coefficients import Field, Finding, Setting, compare_coefficients, interpolated
+from sdesam.verify.exact.float64 import covariance, drift
+from sdesam.verify.hypothesis import Hypothesis, Stated
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sdesam.discrete.kernel import StepKernel, StepNumbers
+from sdesam.optim.kernel import StepKernel, StepNumbers
 
 PyTree = Any
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdesam.coefficients import Setting
 from sdesam.symbolic import ModifiedEquation, derive
+from sdesam.verify.coefficients import Setting
 
 Change = Callable[[ModifiedEquation], ModifiedEquation]
 

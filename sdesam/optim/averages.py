@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sdesam._precision import wide
-from sdesam.discrete.kernel import Perturbed
+from sdesam._util.precision import wide
+from sdesam.optim.kernel import Perturbed
 
 PyTree = Any
 

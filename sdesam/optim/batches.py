@@ -14,9 +14,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from sdesam._precision import like, wide
-from sdesam.discrete.kernel import Losses
+from sdesam._util.precision import like, wide
 from sdesam.optim.checks import samples
+from sdesam.optim.kernel import Losses
 from sdesam.variants import Variant
 
 PyTree = Any

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sdesam._names import unknown
-from sdesam.discrete.kernel import check_delta
+from sdesam._util.names import unknown
+from sdesam.optim.kernel import check_delta
 from sdesam.optim.state import State
 from sdesam.variants import Gibbs, Gradient, NormEstimate, Sum, Variant, Vector
 

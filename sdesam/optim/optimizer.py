@@ -1,7 +1,7 @@
 """One training step: micro-batches to the step kernel, the mean of their perturbed gradients to an
 optax optimizer.
 
-The mathematics of a variant is in `sdesam.discrete.kernel` and nowhere else. What is here concerns
+The mathematics of a variant is in `sdesam.optim.kernel` and nowhere else. What is here concerns
 training: how micro-batches are run, devices, keys, auxiliary values, and the checks.
 """
 
@@ -16,18 +16,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sdesam._checks import check_int
-from sdesam._names import unknown
-from sdesam._precision import wide
-from sdesam.discrete.kernel import (
-    Ascent,
-    Evaluation,
-    Perturbed,
-    check_delta_at,
-    perturbed_gradient,
-    random_key,
-    shared_vectors,
-)
+from sdesam._util.checks import check_int
+from sdesam._util.names import unknown
+from sdesam._util.precision import wide
 from sdesam.optim.averages import accumulated, mean_of_devices, mean_of_micro_batches, told_apart
 from sdesam.optim.batches import Batches, Groups, by_scope, in_micro_batches, numbered
 from sdesam.optim.checks import (
@@ -42,6 +33,15 @@ from sdesam.optim.checks import (
     missing_arguments,
     samples,
     schedule,
+)
+from sdesam.optim.kernel import (
+    Ascent,
+    Evaluation,
+    Perturbed,
+    check_delta_at,
+    perturbed_gradient,
+    random_key,
+    shared_vectors,
 )
 from sdesam.optim.state import Info, State
 from sdesam.sampling import check_own, check_perturbation

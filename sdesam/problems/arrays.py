@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdesam._functions import HOLE, bare
-from sdesam._precision import wide
+from sdesam._util.functions import HOLE, bare
+from sdesam._util.precision import wide
 
 PyTree = Any
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sdesam._checks import check_int
-from sdesam._precision import precisely
+from sdesam._util.checks import check_int
+from sdesam._util.precision import precisely
 from sdesam.problems.arrays import check_structure
 from sdesam.problems.finite_sum import FiniteSum
 
@@ -197,3 +197,6 @@ def _split(
 def _accuracy(data: Any, params: Any) -> jax.Array:
     scores = jax.vmap(_network, (None, 0))(params, data["image"])
     return jnp.mean((jnp.argmax(scores, axis=-1) == data["label"]).astype(scores.dtype))
+
+
+PROBLEMS = {"digits": digits}

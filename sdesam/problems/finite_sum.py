@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from sdesam._checks import check_int, check_positive
-from sdesam._functions import Function, compiled, failure
-from sdesam._keys import seed_key
-from sdesam._names import unknown
-from sdesam._process import check_not_forked
+from sdesam._util.checks import check_int, check_positive
+from sdesam._util.functions import Function, compiled, failure
+from sdesam._util.keys import seed_key
+from sdesam._util.names import unknown
+from sdesam._util.process import check_not_forked
 from sdesam.autodiff.smoothness import nonsmooth_operations
 from sdesam.problems.arrays import (
     check_structure,

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable
-from functools import partial
+from pathlib import Path
 from typing import Any
 
-from sdesam._loading import is_users_own, told, users_own, with_article
-from sdesam._names import unknown
-from sdesam.problems.digits import digits
+from sdesam._util.loading import is_users_own, told, users_own, with_article
+from sdesam._util.names import unknown
 from sdesam.problems.finite_sum import FiniteSum
-from sdesam.problems.synthetic import linear_regression, quadratic, torus
 
 READY: dict[str, Callable[..., FiniteSum]] = {
-    "digits": digits,
-    "linear-regression": linear_regression,
-    "quadratic": quadratic,
-    "torus1d": partial(torus, dim=1),
-    "torus2d": partial(torus, dim=2),
+    name: maker
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)])
+    for name, maker in getattr(
+        importlib.import_module(f"sdesam.problems.{module.name}"), "PROBLEMS", {}
+    ).items()
 }
-"""The ready-made problems by name."""
+"""The ready-made problems by name: those of every file in this folder that has `PROBLEMS`."""
 
 
 def load(spec: str, /, **options: Any) -> FiniteSum:

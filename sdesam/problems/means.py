@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from sdesam._precision import like, of_sums, wide
+from sdesam._util.precision import like, of_sums, wide
 from sdesam.autodiff.interpreter import equations
 from sdesam.autodiff.outer_products import Factors, dense_layers, deviations, factors, held
 

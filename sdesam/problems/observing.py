@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdesam._functions import Function, compiled, failure
-from sdesam._precision import wide
+from sdesam._util.functions import Function, compiled, failure
+from sdesam._util.precision import wide
 from sdesam.problems.arrays import describe, numeric, refuse_traced
 from sdesam.problems.means import SampleLoss, grad_norm2, mean_loss, trace_cov
 

@@ -4,12 +4,13 @@ torus.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from sdesam._checks import check_int, check_nonnegative
+from sdesam._util.checks import check_int, check_nonnegative
 from sdesam.problems.finite_sum import FiniteSum
 
 
@@ -90,3 +91,11 @@ def torus(dim: int = 2, samples: int = 4, seed: int = 0) -> FiniteSum:
         "sin": 0.1 * decay * rng.normal(size=(n, len(frequencies))),
     }
     return FiniteSum(_waves, data, np.full(dim, 0.5), period=2 * np.pi, name=f"torus{dim}d")
+
+
+PROBLEMS = {
+    "linear-regression": linear_regression,
+    "quadratic": quadratic,
+    "torus1d": partial(torus, dim=1),
+    "torus2d": partial(torus, dim=2),
+}

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
 
-from sdesam._functions import Function, bare, failure
-from sdesam._precision import like, wide
+from sdesam._util.functions import Function, bare, failure
+from sdesam._util.precision import like, wide
 from sdesam.autodiff.outer_products import dense_layers
 from sdesam.problems.arrays import describe, numeric, shapes
 from sdesam.problems.means import computes_in_half, samples_without_vectors
@@ -300,7 +300,7 @@ class WrittenKernel:
 
     Args:
         drift_arrays: those of the drift, such as the weights of a module; see
-            :meth:`sdesam._functions.Function.apart`.
+            :meth:`sdesam._util.functions.Function.apart`.
         noise_arrays: those of the noise.
         drift_fn: `x -> B(x)` with holes for its arrays.
         noise_fn: `(x, xi) -> A(x) xi` with holes for its arrays.

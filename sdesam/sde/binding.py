@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from sdesam._checks import check_int
-from sdesam.discrete.kernel import check_delta_on
+from sdesam._util.checks import check_int
+from sdesam.optim.kernel import check_delta_on
 from sdesam.problems import FiniteSum, check_problem
 from sdesam.sampling import (
     FEW_MICRO_BATCHES,

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
-from sdesam._checks import check_int, check_nonnegative, check_positive
-from sdesam._functions import Function, bare, compiled, failure
-from sdesam._precision import like, of_sums, precisely, wide
+from sdesam._util.checks import check_int, check_nonnegative, check_positive
+from sdesam._util.functions import Function, bare, compiled, failure
+from sdesam._util.precision import like, of_sums, precisely, wide
 from sdesam.problems import FiniteSum, check_problem, fold_samples
 from sdesam.problems.arrays import describe, numeric, shapes
 from sdesam.sampling import (

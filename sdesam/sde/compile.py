@@ -28,9 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from sdesam._precision import like, of_sums, wide
+from sdesam._util.precision import like, of_sums, wide
 from sdesam.autodiff.outer_products import dense_layers, factors, loss_along
-from sdesam.discrete.kernel import inverse_norm, weighted_gradient
+from sdesam.optim.kernel import inverse_norm, weighted_gradient
 from sdesam.problems import fold_samples
 from sdesam.problems.means import computes_in_half, samples_without_vectors, summed_gradient
 from sdesam.symbolic import Tree

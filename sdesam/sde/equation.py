@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from sdesam._functions import compiled
-from sdesam.engine import check_key
+from sdesam._util.functions import compiled
+from sdesam.ensemble import check_key
 from sdesam.problems import FiniteSum
 from sdesam.problems.arrays import check_structure, parameters
 from sdesam.sampling import Hyperparameters

@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdesam._checks import check_int, check_nonnegative, check_positive
-from sdesam._functions import check_known
-from sdesam._keys import seed_key
-from sdesam._names import unknown
-from sdesam._precision import lenient
-from sdesam.engine import (
+from sdesam._util.checks import check_int, check_nonnegative, check_positive
+from sdesam._util.functions import check_known
+from sdesam._util.keys import seed_key
+from sdesam._util.names import unknown
+from sdesam._util.precision import lenient
+from sdesam.ensemble import (
     CostEstimate,
     Keep,
     Normals,

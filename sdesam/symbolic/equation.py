@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import sympy as sp
 
-from sdesam._names import unknown
+from sdesam._util.names import unknown
 from sdesam.symbolic import printing
 from sdesam.symbolic.expansion import expand
 from sdesam.symbolic.expectation import MICRO, OutsideError, Sizes, mean, projection

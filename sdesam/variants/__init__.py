@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from sdesam._names import unknown
+from sdesam._util.names import unknown
 from sdesam.variants._base import TAKEN, Ascent, NormEstimate, Variant
 from sdesam.variants._expressions import (
     Elementwise,

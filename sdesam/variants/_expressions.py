@@ -29,7 +29,7 @@ from functools import reduce
 from operator import mul
 from typing import Any, Literal, get_args
 
-from sdesam._names import unknown
+from sdesam._util.names import unknown
 
 DirectionLaw = Literal["gaussian", "rademacher"]
 SCOPES = ("micro", "batch", "data", "fresh")

@@ -22,8 +22,8 @@ from tqdm import tqdm
 import sdesam
 import sdesam.sde  # once, before processes are forked
 from sdesam.cli import main as command_line
-from sdesam.reproduce import Experiment, sweep
-from sdesam.runs import Numbers, RunStore
+from sdesam.lab import Experiment, sweep
+from sdesam.lab.runs import Numbers, RunStore
 
 
 @dataclass(frozen=True)

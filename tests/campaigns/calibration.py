@@ -22,11 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import sdesam
-from sdesam import hypothesis
-from sdesam.coefficients import Setting, expand, summarised
-from sdesam.hypothesis import _settings
 from sdesam.sampling import Sampling
 from sdesam.variants import variant as find_variant
+from sdesam.verify import hypothesis
+from sdesam.verify.coefficients import Setting, expand, summarised
+from sdesam.verify.hypothesis import _settings
 
 DEVIATIONS = (0.01, 0.02, 0.05, 0.1)
 MOST_BATCHES = 1300

@@ -88,8 +88,8 @@ def named(): return sdesam.FiniteSum(_loss, jnp.arange(3.0), 1.0, name="../x/y")
 problem = _sum()
 """
 EXPERIMENT = """
-from sdesam.reproduce import Experiment
-from sdesam.runs import Numbers
+from sdesam.lab import Experiment
+from sdesam.lab.runs import Numbers
 
 def runs(preset, seeds=3, rate=1.0):
     return [{"run": "NAME", "seed": seed, "rate": rate} for seed in range(seeds)]

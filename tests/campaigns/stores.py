@@ -30,10 +30,11 @@ import ml_dtypes
 import numpy as np
 
 import sdesam
-from sdesam import reproduce, store
-from sdesam.engine import Divergence, Result
+from sdesam import lab
+from sdesam._util import store
+from sdesam.ensemble import Divergence, Result
+from sdesam.lab.runs import Numbers, RunStore, key
 from sdesam.problems import cifar10
-from sdesam.runs import Numbers, RunStore, key
 from tests.campaigns import _damage
 from tests.campaigns._tries import Outcome, arguments, fault_of, report, seeds, tell, tries, wrong
 
@@ -51,8 +52,8 @@ RNG = np.random.default_rng(0)
 ROWS, LABELS = RNG.integers(0, 256, (30, 3072), np.uint8), np.tile(np.arange(10), 3)
 TWO = """
 import sys, numpy as np
-from sdesam import store
-from sdesam.runs import Numbers, RunStore
+from sdesam._util import store
+from sdesam.lab.runs import Numbers, RunStore
 for k in range(15):
     RunStore(sys.argv[1] + "/runs").save(
         {"seed": k}, Numbers({"k": k}, {"a": np.full(2000, k)}), 1.0, {}
@@ -63,8 +64,8 @@ for k in range(15):
 FULL = """
 import sys, numpy as np
 from pathlib import Path
-from sdesam import store
-from sdesam.runs import Numbers, RunStore
+from sdesam._util import store
+from sdesam.lab.runs import Numbers, RunStore
 place = Path(sys.argv[1])
 store.write_arrays(place / "old.npz", {"a": np.ones(100)}, {})
 for write in (
@@ -276,7 +277,7 @@ def drawn(rng: np.random.Generator, folder: Path) -> str:
     way = _damage.damage(place, rng) if removed == "none" else f"no {removed}"
     yield_to(
         way,
-        lambda: reproduce.draw(reproduce.experiment("fisher_hessian"), folder),
+        lambda: lab.draw(lab.experiment("fisher_hessian"), folder),
         "fisher_hessian",
     )
     return way

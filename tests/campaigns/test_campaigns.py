@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sdesam.engine import Divergence
+from sdesam.ensemble import Divergence
 from tests.campaigns import _jobs, _odd, api, kills, memory, stores
 from tests.campaigns._tries import Outcome, fault_of, planted, report, tries
 

@@ -8,7 +8,7 @@ from sdesam.claims import Control, Outcome, claim
 from sdesam.claims.li_tai_e import _equation
 from sdesam.claims.luo2025_rw import _above, acts_like
 from sdesam.claims.monzio import _enumerated_sde, _Setting
-from sdesam.exact.float64 import covariance, drift
+from sdesam.verify.exact.float64 import covariance, drift
 
 CASES = [(name, 0) for name in ("L-3.9", "L-RW2", "LTE", "MC-quad", "MC-sad", "SVAG")]
 CASES += [(name, seed) for name in ("L-3.9", "L-RW2", "MC-sad") for seed in (1, 2, 3)]

@@ -5,8 +5,9 @@ those about V, Fisher matrix and Hessian as they are.
 import numpy as np
 import pytest
 
-from sdesam import claims, reproduce, statistics
+from sdesam import claims, lab
 from sdesam.claims import Outcome, _stored
+from sdesam.verify import statistics
 
 
 @pytest.mark.parametrize("name", ["L-FIM", "L-FIMn"])
@@ -41,7 +42,7 @@ def test_a_claim_about_training_is_what_its_experiment_found(name):
     outcome = claim.run("quick", 0)
     assert all(control.caught for control in outcome.controls)
     place = _stored._folder(STORED[name])
-    (verdict,) = reproduce.read(STORED[name], place)["results"]["summary"]["verdicts"].items()
+    (verdict,) = lab.read(STORED[name], place)["results"]["summary"]["verdicts"].items()
     assert verdict[0] == name, "one place says what became of the claim"
     assert outcome.status == verdict[1]["status"] == claim.recorded
 

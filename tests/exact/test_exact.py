@@ -9,10 +9,10 @@ import pytest
 from scipy.linalg import expm
 
 import sdesam
-from sdesam.exact import Quadratic, Torus, one_step
-from sdesam.exact.enumerate import list_batches
-from sdesam.exact.torus import _TEST_WAVES
 from sdesam.sampling import Sampling
+from sdesam.verify.exact import Quadratic, Torus, one_step
+from sdesam.verify.exact.enumerate import list_batches
+from sdesam.verify.exact.torus import _TEST_WAVES
 from tests.brute_force import Polynomials, moments
 from tests.sde.test_enumeration import polynomial_loss
 

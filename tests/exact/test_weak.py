@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import sdesam
-from sdesam.exact import Curve, signature, weak_error
-from sdesam.exact.weak import extrapolated, fit_slope
 from sdesam.mutants import scaled
+from sdesam.verify.exact import Curve, signature, weak_error
+from sdesam.verify.exact.weak import extrapolated, fit_slope
 
 PREDICTED = {
     "rho^1": 2 / 3,

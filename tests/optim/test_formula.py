@@ -10,7 +10,7 @@ import pytest
 
 import sdesam
 from sdesam import NormEstimate, optim
-from sdesam.discrete import kernel
+from sdesam.optim import kernel
 
 LR, RHO, LAM, DELTA = 0.1, 0.7, 1.5, 1e-3
 RNG = np.random.default_rng(0)

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 import sdesam
 from sdesam import NormEstimate, optim
-from sdesam.discrete import kernel
+from sdesam.optim import kernel
 from sdesam.variants import (
     RandomDirection,
     Variant,

@@ -19,7 +19,7 @@ from optax import contrib
 
 import sdesam
 from sdesam import NormEstimate, optim
-from sdesam.discrete.kernel import estimated_norms, random_key
+from sdesam.optim.kernel import estimated_norms, random_key
 from tests.optim.test_training import BATCH, DATA, START, close, gap, loss, momentum
 
 IMPLEMENTATIONS = ["threefry2x32", "rbg", "unsafe_rbg"]

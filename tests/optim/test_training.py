@@ -10,7 +10,7 @@ import pytest
 from optax import contrib
 
 from sdesam import optim
-from sdesam.discrete.kernel import Ascent, Evaluation
+from sdesam.optim.kernel import Ascent, Evaluation
 from sdesam.variants import gradient, unit
 
 RNG = np.random.default_rng(1)

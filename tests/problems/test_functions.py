@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import sdesam
-from sdesam._functions import Function, compiled
+from sdesam._util.functions import Function, compiled
 
 KEY = jax.random.key(0)
 RATE = 1.0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import sdesam
-from sdesam.curvature import hessian_trace, largest_eigenvalue
+from sdesam.verify.curvature import hessian_trace, largest_eigenvalue
 
 HALVES = {"bfloat16": (jnp.bfloat16, 2e-2), "float16": (jnp.float16, 4e-3)}
 

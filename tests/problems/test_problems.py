@@ -7,8 +7,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 import sdesam
-from sdesam import curvature
 from sdesam.autodiff.smoothness import nonsmooth_operations
+from sdesam.verify import curvature
 
 
 def test_functions_of_a_finite_sum():

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import sdesam
-from sdesam.exact import Torus
-from sdesam.exact.weak import fit_slope
+from sdesam.verify.exact import Torus
+from sdesam.verify.exact.weak import fit_slope
 from tests.brute_force import Polynomials, batches
 from tests.sde.test_enumeration import polynomial_loss, powers_of_rho, some_slow
 

@@ -1,0 +1,3 @@
+"""Is a theory right: exact expectations and weak errors, hypotheses, identification, comparisons
+with error bars, statistics.
+"""
