@@ -113,7 +113,7 @@ def coefficients(slopes: np.ndarray, basis: tuple[np.ndarray, np.ndarray]) -> np
 def _derived(
     rule: str, problem: FiniteSum, points: np.ndarray, sampling: Sampling, **numbers: float
 ) -> np.ndarray:
-    """The same slope from the derived equation of the rule as it is declared."""
+    """`d/drho E G` at `rho = 0` from the derived equation of the rule as it is declared."""
     given: dict[str, Any] = {"batch": sampling.batch, "expectation": "exact", **numbers}
     if variant(rule).micro:
         given["micro"] = sampling.m
