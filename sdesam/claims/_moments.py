@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.linalg import expm
 
-from sdesam.exact.quadratic import Quadratic
 from sdesam.problems import FiniteSum
+from sdesam.verify.exact.quadratic import Quadratic
 
 
 def per_sample(problem: FiniteSum) -> np.ndarray:

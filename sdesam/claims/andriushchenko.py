@@ -15,9 +15,9 @@ import numpy as np
 
 from sdesam.claims._base import Claim, Outcome, Preset
 from sdesam.claims._findings import Findings
-from sdesam.discrete import Chain
-from sdesam.exact.float64 import directions
+from sdesam.optim import Chain
 from sdesam.problems import FiniteSum
+from sdesam.verify.exact.float64 import directions
 
 _SAMPLES, _WIDTH = 5, 3
 

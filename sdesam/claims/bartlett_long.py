@@ -13,9 +13,9 @@ from scipy.optimize import brentq
 
 from sdesam.claims._base import Claim, Outcome, Preset
 from sdesam.claims._findings import Findings
-from sdesam.discrete import Chain
-from sdesam.exact.float64 import directions
+from sdesam.optim import Chain
 from sdesam.problems import FiniteSum
+from sdesam.verify.exact.float64 import directions
 
 _EVERY = np.zeros((1, 1, 1), int)
 """The mini-batch of the only sample."""

@@ -10,9 +10,9 @@ import numpy as np
 
 from sdesam.claims._base import Claim, Outcome, Preset
 from sdesam.claims._findings import Findings
-from sdesam.discrete import Chain
-from sdesam.exact.float64 import directions, to_double
+from sdesam.optim import Chain
 from sdesam.problems import FiniteSum, torus
+from sdesam.verify.exact.float64 import directions, to_double
 
 _POINTS = 5
 

@@ -19,9 +19,9 @@ from scipy.integrate import solve_ivp
 
 from sdesam.claims import _moments as moments
 from sdesam.claims._base import Claim, Control, Measurement, Outcome, Preset
-from sdesam.exact.float64 import to_double
-from sdesam.exact.weak import TOLERANCE, fit_slope
 from sdesam.problems import FiniteSum, quadratic, torus
+from sdesam.verify.exact.float64 import to_double
+from sdesam.verify.exact.weak import TOLERANCE, fit_slope
 
 _BASIS = (
     "a wrong coefficient gives a slope of 1; the next power of h changes a slope here by less than"

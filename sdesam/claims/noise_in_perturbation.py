@@ -20,13 +20,13 @@ import numpy as np
 
 from sdesam.claims._base import Claim, Outcome, Preset
 from sdesam.claims._findings import Findings
-from sdesam.exact.enumerate import list_batches
-from sdesam.exact.float64 import drift, to_double
-from sdesam.exact.quadratic import Quadratic
 from sdesam.problems import FiniteSum, quadratic, torus
 from sdesam.sampling import Sampling
 from sdesam.symbolic import derive
 from sdesam.variants import Gradient, Sum, Unit, Vector, variant
+from sdesam.verify.exact.enumerate import list_batches
+from sdesam.verify.exact.float64 import drift, to_double
+from sdesam.verify.exact.quadratic import Quadratic
 
 _BASIS = (
     "rounding of sums over all batches in float64; for rules with memory, the limit lr -> 0 by"

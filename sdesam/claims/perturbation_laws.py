@@ -15,12 +15,12 @@ import numpy as np
 from sdesam.claims._base import Claim, Outcome, Preset
 from sdesam.claims._findings import Findings
 from sdesam.claims.first_order_drifts import first_order
-from sdesam.discrete import Chain
-from sdesam.exact.enumerate import list_batches
-from sdesam.exact.float64 import drift, to_double
+from sdesam.optim import Chain
 from sdesam.problems import FiniteSum, torus
 from sdesam.sampling import Sampling
 from sdesam.symbolic import derive
+from sdesam.verify.exact.enumerate import list_batches
+from sdesam.verify.exact.float64 import drift, to_double
 
 _EPS, _POINTS, _SAMPLES = 0.1, 6, 5
 

@@ -17,11 +17,11 @@ import numpy as np
 
 from sdesam.claims._base import Claim, Outcome, Preset
 from sdesam.claims._findings import Findings
-from sdesam.discrete import Chain
-from sdesam.exact.enumerate import list_batches
-from sdesam.exact.float64 import directions, to_double
+from sdesam.optim import Chain
 from sdesam.problems import FiniteSum, torus
 from sdesam.sampling import Sampling
+from sdesam.verify.exact.enumerate import list_batches
+from sdesam.verify.exact.float64 import directions, to_double
 
 _SAMPLES, _POINTS = 4, 4
 

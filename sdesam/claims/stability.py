@@ -18,11 +18,11 @@ from scipy.optimize import brentq
 
 from sdesam.claims._base import Claim, Outcome, Preset
 from sdesam.claims._findings import Findings
-from sdesam.discrete import Chain
-from sdesam.exact.enumerate import list_batches
-from sdesam.exact.quadratic import Quadratic
+from sdesam.optim import Chain
 from sdesam.problems import FiniteSum
 from sdesam.sampling import Sampling
+from sdesam.verify.exact.enumerate import list_batches
+from sdesam.verify.exact.quadratic import Quadratic
 
 
 def _half_square(x: Any, sample: dict[str, Any]) -> Any:

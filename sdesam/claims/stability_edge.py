@@ -14,12 +14,12 @@ from scipy.optimize import brentq
 from sdesam.claims import _moments as moments
 from sdesam.claims._base import Claim, Control, Measurement, Outcome, Preset
 from sdesam.claims._findings import Findings
-from sdesam.discrete import Chain
-from sdesam.exact.enumerate import one_step
-from sdesam.exact.quadratic import Quadratic
-from sdesam.exact.weak import TOLERANCE, fit_slope
+from sdesam.optim import Chain
 from sdesam.problems import FiniteSum, quadratic
 from sdesam.symbolic import derive
+from sdesam.verify.exact.enumerate import one_step
+from sdesam.verify.exact.quadratic import Quadratic
+from sdesam.verify.exact.weak import TOLERANCE, fit_slope
 
 _KEEPING, _MODIFIED, _PLAIN = -1 / 2, 1 / 2, 0.0
 """The coefficient of `lr H grad f` in the modified gradient: this one, that of LTE, none."""
